@@ -1,0 +1,1 @@
+"""Numbers and names in, a calibrated probability and its explanation out. Knows no image."""

@@ -1,0 +1,1 @@
+"""Networks whose code we own, and how weights are checked and loaded."""

@@ -1,0 +1,1 @@
+"""Command lines nobody imports: python -m scripts.NAME."""

@@ -1,0 +1,1 @@
+"""Types, errors, settings and image ingress. Knows no other package of ours."""

@@ -1,0 +1,210 @@
+"""The types that flow: Sample -> Measurement -> Verdict. Frozen inside; a dict crosses a boundary only as JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Json: TypeAlias = Any  # a JSON value; mypy has no finite recursive form that pydantic also accepts
+RgbArray: TypeAlias = NDArray[np.uint8]  # H x W x 3
+Heatmap: TypeAlias = NDArray[np.float32]  # h x w in 0..1, any resolution, at the stored image's aspect
+
+VERDICT_SCHEMA_VERSION = "1"
+
+# 4.2 megapixels hold every statistic we take many times over, and keep a 100-megapixel photograph within the time and
+# memory of a phone photograph.
+WINDOW_PIXELS = 2048 * 2048
+
+# The nine public inputs, in the order every feature vector starts with. Higher means more likely AI for every
+# *_prob, *_score and *_anomaly, except exif_score, where 1 is a complete and plausible camera record.
+PUBLIC_FEATURES = (
+    "dino_prob",
+    "fatformer_prob",
+    "ghostnet_score",
+    "clip_h14_prob",
+    "clip_bigg_prob",
+    "mantra_anomaly",
+    "exif_score",
+    "image_entropy",
+    "compression_level",
+)
+
+Label: TypeAlias = Literal["AI", "NON-AI"]
+Tier: TypeAlias = Literal["real", "likely_real", "inconclusive", "likely_ai", "ai"]
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One image: the bytes as received and the pixels they decode to.
+
+    No slots: the cached properties live in ``__dict__``.
+    """
+
+    source: str  # path, URL or "-": a name for people, never opened again
+    raw: bytes  # as received; metadata and JPEG tables are read from here
+    rgb: RgbArray  # first frame as stored (before EXIF orientation), sRGB; H x W x 3
+    format: str  # Pillow's name: JPEG MPO PNG WEBP GIF TIFF BMP AVIF HEIF
+    mode: str = "RGB"  # Pillow's mode of the file: L, P, RGBA, CMYK, I;16, ...
+    orientation: int = 1  # EXIF orientation, 1..8
+    alpha: NDArray[np.uint8] | None = None  # H x W, when the file has one
+    frames: tuple[RgbArray, ...] = ()  # sampled frames after the first; empty for a still
+    frame_count: int = 1
+    trailing_bytes: int = 0  # bytes after the end of the image
+    truncated: bool = False
+    warnings: tuple[str, ...] = ()  # one line each, for the verdict
+
+    def __post_init__(self) -> None:
+        if self.rgb.dtype != np.uint8 or self.rgb.ndim != 3 or self.rgb.shape[2] != 3 or not self.rgb.size:
+            raise ValueError(f"rgb must be uint8 H x W x 3, got {self.rgb.dtype} {self.rgb.shape}")
+        if self.orientation not in range(1, 9):
+            raise ValueError(f"orientation must be 1..8, got {self.orientation}")
+
+    @cached_property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.raw).hexdigest()
+
+    @property
+    def height(self) -> int:
+        return int(self.rgb.shape[0])
+
+    @property
+    def width(self) -> int:
+        return int(self.rgb.shape[1])
+
+    @cached_property
+    def upright(self) -> RgbArray:
+        """The first frame with the EXIF orientation applied: what a person sees."""
+        return orient(self.rgb, self.orientation)
+
+    @cached_property
+    def window_origin(self) -> tuple[int, int]:
+        """Row and column of the window's first pixel; multiples of 8, so that JPEG's block grid keeps its phase."""
+        scale = min(1.0, (WINDOW_PIXELS / (self.height * self.width)) ** 0.5)
+        return tuple(int(side * (1 - scale) / 2) // 8 * 8 for side in (self.height, self.width))  # type: ignore[return-value]
+
+    @cached_property
+    def window(self) -> RgbArray:
+        """The centre of the stored pixels at native resolution, at most about WINDOW_PIXELS; a view, not a copy.
+
+        Forensic measurements look here: native pixels matter to them, and time and memory stay bounded.
+        """
+        top, left = self.window_origin
+        scale = min(1.0, (WINDOW_PIXELS / (self.height * self.width)) ** 0.5)
+        height, width = (max(1, round(side * scale)) for side in (self.height, self.width))
+        return self.rgb[top : top + height, left : left + width]
+
+    @cached_property
+    def grey(self) -> NDArray[np.float32]:
+        """Luma of the window in 0..255 (ITU-R BT.601 weights, as in JPEG)."""
+        weights = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+        return np.asarray(self.window @ weights, dtype=np.float32)
+
+    def window_to_image(self, heatmap: Heatmap) -> Heatmap:
+        """Place a heatmap of the window into one at the whole image's aspect; NaN where nobody looked."""
+        if self.window.shape == self.rgb.shape:
+            return heatmap
+        rows, columns = heatmap.shape
+        per_row, per_column = rows / self.window.shape[0], columns / self.window.shape[1]
+        canvas = np.full((round(self.height * per_row), round(self.width * per_column)), np.nan, dtype=np.float32)
+        top, left = round(self.window_origin[0] * per_row), round(self.window_origin[1] * per_column)
+        placed = heatmap[: canvas.shape[0] - top, : canvas.shape[1] - left]
+        canvas[top : top + placed.shape[0], left : left + placed.shape[1]] = placed
+        return canvas
+
+
+def orient(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Apply EXIF orientation 1..8 (CIPA DC-008, tag 0x0112) to an H x W or H x W x C array."""
+    if orientation >= 5:  # 5..8 store the image transposed
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A fact worth telling a person, that the numbers alone do not say."""
+
+    code: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What one detector or one forensic module found in one image.
+
+    ``features`` holds every name the module declares; NaN means missing, and ``skipped`` says why.
+    """
+
+    features: Mapping[str, float]
+    notes: tuple[Note, ...] = ()
+    heatmaps: Mapping[str, Heatmap] = field(default_factory=dict)
+    facts: Mapping[str, Json] = field(default_factory=dict)  # structured findings for the verdict
+    skipped: str | None = None
+
+    def __post_init__(self) -> None:
+        missing = [name for name, value in self.features.items() if math.isnan(value)]
+        if missing and not self.skipped:
+            raise ValueError(f"missing features need a reason: {missing}")
+        for name, value in self.features.items():
+            if math.isinf(value):
+                raise ValueError(f"{name} is infinite")
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """One line of the explanation. ``contribution`` is in log-odds towards AI; None for a plain fact."""
+
+    code: str
+    text: str
+    feature: str | None = None
+    contribution: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What we tell the caller, and everything needed to explain it.
+
+    Raw, final and why are kept apart: ``fusion_prob`` is what the pixels say, ``label`` and ``tier`` are what we
+    conclude, ``decided_by`` says from what.
+    """
+
+    schema_version: str
+    job_id: str | None
+    source: str
+    sha256: str
+    width: int
+    height: int
+    format: str
+    label: Label
+    fusion_prob: float
+    threshold: float
+    confidence: float
+    tier: Tier
+    decided_by: Literal["fusion", "provenance"]
+    dino_prob: float | None
+    fatformer_prob: float | None
+    ghostnet_score: float | None
+    clip_h14_prob: float | None
+    clip_bigg_prob: float | None
+    mantra_anomaly: float | None
+    exif_score: float | None
+    image_entropy: float | None
+    compression_level: float | None
+    signals: dict[str, float | None]
+    unavailable: dict[str, str]
+    reasoning: tuple[Reason, ...]
+    provenance: dict[str, Json]
+    artifacts: dict[str, str]
+    models: dict[str, str]
+    timings_ms: dict[str, float]
+    warnings: tuple[str, ...]

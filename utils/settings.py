@@ -1,0 +1,54 @@
+"""Every setting and its default, read once from the environment and .env, then passed down as plain arguments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from utils.errors import BadSettings
+
+
+class Settings(BaseSettings):
+    """Environment variables carry the prefix IMGV_, e.g. IMGV_MAX_BYTES=50000000."""
+
+    model_config = SettingsConfigDict(env_prefix="IMGV_", env_file=".env", frozen=True, extra="ignore")
+
+    profile: Literal["embedded", "full"] = Field("embedded", description="which detectors run")
+    detectors: str = Field("", description="further detectors to switch on, comma separated")
+    fusion: str = Field("", description="fusion artifact: a name below models/saved_models or a folder; empty: the profile's")
+    threshold: float | None = Field(None, ge=0, le=1, description="probability from which the label is AI; empty: the artifact's")
+    weights_dir: Path = Field(Path.home() / ".cache" / "img_ml_verify", description="where downloaded weights live")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    log_level: str = Field("WARNING", description="DEBUG, INFO, WARNING, ERROR")
+
+    max_bytes: int = Field(64 * 2**20, gt=0, description="largest file we read or download, in bytes")
+    max_pixels: int = Field(128_000_000, gt=0, description="largest width x height; known before decoding")
+    max_frames: int = Field(8, gt=0, description="frames of an animation that are looked at")
+    max_animation_pixels: int = Field(
+        256_000_000, gt=0, description="width x height x frames that may be decoded to reach the sampled frames"
+    )
+    decode_in_child: bool = Field(False, description="decode in a child process with the two limits below")
+    decode_memory_mb: int = Field(2048, gt=0, description="address space of the decoding child, in MiB")
+    decode_seconds: float = Field(20.0, gt=0, description="wall time for decoding one image in the child")
+
+    fetch_seconds: float = Field(20.0, gt=0, description="total time for one download, redirects included")
+    fetch_connect_seconds: float = Field(5.0, gt=0, description="time to connect")
+    fetch_redirects: int = Field(3, ge=0, description="redirects followed; each is checked again")
+    fetch_ports: str = Field("80,443", description="ports we connect to, comma separated")
+
+
+def load_settings() -> Settings:
+    """Read the environment and .env.
+
+    Raises:
+        BadSettings: a value is out of range or not understood; the message names the variable.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "IMGV_" + "_".join(str(part) for part in first["loc"]).upper()
+        raise BadSettings(f"{name}: {first['msg']}; see .env.example") from error

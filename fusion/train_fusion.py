@@ -1,0 +1,314 @@
+"""Train a fusion artifact from a feature table: python -m fusion.train_fusion --table features.csv --out FOLDER.
+
+Sees names and numbers only; the images were measured before (scripts.extract_features).
+"""
+# ruff: noqa: T201 - a command line prints
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+
+from fusion import report
+from fusion.calibration import Calibration
+from fusion.decision import Thresholds
+from fusion.estimators import Estimator, FloatArray
+from fusion.meta_model import QUANTILES, FusionModel
+from fusion.metrics import Interval, evaluate, log_loss
+from fusion.table import IntArray, Table, TableError, families, read_table, source_weights
+from fusion.thresholds import choose_thresholds, measure_tiers
+from fusion.trainers import KINDS, fit, fit_calibration
+from utils.contracts import Json
+
+FOLDS = 5
+EXTRACT_HINT = "python -m scripts.extract_features --manifest dataset.csv --out features.csv"
+
+Metrics: TypeAlias = dict[str, tuple[float, float, float]]  # value, low, high
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidate:
+    """One kind of model, cross-validated over the training sources."""
+
+    kind: str
+    fold_models: tuple[Estimator, ...]
+    calibration: Calibration  # fitted to all out-of-fold log-odds
+    held_out: FloatArray  # n, each calibrated without its own fold
+    thresholds: Thresholds  # chosen on all out-of-fold log-odds, calibrated
+    loss: float  # log loss of held_out
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parse(argv)
+    if not arguments.table.is_file():
+        print(f"train_fusion: no table at {arguments.table}; make one: {EXTRACT_HINT}", file=sys.stderr)
+        return 2
+    try:
+        _refuse_foreign_folder(arguments.out)
+        table = read_table(arguments.table, arguments.inputs, arguments.exclude)
+        model, table, probabilities = train(
+            table,
+            arguments.out.name,
+            arguments.profile,
+            arguments.model,
+            arguments.drop,
+            arguments.seed,
+            arguments.target_real,
+        )
+    except TableError as error:
+        print(f"train_fusion: {error}", file=sys.stderr)
+        return 2
+    text = report.readme(model, arguments.drop, arguments.seed, arguments.target_real)
+    _install(model, arguments.out, text)
+    print(text)
+    if arguments.report:
+        _plot(arguments.report / f"{model.name}.png", model, table, probabilities)
+    print(f"wrote {arguments.out}")
+    return 0
+
+
+def train(
+    table: Table,
+    name: str,
+    profile: str = "embedded",
+    kind: str = "best",
+    drop: float = 0.3,
+    seed: int = 0,
+    target_real: float = 0.95,
+) -> tuple[FusionModel, Table, FloatArray]:
+    """Cross-validate every kind, fit the chosen one to all training rows, and measure it.
+
+    The rows of split ``train`` make the model, the calibration and the thresholds; those of ``val`` only measure it.
+
+    Returns:
+        The model, the rows it is reported on (val, or train where there is none), and their probabilities (for train
+        rows out of fold).
+
+    Raises:
+        TableError: too few sources to cross-validate, or a validation split of one label.
+    """
+    if len(np.unique(table.labels[table.splits == "val"])) == 1:
+        raise TableError("the val split holds one label only")
+    table = _without_dead_columns(table)
+    training = table.rows(table.splits == "train")
+    validation = table.rows(table.splits == "val")
+    folds = assign_folds(training, seed)
+    candidates = {name: _cross_validate(name, training, folds, drop, seed, target_real) for name in KINDS}
+    chosen = min(candidates.values(), key=lambda each: each.loss) if kind == "best" else candidates[kind]
+    weights = source_weights(training.labels, training.sources)
+    estimator = fit(chosen.kind, table.inputs, training.matrix, training.labels, weights, drop, seed)
+
+    def probabilities(rows: Table) -> FloatArray:
+        return chosen.calibration(estimator.log_odds(rows.matrix))
+
+    def out_of_fold(rows: Table) -> FloatArray:
+        return chosen.calibration(_out_of_fold(chosen.fold_models, rows.matrix, folds))
+
+    has_validation = len(validation) > 0
+    measured, score = (validation, probabilities) if has_validation else (training, out_of_fold)
+    metrics: dict[str, Json] = {
+        "data": _describe(table),
+        "comparison": {
+            each.kind: _json(evaluate(training.labels, each.held_out, training.sources, each.thresholds.label, seed))
+            for each in candidates.values()
+        },
+        "out_of_fold": _by_delivery(training, chosen.held_out, chosen.thresholds.label, seed),
+        "validation": _by_delivery(validation, score(validation), chosen.thresholds.label, seed)
+        if has_validation
+        else {},
+        "tiers": measure_tiers(measured, score(measured), chosen.thresholds),
+        "tiers_measured_on": "validation" if has_validation else "training",
+        "without": _without_each_family(measured, score, chosen.thresholds.label, seed),
+        "predictions_sha256": _hash(probabilities(table)),
+    }
+    model = FusionModel(
+        name=name,
+        profile=profile,
+        inputs=table.inputs,
+        estimator=estimator,
+        calibration=chosen.calibration,
+        thresholds=chosen.thresholds,
+        quantiles={label: _quantiles(training, value) for label, value in (("real", 0), ("ai", 1))},
+        metrics=metrics,
+    )
+    return model, measured, score(measured)
+
+
+def assign_folds(table: Table, seed: int) -> IntArray:
+    """A fold for each row; all rows of a source share one.
+
+    Raises:
+        TableError: fewer than two sources of a class.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    fewest = min(len(np.unique(table.sources[table.labels == label])) for label in (0, 1))
+    if fewest < 2:
+        raise TableError("cross-validation needs at least two training sources of each label")
+    folds = np.empty(len(table), np.int64)
+    splitter = StratifiedGroupKFold(min(FOLDS, fewest), shuffle=True, random_state=seed)
+    for fold, (kept, held) in enumerate(splitter.split(table.matrix, table.labels, table.sources)):
+        if len(np.unique(table.labels[kept])) < 2:
+            raise TableError("one source holds nearly all images of a label; more sources are needed")
+        folds[held] = fold
+    return folds
+
+
+def _cross_validate(kind: str, table: Table, folds: IntArray, drop: float, seed: int, target_real: float) -> Candidate:
+    weights = source_weights(table.labels, table.sources)
+    models = []
+    for fold in range(int(folds.max()) + 1):
+        kept = folds != fold
+        fold_weights = source_weights(table.labels[kept], table.sources[kept])
+        models.append(fit(kind, table.inputs, table.matrix[kept], table.labels[kept], fold_weights, drop, seed))
+    log_odds = _out_of_fold(models, table.matrix, folds)
+    calibration, held_out = fit_calibration(log_odds, table.labels, weights, len(np.unique(table.sources)), folds)
+    return Candidate(
+        kind=kind,
+        fold_models=tuple(models),
+        calibration=calibration,
+        held_out=held_out,
+        thresholds=choose_thresholds(table, calibration(log_odds), target_real),
+        loss=float(log_loss(table.labels, held_out, weights[None])[0]),
+    )
+
+
+def _out_of_fold(models: Sequence[Estimator], matrix: FloatArray, folds: IntArray) -> FloatArray:
+    log_odds = np.empty(len(matrix))
+    for fold, model in enumerate(models):
+        log_odds[folds == fold] = model.log_odds(matrix[folds == fold])
+    return log_odds
+
+
+def _without_dead_columns(table: Table) -> Table:
+    """Leave out inputs that training never saw, or saw with one value only: nothing can be learnt from them."""
+    training = table.matrix[table.splits == "train"]
+    alive = np.array([len(np.unique(column[np.isfinite(column)])) > 1 for column in training.T])
+    if not alive.any():
+        raise TableError("no feature column varies in the train split")
+    dead = [name for name, keep in zip(table.inputs, alive, strict=True) if not keep]
+    if dead:
+        print(f"train_fusion: left out, without two different values in training: {', '.join(dead)}", file=sys.stderr)
+    inputs = tuple(name for name, keep in zip(table.inputs, alive, strict=True) if keep)
+    return Table(
+        inputs, table.matrix[:, alive], table.labels, table.sources, table.splits, table.deliveries, table.sha256
+    )
+
+
+def _by_delivery(table: Table, probabilities: FloatArray, threshold: float, seed: int) -> dict[str, Metrics]:
+    rows_of = {str(delivery): table.deliveries == delivery for delivery in np.unique(table.deliveries)}
+    if len(rows_of) > 1:
+        rows_of["all"] = np.ones(len(table), bool)
+    return {
+        delivery: _json(evaluate(table.labels[rows], probabilities[rows], table.sources[rows], threshold, seed))
+        for delivery, rows in rows_of.items()
+        if len(np.unique(table.labels[rows])) == 2
+    }
+
+
+def _without_each_family(
+    table: Table, score: Callable[[Table], FloatArray], threshold: float, seed: int
+) -> dict[str, Metrics]:
+    measured = {}
+    for name, columns in families(table.inputs).items():
+        matrix = table.matrix.copy()
+        matrix[:, columns] = np.nan
+        lacking = Table(table.inputs, matrix, table.labels, table.sources, table.splits, table.deliveries)
+        measured[name] = _json(evaluate(table.labels, score(lacking), table.sources, threshold, seed))
+    return measured
+
+
+def _quantiles(table: Table, label: int) -> FloatArray:
+    """d x 5; NaN for an input without a value in this class."""
+    columns = (column[np.isfinite(column)] for column in table.matrix[table.labels == label].T)
+    rows = [np.quantile(column, QUANTILES) if len(column) else np.full(len(QUANTILES), np.nan) for column in columns]
+    return np.array([[float(f"{value:.6g}") for value in row] for row in rows])
+
+
+def _describe(table: Table) -> dict[str, Json]:
+    groups = []
+    for split in ("train", "val"):
+        for label, name in ((0, "real"), (1, "ai")):
+            rows = (table.splits == split) & (table.labels == label)
+            sources = len(np.unique(table.sources[rows]))
+            groups.append({"split": split, "label": name, "rows": int(rows.sum()), "sources": sources})
+    return {"table_sha256": table.sha256, "deliveries": np.unique(table.deliveries).tolist(), "groups": groups}
+
+
+def _hash(probabilities: FloatArray) -> str:
+    return hashlib.sha256("\n".join(f"{value:.6f}" for value in probabilities).encode()).hexdigest()
+
+
+def _json(metrics: Mapping[str, Interval]) -> Metrics:
+    return {name: (round(each.value, 5), round(each.low, 5), round(each.high, 5)) for name, each in metrics.items()}
+
+
+def _refuse_foreign_folder(folder: Path) -> None:
+    if folder.exists() and not (folder / "manifest.json").is_file() and any(folder.iterdir()):
+        raise TableError(f"{folder} holds other files than a fusion artifact; choose another --out")
+
+
+def _install(model: FusionModel, folder: Path, text: str) -> None:
+    """Replace the artifact in one go: a reader finds the old one, none, or the new one, never a mixture."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        fresh, old = Path(scratch) / "new", Path(scratch) / "old"
+        fresh.mkdir()
+        model.save(fresh, text)
+        if folder.exists():
+            folder.rename(old)
+        fresh.rename(folder)
+    FusionModel.load(folder)
+
+
+def _plot(path: Path, model: FusionModel, table: Table, probabilities: FloatArray) -> None:
+    weights = source_weights(table.labels, table.sources)
+    try:
+        report.plot(path, table, probabilities, weights, model.thresholds.label)
+    except ImportError as error:
+        print(f"train_fusion: no plot, {error.name} is not installed: pip install {error.name}", file=sys.stderr)
+    else:
+        print(f"wrote {path}")
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m fusion.train_fusion", description="Train a fusion artifact.")
+    parser.add_argument("--table", type=Path, required=True, help=f"CSV of features; made by: {EXTRACT_HINT}")
+    parser.add_argument("--out", type=Path, required=True, help="artifact folder, e.g. models/saved_models/NAME")
+    parser.add_argument("--profile", default="embedded", help="profile the artifact is for (default: %(default)s)")
+    parser.add_argument("--model", choices=(*KINDS, "best"), default="best", help="best: lowest out-of-fold log loss")
+    parser.add_argument(
+        "--inputs", nargs="+", default=["*"], metavar="PATTERN", help="feature columns to use, e.g. 'noise.*'"
+    )
+    parser.add_argument("--exclude", nargs="+", default=[], metavar="PATTERN", help="feature columns not to use")
+    parser.add_argument(
+        "--drop", type=_share, default=0.3, help="chance that a family of inputs is missing (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--target-real",
+        type=_share,
+        default=0.95,
+        help="real images called real, worst delivery (default: %(default)s)",
+    )
+    parser.add_argument("--report", type=Path, help="folder for a plot (needs matplotlib)")
+    return parser.parse_args(argv)
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError("must be at least 0 and less than 1")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

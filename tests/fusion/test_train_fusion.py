@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import builtins
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fusion.calibration import Isotonic, Platt
+from fusion.meta_model import FusionModel
+from fusion.table import family, read_table, source_weights
+from fusion.train_fusion import assign_folds, main
+from fusion.trainers import drop_families, fit_calibration, fit_isotonic
+from tests.fusion.synthetic import INPUTS, KINDS, write_table
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_command_writes_an_artifact_of_each_kind(folders: dict[str, Path], kind: str) -> None:
+    stored = json.loads((folders[kind] / "model.json").read_text())
+    assert (stored["kind"], stored["name"], stored["profile"]) == (kind, f"{kind}-test", "embedded")
+    assert set(stored["metrics"]["comparison"]) == set(KINDS)
+    assert set(stored["metrics"]["validation"]) == {"clean", "hard", "all"}
+    assert set(stored["metrics"]["without"]) == {family(name) for name in INPUTS}
+    assert stored["metrics"]["validation"]["all"]["auroc"][0] > 0.9
+    called_real = [stored["metrics"]["out_of_fold"][delivery]["real_called_real"][0] for delivery in ("clean", "hard")]
+    assert min(called_real) > 0.9
+    readme = (folders[kind] / "README.md").read_text()
+    for expected in ("| train | real | 180 | 9 |", "ECE", "inconclusive", "bootstrap"):
+        assert expected in readme
+    assert str(folders[kind].parent) not in readme
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_table_and_seed_give_the_same_bytes(
+    folders: dict[str, Path], table_path: Path, tmp_path: Path, kind: str
+) -> None:
+    again = tmp_path / f"{kind}-test"
+    assert main(["--table", str(table_path), "--out", str(again), "--model", kind]) == 0
+    for file in sorted(folders[kind].iterdir()):
+        assert (again / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+def test_best_is_the_kind_with_the_lowest_log_loss_and_draws_its_plot(table_path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "chosen"
+    arguments = ["--table", str(table_path), "--out", str(out), "--report", str(tmp_path / "report"), "--seed", "3"]
+    assert main(arguments) == 0
+    model = FusionModel.load(out)
+    brier = {kind: metrics["brier"][0] for kind, metrics in model.metrics["comparison"].items()}
+    assert brier[model.estimator.kind] <= min(brier.values()) + 0.01
+    assert (tmp_path / "report" / "chosen.png").read_bytes().startswith(b"\x89PNG")
+    assert main([*arguments[:4], "--inputs", "noise.*"]) == 0  # replaces the old artifact
+    assert FusionModel.load(out).inputs == ("noise.level", "noise.spread")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["chosen", "report"]
+
+
+def test_without_matplotlib_only_the_plot_is_missing(
+    table_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real_import = builtins.__import__
+
+    def refuse(name: str, *rest: object) -> object:
+        if name.startswith("matplotlib"):
+            raise ImportError(name="matplotlib")
+        return real_import(name, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    arguments = ["--inputs", "dino_prob", "--out", str(tmp_path / "a"), "--report", str(tmp_path / "report")]
+    assert main(["--table", str(table_path), *arguments]) == 0
+    assert "pip install matplotlib" in capsys.readouterr().err
+    FusionModel.load(tmp_path / "a")
+
+
+def test_without_validation_rows_the_report_is_out_of_fold(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "t.csv")
+    path.write_text(path.read_text().replace(",val,", ",train,"))
+    assert main(["--table", str(path), "--out", str(tmp_path / "a"), "--exclude", "jpeg.*", "exif_score"]) == 0
+    model = FusionModel.load(tmp_path / "a")
+    assert model.metrics["tiers_measured_on"] == "training"
+    assert model.metrics["validation"] == {}
+    assert model.inputs == ("dino_prob", "noise.level", "noise.spread", "spectrum.slope")
+
+
+def test_columns_without_information_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = write_table(tmp_path / "t.csv").read_text().splitlines()
+    path = tmp_path / "wide.csv"
+    path.write_text("\n".join([lines[0] + ",clip.a,clip.b", *(line + ",,7" for line in lines[1:])]))
+    assert main(["--table", str(path), "--out", str(tmp_path / "a"), "--inputs", "dino_prob", "clip.*"]) == 0
+    assert "clip.a, clip.b" in capsys.readouterr().err
+    assert FusionModel.load(tmp_path / "a").inputs == ("dino_prob",)
+
+
+def test_inputs_without_signal_train_and_stay_near_the_prior(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "t.csv", signal=0.0)
+    assert main(["--table", str(path), "--out", str(tmp_path / "a"), "--inputs", "noise.spread", "exif_score"]) == 0
+    model = FusionModel.load(tmp_path / "a")
+    assert 0.2 < model.probability({"noise.spread": 1.0, "exif_score": 1.0}) < 0.8
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (",source,", ",origin,", "no column source"),
+        (",train,", ",test,", "splits other than"),
+        (",ai,", ",fake,", "both labels"),
+        ("spectrum.slope", "noise.level", "twice"),
+        ("s0,train,clean,", "s0,train,clean,high", "'dino_prob' is not a feature"),
+        ("0/0.png,", "0/0.png,,", "line 2 has another number of cells"),
+    ],
+)
+def test_a_bad_table_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, message: str
+) -> None:
+    path = write_table(tmp_path / "t.csv", images=2)
+    path.write_text(path.read_text().replace(old, new))
+    assert main(["--table", str(path), "--out", str(tmp_path / "a")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "a").exists()
+
+
+def test_too_few_sources_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_table(tmp_path / "t.csv", sources=3)
+    assert main(["--table", str(path), "--out", str(tmp_path / "a")]) == 2
+    assert "val split holds one label only" in capsys.readouterr().err
+    path.write_text(path.read_text().replace(",val,", ",train,"))
+    assert main(["--table", str(path), "--out", str(tmp_path / "a")]) == 2
+    assert "at least two training sources" in capsys.readouterr().err
+
+
+def test_a_missing_table_says_how_to_make_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--table", str(tmp_path / "none.csv"), "--out", str(tmp_path / "a")]) == 2
+    assert "python -m scripts.extract_features" in capsys.readouterr().err
+
+
+def test_a_folder_with_other_files_is_never_replaced(table_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    assert main(["--table", str(table_path), "--out", str(tmp_path)]) == 2
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_no_source_is_on_both_sides_of_a_fold(table_path: Path) -> None:
+    table = read_table(table_path)
+    folds = assign_folds(table, seed=0)
+    assert all(len(np.unique(folds[table.sources == source])) == 1 for source in np.unique(table.sources))
+    assert len(np.unique(folds)) == 5
+
+
+def test_families_go_missing_together() -> None:
+    matrix = np.ones((4000, len(INPUTS)))
+    lost = np.isnan(drop_families(INPUTS, matrix, 0.3, np.random.default_rng(0)))
+    assert (lost[:, INPUTS.index("noise.level")] == lost[:, INPUTS.index("noise.spread")]).all()
+    assert lost[:, 0].mean() == pytest.approx(0.335, abs=0.03)  # 0.3, and 0.05 of the rest lose everything
+    assert 0.03 < lost.all(axis=1).mean() < 0.08
+    assert not np.isnan(matrix).any()
+    assert not np.isnan(drop_families(INPUTS, matrix, 0.0, np.random.default_rng(0))).any()
+
+
+def test_public_and_dotted_names_share_their_detectors_family() -> None:
+    assert family("mantra_anomaly") == family("mantra.spread") == "mantra"
+    assert family("clip_h14_prob") != family("clip_bigg_prob")
+
+
+def miscalibrated(bend: bool, rows: int = 3000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    random = np.random.default_rng(5)
+    truth = random.normal(0, 2, rows)
+    labels = (random.random(rows) < 1 / (1 + np.exp(-truth))).astype(np.int64)
+    return (np.where(truth > 0, truth**3, truth / 3) if bend else 3 * truth + 1), labels, truth
+
+
+@pytest.mark.parametrize(("bend", "kind"), [(False, Platt), (True, Isotonic)])
+def test_the_calibration_that_fits_held_out_sources_is_chosen(bend: bool, kind: type[Platt] | type[Isotonic]) -> None:
+    log_odds, labels, truth = miscalibrated(bend)
+    weights = source_weights(labels, np.arange(len(labels)).astype(str))
+    calibration, held_out = fit_calibration(log_odds, labels, weights, len(labels), np.arange(len(labels)) % 5)
+    assert isinstance(calibration, kind)
+    assert np.abs(calibration(log_odds) - 1 / (1 + np.exp(-truth))).mean() < 0.03
+    assert not np.array_equal(held_out, calibration(log_odds))
+
+
+def test_isotonic_claims_no_more_than_its_sources_support() -> None:
+    log_odds = np.linspace(-3, 3, 50)
+    labels = (log_odds > 0).astype(np.int64)
+    calibration = fit_isotonic(log_odds, labels, np.full(50, 0.02), sources=8)
+    probabilities = calibration(log_odds)
+    assert probabilities[0] == pytest.approx(0.1)
+    assert probabilities[-1] == pytest.approx(0.9)

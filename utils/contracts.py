@@ -83,11 +83,15 @@ class Sample:
         """The first frame with the EXIF orientation applied: what a person sees."""
         return orient(self.rgb, self.orientation)
 
+    @property
+    def _window_scale(self) -> float:
+        return min(1.0, math.sqrt(WINDOW_PIXELS / (self.height * self.width)))
+
     @cached_property
     def window_origin(self) -> tuple[int, int]:
         """Row and column of the window's first pixel; multiples of 8, so that JPEG's block grid keeps its phase."""
-        scale = min(1.0, (WINDOW_PIXELS / (self.height * self.width)) ** 0.5)
-        return tuple(int(side * (1 - scale) / 2) // 8 * 8 for side in (self.height, self.width))  # type: ignore[return-value]
+        top, left = (int(side * (1 - self._window_scale) / 2) // 8 * 8 for side in (self.height, self.width))
+        return top, left
 
     @cached_property
     def window(self) -> RgbArray:
@@ -96,8 +100,7 @@ class Sample:
         Forensic measurements look here: native pixels matter to them, and time and memory stay bounded.
         """
         top, left = self.window_origin
-        scale = min(1.0, (WINDOW_PIXELS / (self.height * self.width)) ** 0.5)
-        height, width = (max(1, round(side * scale)) for side in (self.height, self.width))
+        height, width = (max(1, round(side * self._window_scale)) for side in (self.height, self.width))
         return self.rgb[top : top + height, left : left + width]
 
     @cached_property

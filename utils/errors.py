@@ -133,3 +133,9 @@ class FusionMismatch(SetupError):
 
 class FusionCorrupt(SetupError):
     code = "fusion_corrupt"
+
+
+class ScoreNotFinite(SetupError):
+    """A network gave NaN or infinity: damaged weights, or a precision too low for it."""
+
+    code = "score_not_finite"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from utils.errors import BadSettings
@@ -14,13 +14,19 @@ from utils.errors import BadSettings
 class Settings(BaseSettings):
     """Environment variables carry the prefix IMGV_, e.g. IMGV_MAX_BYTES=50000000."""
 
-    model_config = SettingsConfigDict(env_prefix="IMGV_", env_file=".env", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="IMGV_", env_file=".env", env_ignore_empty=True, frozen=True, extra="ignore", validate_default=True
+    )
 
     profile: Literal["embedded", "full"] = Field("embedded", description="which detectors run")
     detectors: str = Field("", description="further detectors to switch on, comma separated")
-    fusion: str = Field("", description="fusion artifact: a name below models/saved_models or a folder; empty: the profile's")
-    threshold: float | None = Field(None, ge=0, le=1, description="probability from which the label is AI; empty: the artifact's")
-    weights_dir: Path = Field(Path.home() / ".cache" / "img_ml_verify", description="where downloaded weights live")
+    fusion: str = Field(
+        "", description="fusion artifact: a folder, or its name in models/saved_models; empty: the profile's"
+    )
+    threshold: float | None = Field(
+        None, ge=0, le=1, description="label is AI from this probability; empty: the artifact's"
+    )
+    weights_dir: Path = Field(Path("~/.cache/img_ml_verify"), description="where downloaded weights live")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     log_level: str = Field("WARNING", description="DEBUG, INFO, WARNING, ERROR")
 
@@ -32,22 +38,31 @@ class Settings(BaseSettings):
     )
     decode_in_child: bool = Field(False, description="decode in a child process with the two limits below")
     decode_memory_mb: int = Field(2048, gt=0, description="address space of the decoding child, in MiB")
-    decode_seconds: float = Field(20.0, gt=0, description="wall time for decoding one image in the child")
+    decode_seconds: float = Field(20.0, gt=0, description="wall time for decoding one image in the child, in seconds")
 
     fetch_seconds: float = Field(20.0, gt=0, description="total time for one download, redirects included")
     fetch_connect_seconds: float = Field(5.0, gt=0, description="time to connect")
     fetch_redirects: int = Field(3, ge=0, description="redirects followed; each is checked again")
-    fetch_ports: str = Field("80,443", description="ports we connect to, comma separated")
+    fetch_ports: str = Field("80,443", pattern=r"^\d+(,\d+)*$", description="ports we connect to, comma separated")
+
+    @field_validator("weights_dir")
+    @classmethod
+    def _expand_home(cls, path: Path) -> Path:
+        return path.expanduser()
+
+    @property
+    def fetch_port_set(self) -> frozenset[int]:
+        return frozenset(int(port) for port in self.fetch_ports.split(","))
 
 
-def load_settings() -> Settings:
-    """Read the environment and .env.
+def load_settings(**given: object) -> Settings:
+    """Read the environment and .env; what the command line gave comes first.
 
     Raises:
         BadSettings: a value is out of range or not understood; the message names the variable.
     """
     try:
-        return Settings()
+        return Settings(**given)  # type: ignore[arg-type]  # pydantic checks them
     except ValidationError as error:
         first = error.errors()[0]
         name = "IMGV_" + "_".join(str(part) for part in first["loc"]).upper()

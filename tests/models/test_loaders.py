@@ -1,0 +1,267 @@
+"""Cards, hashes, opening and strict loading of weight files."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from models import loaders
+from models.loaders import Card, Weights, cards, check, find, load_into, load_state, sha256_of
+from utils.errors import WeightsCorrupt, WeightsMismatch, WeightsMissing
+
+
+def card_of(path: Path, **changes: object) -> Card:
+    card = Card(name="net", file=path.name, size=path.stat().st_size, sha256=sha256_of(path))
+    return replace(card, **changes)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "net.safetensors"
+    save_file({"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.ones(2)}, path)
+    return path
+
+
+# --- cards
+
+
+def test_our_cards_state_only_what_can_be_used() -> None:
+    assert {"fatformer", "dinov2_base", "clip_h14", "clip_bigg", "mantranet"} <= cards().keys()
+    for card in cards().values():
+        assert re.fullmatch(r"([0-9a-f]{64})?", card.sha256), card.name
+        assert card.url == "" or re.fullmatch(r"https://.+/[0-9a-f]{40}/.+", card.url), f"{card.name} pins no commit"
+        assert not card.file or (card.licence and card.page), card.name
+        assert not card.sha256 or card.size, f"{card.name} has a hash but no size"
+
+
+def test_weights_that_may_not_be_used_commercially_belong_to_no_profile() -> None:
+    assert [card.name for card in cards().values() if card.file and not card.commercial and card.profiles] == []
+    assert not cards()["mantranet"].commercial
+
+
+def test_an_installation_adds_and_changes_cards(tmp_path: Path) -> None:
+    (tmp_path / "weights.toml").write_text(
+        '[fatformer]\nsha256 = "ab"\n[mine]\nfile = "mine.pth"\nprofiles = ["full"]\n'
+    )
+    found = cards(tmp_path)
+    assert found["fatformer"].sha256 == "ab"
+    assert found["fatformer"].file == cards()["fatformer"].file
+    assert found["mine"] == Card(name="mine", file="mine.pth", profiles=("full",))
+
+
+@pytest.mark.parametrize(
+    "text", ["not toml", "[a]\nfile = 'x'\nsha265 = 'typo'", "[a]\nsize = 3", "a = 1", "[a]\nname = 'b'\nfile = 'x'"]
+)
+def test_a_bad_card_file_is_refused_and_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "weights.toml").write_text(text)
+    with pytest.raises(WeightsCorrupt, match=re.escape(str(tmp_path / "weights.toml"))):
+        cards(tmp_path)
+
+
+def test_an_unknown_card_suggests_the_nearest() -> None:
+    with pytest.raises(WeightsMissing, match="did you mean 'fatformer'"):
+        Weights(cards(), ()).path("fatfomer")
+
+
+# --- find and check
+
+
+def test_a_missing_file_names_the_command_that_installs_it(tmp_path: Path) -> None:
+    with pytest.raises(WeightsMissing, match=r"python -m scripts\.download_weights fatformer"):
+        find(cards()["fatformer"], [tmp_path])
+    with pytest.raises(WeightsMissing, match=r"python -m scripts\.train_dino_svm"):
+        find(cards()["dino_svm"], [tmp_path])
+
+
+def test_the_first_folder_that_has_the_file_wins(tmp_path: Path) -> None:
+    for name in "bc":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "w").touch()
+    assert find(Card(name="x", file="w"), [tmp_path / name for name in "abc"]) == tmp_path / "b" / "w"
+
+
+def test_the_right_file_passes(file: Path) -> None:
+    check(card_of(file), file)
+    assert not (file.parent / loaders.VERIFIED).exists(), "a small file needs no cache"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"size": 1}, "expected 1 bytes, found"),
+        ({"sha256": "0" * 64}, "expected sha256 " + "0" * 64 + ", found [0-9a-f]{64}"),
+        ({"sha256": ""}, "no sha256 is known.*--from"),
+    ],
+)
+def test_a_file_that_is_not_the_cards_is_refused(file: Path, change: dict[str, object], message: str) -> None:
+    with pytest.raises(WeightsCorrupt, match=message) as caught:
+        check(card_of(file, **change), file)
+    assert file.name in str(caught.value)
+    assert "scripts.download_weights net" in str(caught.value)
+
+
+def test_a_large_file_is_hashed_once_and_again_when_it_changes(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[Path] = []
+
+    def counting(path: Path) -> str:
+        hashed.append(path)
+        return sha256_of(path)
+
+    card = card_of(file)
+    monkeypatch.setattr(loaders, "CACHE_FROM_BYTES", 0)
+    monkeypatch.setattr(loaders, "sha256_of", counting)
+    check(card, file)
+    check(card, file)
+    assert len(hashed) == 1
+    damaged = bytearray(file.read_bytes())
+    damaged[-1] ^= 1
+    file.write_bytes(damaged)
+    os.utime(file, ns=(1, 1))
+    with pytest.raises(WeightsCorrupt, match="sha256"):
+        check(card, file)
+    assert len(hashed) == 2
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{broken", "[1]"])
+def test_a_broken_hash_cache_is_rebuilt(file: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+    monkeypatch.setattr(loaders, "CACHE_FROM_BYTES", 0)
+    (file.parent / loaders.VERIFIED).write_text(content)
+    check(card_of(file), file)
+    assert card_of(file).sha256 in (file.parent / loaders.VERIFIED).read_text()
+
+
+# --- load_state
+
+
+def test_safetensors_and_torch_files_open_alike(file: Path, tmp_path: Path) -> None:
+    state = load_state(file)
+    torch.save(state, tmp_path / "plain.pth")
+    wrapped = {"model": {f"module.{key}": value for key, value in state.items()}, "args": argparse.Namespace(lr=0.1)}
+    torch.save(wrapped | {"epoch": 3}, tmp_path / "wrapped.pth")
+    torch.save({"state_dict": state}, tmp_path / "lightning.ckpt")
+    for name in ("plain.pth", "wrapped.pth", "lightning.ckpt"):
+        other = load_state(tmp_path / name)
+        assert other.keys() == state.keys()
+        assert all(torch.equal(other[key], state[key]) for key in state)
+
+
+class Bomb:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
+    torch.save({"weight": torch.ones(1), "x": Bomb(tmp_path / "ran")}, tmp_path / "bomb.pth")
+    with pytest.raises(WeightsCorrupt, match=r"bomb\.pth cannot be opened as plain tensors"):
+        load_state(tmp_path / "bomb.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"garbage" * 100, b"<html>not found</html>", b"PK\x03\x04"])
+def test_a_file_that_holds_no_tensors_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(WeightsCorrupt, match=re.escape(name)):
+        load_state(tmp_path / name)
+
+
+@pytest.mark.parametrize("content", [[torch.ones(1)], {"epoch": 3}, {"model": {"weight": [1.0]}}, torch.ones(3)])
+def test_a_file_with_something_else_than_a_table_of_tensors_is_refused(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(WeightsCorrupt, match="not a table of tensors"):
+        load_state(tmp_path / "x.pth")
+
+
+# --- load_into
+
+
+def meta_linear() -> nn.Linear:
+    with torch.device("meta"):
+        return nn.Linear(3, 2)
+
+
+def test_a_network_takes_the_files_tensors_without_a_copy(file: Path) -> None:
+    state = load_state(file)
+    network = load_into(meta_linear(), state)
+    assert network.weight.data_ptr() == state["weight"].data_ptr()
+    assert not network.training
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+    assert torch.equal(network(torch.ones(1, 3)), torch.tensor([[4.0, 13.0]]))
+
+
+def test_the_message_of_a_mismatch_lists_each_kind(file: Path) -> None:
+    state = {"weight": torch.ones(3, 2), "extra": torch.ones(1)}
+    with pytest.raises(WeightsMismatch) as caught:
+        load_into(meta_linear(), state)
+    assert str(caught.value) == (
+        "Linear: 1 missing: bias; 1 unexpected: extra; 1 another shape: weight (file (3, 2), network (2, 3))"
+    )
+
+
+def test_a_long_mismatch_is_cut() -> None:
+    state = {f"key{number:02}": torch.ones(1) for number in range(20)}
+    with pytest.raises(WeightsMismatch, match=r"20 unexpected: key00, .*key07 and 12 more$"):
+        load_into(meta_linear(), state)
+
+
+def test_names_are_changed_and_left_out_on_request(file: Path) -> None:
+    state = {f"old.{key}": value for key, value in load_state(file).items()} | {"junk": torch.ones(1)}
+    network = load_into(
+        meta_linear(), state, rename=lambda key: key.removeprefix("old.") if key.startswith("old.") else None
+    )
+    assert network.bias.tolist() == [1.0, 1.0]
+
+
+def test_aliases_must_agree(file: Path) -> None:
+    state = load_state(file)
+    both = {f"{alias}.{key}": value.clone() for alias in "ab" for key, value in state.items()}
+    load_into(meta_linear(), both, rename=lambda key: key[2:])
+    both["b.weight"] = both["b.weight"] + 1
+    with pytest.raises(WeightsMismatch, match=r"b\.weight .* weight"):
+        load_into(meta_linear(), both, rename=lambda key: key[2:])
+    both["b.weight"] = torch.ones(2, 2)
+    with pytest.raises(WeightsMismatch, match=r"b\.weight"):
+        load_into(meta_linear(), both, rename=lambda key: key[2:])
+
+
+def test_precision_follows_the_request_not_the_file() -> None:
+    source = nn.BatchNorm1d(2)
+    half = {key: value.half() if value.is_floating_point() else value for key, value in source.state_dict().items()}
+    for asked, given in ((None, torch.float32), (torch.bfloat16, torch.bfloat16)):
+        with torch.device("meta"):
+            network = nn.BatchNorm1d(2)
+        load_into(network, half, dtype=asked)
+        assert network.weight.dtype == network.running_mean.dtype == given
+        assert network.num_batches_tracked.dtype == torch.int64
+
+
+def test_channels_last_changes_the_memory_format_only() -> None:
+    source = nn.Conv2d(3, 4, 3)
+    with torch.device("meta"):
+        network = nn.Conv2d(3, 4, 3)
+    load_into(network, source.state_dict(), channels_last=True)
+    assert network.weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(network.weight, source.weight)
+
+
+def test_a_buffer_that_no_file_can_fill_is_our_bug() -> None:
+    class Odd(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(3, 2)
+            self.register_buffer("grid", torch.zeros(2), persistent=False)
+
+    with torch.device("meta"):
+        network = Odd()
+    with pytest.raises(RuntimeError, match="grid"):
+        load_into(network, nn.Linear(3, 2).state_dict())

@@ -28,6 +28,9 @@ class Settings(BaseSettings):
     )
     weights_dir: Path = Field(Path("~/.cache/img_ml_verify"), description="where downloaded weights live")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    c2pa_trust_anchors: Path | None = Field(
+        None, description="PEM file of trusted C2PA authorities; empty: none is trusted"
+    )
     log_level: str = Field("WARNING", description="DEBUG, INFO, WARNING, ERROR")
 
     max_bytes: int = Field(64 * 2**20, gt=0, description="largest file we read or download, in bytes")

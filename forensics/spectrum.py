@@ -1,0 +1,178 @@
+"""The power spectrum: its slope, its high end, its directions, and the peaks that up-sampling layers leave.
+
+Knows no phase and no place: one spectrum stands for the whole window, so there is no heatmap.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import fft, ndimage
+
+from utils.contracts import Measurement, Sample
+
+FEATURES: Mapping[str, str] = {
+    "spectrum.slope": "exponent of the radial power law between 0.03 and 0.3 cycles per pixel, about -5..0",
+    "spectrum.curvature": "bend of the radial spectrum in log-log, per decade squared, about -10..10",
+    "spectrum.high_energy": "power above 0.35 over power from 0.1 to 0.35 cycles per pixel, dB, about -50..10",
+    "spectrum.high_departure": "mean distance of the spectrum above 0.4 cycles per pixel from the power law, dB",
+    "spectrum.diagonal": "diagonal minus horizontal and vertical power above 0.25 cycles per pixel, dB, -40..20",
+    "spectrum.anisotropy": "standard deviation over 12 directions of the power from 0.1 to 0.45 cycles per pixel, dB",
+    "spectrum.peak_2": "mean excess over its surroundings at the three points of frequency 1/2, dB",
+    "spectrum.peak_4": "mean excess at the other points of multiples of 1/4, dB",
+    "spectrum.peak_8": "mean excess at the other points of multiples of 1/8, dB",
+    "spectrum.peak_free": "strongest isolated peak off the grid of multiples of 1/8, robust deviations, 0..60",
+}
+
+_TILE_SIZES = (256, 128, 64)
+NO_SPECTRUM = f"the spectrum needs {_TILE_SIZES[-1]} pixels on the short side, and contrast"
+_MOST_TILES = 8  # per side
+_FLOOR = 1e-3  # power per pixel; rounding luma leaves about 4e-2, so it only keeps empty bins finite
+_DB = 10 / math.log(10)
+
+
+def measure(sample: Sample) -> Measurement:
+    """Measure the mean log power spectrum of the window.
+
+    Peaks: a decoder that up-samples by 2, 4 or 8 repeats its spectrum at multiples of those fractions of the sampling
+    frequency. JPEG's 8 x 8 grid has the same frequencies, but its steps are up as often as down and so hardly
+    leave a line in the spectrum of luma: on 118 real pictures scaled down to 256 pixels and coded at quality 90, 60 and
+    30, no median moved by more than 0.6 dB. The 95 % points rose by at most 0.6 dB at 90 and 60; at 30 that of
+    ``peak_2`` rose by 2.8 dB.
+
+    Sources: power law: Torralba & Oliva, "Statistics of natural image categories", 2003; high end of generated
+    images: Durall et al., "Watch your up-convolution", CVPR 2020, Dzanic et al., "Fourier spectrum discrepancies",
+    NeurIPS 2020; peaks: Zhang et al., "Detecting and simulating artifacts in GAN fake images", 2019, Frank et al.,
+    "Leveraging frequency analysis", ICML 2020, Corvi et al., "Intriguing properties of synthetic images", 2023.
+    """
+    power = mean_log_power(sample.grey)
+    if power is None:
+        return Measurement(dict.fromkeys(FEATURES, math.nan), skipped=NO_SPECTRUM)
+    features = {**_radial(power), **_directions(power), **_peaks(power)}
+    return Measurement({name: features[name] for name in FEATURES})
+
+
+def mean_log_power(plane: NDArray[np.float32]) -> NDArray[np.float64] | None:
+    """Mean over Hann-windowed tiles of the log power spectrum.
+
+    The mean of logarithms, not of powers: one tile with strong content cannot hide what all tiles share.
+
+    Returns:
+        size x size decibels with frequency 0 at [0, 0], size 256, 128 or 64 as the picture allows; None where it is
+        smaller than that, or flat.
+    """
+    if min(plane.shape) < _TILE_SIZES[-1] or plane.std() < 0.1:
+        return None
+    size = next(size for size in _TILE_SIZES if size <= min(plane.shape))
+    window = np.hanning(size + 1)[:-1].astype(np.float32)  # periodic, so that its transform has three lines
+    taper = np.outer(window, window)
+    total = np.zeros((size, size))
+    tops, lefts = (_starts(length, size) for length in plane.shape)
+    for top, left in itertools.product(tops, lefts):
+        tile = plane[top : top + size, left : left + size]
+        transform = fft.fft2((tile - tile.mean()) * taper)
+        total += np.log(np.square(transform.real) + np.square(transform.imag) + _FLOOR * size * size)
+    return total * (_DB / (len(tops) * len(lefts)))
+
+
+def _starts(length: int, size: int) -> list[int]:
+    """Evenly spread tile origins: whole cover of the side up to _MOST_TILES tiles."""
+    count = min(_MOST_TILES, math.ceil(length / size))
+    return [round(start) for start in np.linspace(0, length - size, count)]
+
+
+def _frequencies(size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Vertical and horizontal frequency of each point, cycles per pixel, -0.5..0.5."""
+    line = fft.fftfreq(size)
+    rows, columns = np.meshgrid(line, line, indexing="ij")
+    return rows, columns
+
+
+def radial_profile(power: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Frequencies in cycles per pixel from 1 / size to 1/2, and the mean log power on the ring of each, dB."""
+    size = len(power)
+    ring = np.rint(np.hypot(*_frequencies(size)) * size).astype(np.intp).ravel()
+    profile = np.bincount(ring, power.ravel()) / np.bincount(ring)
+    return np.arange(1, size // 2 + 1) / size, profile[1 : size // 2 + 1]
+
+
+def _radial(power: NDArray[np.float64]) -> dict[str, float]:
+    frequency, profile = radial_profile(power)
+    fitted = (frequency >= 0.03) & (frequency <= 0.3)
+    # Weights of 1 / f: each octave counts the same, although the upper ones hold more rings.
+    weight = np.sqrt(1 / frequency[fitted])
+    decades = np.log10(frequency)
+    slope, offset = np.polyfit(decades[fitted], profile[fitted], 1, w=weight)
+    curvature = np.polyfit(decades[fitted], profile[fitted], 2, w=weight)[0]
+    energy = 10 ** (profile / 10) * frequency
+    middle, high = (frequency >= 0.1) & (frequency < 0.35), frequency >= 0.35
+    last = frequency >= 0.4
+    return {
+        "spectrum.slope": float(slope / 10),
+        "spectrum.curvature": float(curvature / 10),
+        "spectrum.high_energy": 10 * math.log10(energy[high].sum() / energy[middle].sum()),
+        "spectrum.high_departure": float((profile - slope * decades - offset)[last].mean()),
+    }
+
+
+def _directions(power: NDArray[np.float64]) -> dict[str, float]:
+    rows, columns = _frequencies(len(power))
+    radius = np.hypot(rows, columns)
+    angle = np.degrees(np.arctan2(rows, columns)) % 180
+    band = (radius > 0.1) & (radius < 0.45)
+    sector = np.minimum(angle[band] // 15, 11).astype(np.intp)
+    means = np.bincount(sector, power[band], minlength=12) / np.bincount(sector, minlength=12)
+    high = (radius > 0.25) & (radius < 0.5)
+    from_axis = np.abs((angle + 45) % 90 - 45)  # 0 on the axes, 45 on the diagonals
+    diagonal, straight = high & (from_axis > 30), high & (from_axis < 15)
+    return {
+        "spectrum.diagonal": float(power[diagonal].mean() - power[straight].mean()),
+        "spectrum.anisotropy": float(means.std()),
+    }
+
+
+def _peaks(power: NDArray[np.float64]) -> dict[str, float]:
+    size = len(power)
+    excess = _excess(power)
+    eighth = size // 8
+    rows, columns = np.indices((8, 8))
+    lattice = excess[::eighth, ::eighth]
+    halves = (rows % 4 == 0) & (columns % 4 == 0)
+    quarters = (rows % 2 == 0) & (columns % 2 == 0)
+    return {
+        "spectrum.peak_2": float((lattice[4, 0] + lattice[0, 4] + lattice[4, 4]) / 3),
+        "spectrum.peak_4": float(lattice[quarters & ~halves].mean()),
+        "spectrum.peak_8": float(lattice[~quarters].mean()),
+        "spectrum.peak_free": _strongest_free(excess),
+    }
+
+
+def _excess(power: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Power over the median of its surroundings, dB. The axes are ridges of their own, compared along themselves."""
+    along_rows, along_columns = _running_median(power), _running_median(power.T).T
+    around = _running_median(along_rows.T).T  # separable: a median of medians, a tenth of the time of 9 x 9
+    around[0] = along_rows[0]
+    around[:, 0] = along_columns[:, 0]
+    return power - around
+
+
+def _running_median(power: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Median of nine points along each row, periodic."""
+    padded = np.pad(power, ((0, 0), (4, 4)), mode="wrap")
+    return np.asarray(ndimage.median_filter(padded.ravel(), size=9).reshape(padded.shape)[:, 4:-4])
+
+
+def _strongest_free(excess: NDArray[np.float64]) -> float:
+    """Largest excess, in robust deviations, away from multiples of 1/8, from the axes and from low frequencies."""
+    size = len(excess)
+    line = np.abs(fft.fftfreq(size) * size)
+    near_eighth = np.minimum(line % (size // 8), -line % (size // 8)) <= 2  # the window spreads a line over 3 bins
+    low = line < size * 0.06
+    free = ~(np.logical_and.outer(near_eighth, near_eighth) | np.logical_or.outer(line <= 3, line <= 3))
+    free &= ~np.logical_and.outer(low, low)
+    values = excess[free]
+    return float(values.max() / (np.median(np.abs(values)) / 0.67449 + 0.1))

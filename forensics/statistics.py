@@ -1,0 +1,250 @@
+"""Statistics of the pixel values: entropy, what compression cost, colour, clipping, co-occurrence, sharpness.
+
+Knows nothing of where a value sits in the picture beyond its direct neighbours, nothing of noise models or spectra,
+and nothing of metadata: bytes are counted for the coded pixels alone.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from utils.contracts import Measurement, RgbArray, Sample
+
+Plane: TypeAlias = NDArray[np.uint8]
+
+FEATURES: Mapping[str, str] = {
+    "image_entropy": "Shannon entropy of the 8-bit luma histogram, bits, 0..8",
+    "compression_level": "1 - coded bytes / bytes a lossless predictive coder needs, 0 (lossless or worse) .. 1",
+    "statistics.saturation_mean": "mean HSV saturation, 0..1",
+    "statistics.saturation_std": "standard deviation of HSV saturation, 0..0.5",
+    "statistics.colourfulness": "Hasler-Süsstrunk colourfulness M3, grey levels, 0 (grey) .. about 200",
+    "statistics.channel_correlation": "mean of the correlations R-G, G-B and R-B, -1..1",
+    "statistics.overexposed": "share of pixels with a channel at 255, 0..1",
+    "statistics.underexposed": "share of pixels with a channel at 0, 0..1",
+    "statistics.unique_colours": "distinct colours per pixel in a sample of about 65,536 pixels, 0..1",
+    "statistics.histogram_comb": "roughness of the green histogram beyond counting noise, 0 (smooth) .. 2 (comb)",
+    "statistics.cooccurrence_entropy": "entropy of a pixel given its left neighbour, green, 64 levels, bits, 0..6",
+    "statistics.equal_neighbours": "share of horizontal neighbours with the same green value, 0..1",
+    "statistics.cross_band_information": "mutual information of red and green, 64 levels, bits, 0..6",
+    "statistics.sharpness": "log10 of the variance of the Laplacian over the variance of luma, about -4..1.3",
+    "statistics.chroma_detail": "log10 of chroma over luma energy at the highest frequencies, about -4..3",
+    "statistics.flat_area": "share of 8 x 8 blocks whose luma deviates by less than one grey level, 0..1",
+}
+
+# Deflate codes at most 258 bytes in two bits, so no PNG is smaller than its raw bytes / 1032 (zlib technical details).
+_DEFLATE_LIMIT = 1032
+_CODED_SAMPLE = 500_000  # pixels in whole rows: the entropy of a residual needs no more
+_COLOUR_SAMPLE = 65_536  # a fixed number, because the share of distinct colours falls with the number of pixels
+_MOST_PARTS = 65_536  # segments or chunks walked: a hostile file has millions of empty ones
+_ROUNDING = 1 / 12  # variance of rounding to whole grey levels: no energy below it means anything
+
+
+def measure(sample: Sample) -> Measurement:
+    """Take every statistic of the sample's window; those that need more pixels or contrast than there are come as NaN.
+
+    Sources: Hasler & Süsstrunk, "Measuring colourfulness in natural images", SPIE 2003; Nataraj et al., "Detecting GAN
+    generated fake images using co-occurrence matrices", 2019; Barni et al., "CNN detection of GAN-generated face
+    images based on cross-band co-occurrences analysis", WIFS 2020; McCloskey & Albright, "Detecting GAN-generated
+    imagery using color cues", 2018; Stamm & Liu, "Blind forensics of contrast enhancement", ICIP 2008.
+    """
+    red, green, blue = planes = [
+        np.asarray(plane, np.uint8) for plane in cv2.split(np.ascontiguousarray(sample.window))
+    ]
+    features = {
+        "image_entropy": _entropy(np.bincount(np.rint(sample.grey).astype(np.uint8).ravel(), minlength=256)),
+        "compression_level": _compression_level(sample),
+        **_colour(red, green, blue),
+        "statistics.unique_colours": _unique_colours(sample.window),
+        "statistics.histogram_comb": _histogram_comb(green),
+        **_cooccurrence(red, green),
+        **_detail(planes, sample.grey),
+    }
+    missing = [name.removeprefix("statistics.") for name, value in features.items() if math.isnan(value)]
+    skipped = f"too few pixels or no contrast for {', '.join(missing)}" if missing else None
+    return Measurement({name: features[name] for name in FEATURES}, skipped=skipped)
+
+
+def _entropy(counts: NDArray[np.int64]) -> float:
+    """Shannon entropy of a histogram in bits."""
+    shares = counts[counts > 0] / counts.sum()
+    return abs(float(-(shares * np.log2(shares)).sum()))  # abs: a single full bin would give -0.0
+
+
+def _compression_level(sample: Sample) -> float:
+    pixels = sample.height * sample.width
+    lossless = max(_lossless_bits(sample.window) * pixels / 8, 3 * pixels / _DEFLATE_LIMIT)
+    return float(np.clip(1 - _coded_bytes(sample) / lossless, 0, 1))
+
+
+def _lossless_bits(rgb: RgbArray) -> float:
+    """Bits per pixel of a lossless predictive coder: entropy of the prediction residuals of G, R - G and B - G.
+
+    The predictor is the median edge detector of LOCO-I (Weinberger, Seroussi & Sapiro 2000), with zeros outside the
+    picture. The order-0 entropy is an upper estimate of JPEG-LS, and close to what PNG reaches.
+    """
+    bits = 0.0
+    every = max(1, round(rgb.shape[0] * rgb.shape[1] / _CODED_SAMPLE))  # each row needs only the one above it
+    red, green, blue = (plane.astype(np.int16) for plane in cv2.split(np.ascontiguousarray(rgb)))
+    for plane in (green, red - green, blue - green):
+        padded = cv2.copyMakeBorder(plane, 1, 0, 1, 0, cv2.BORDER_CONSTANT, value=0)
+        above, corner = padded[:-1:every, 1:], padded[:-1:every, :-1]
+        actual, left = padded[1::every, 1:], padded[1::every, :-1]
+        low, high = cv2.min(above, left), cv2.max(above, left)
+        residual = actual - cv2.min(cv2.max(above + left - corner, low), high)
+        bits += _entropy(np.bincount((residual + np.int16(1024)).ravel()))
+    return bits
+
+
+def _coded_bytes(sample: Sample) -> int:
+    """Bytes that code the pixels of one frame: metadata, thumbnails and trailers are somebody else's evidence."""
+    raw = sample.raw
+    found = 0
+    if raw.startswith(b"\xff\xd8"):
+        found = _jpeg_scan_bytes(raw)
+    elif raw.startswith(b"\x89PNG\r\n\x1a\n"):
+        found = _chunk_bytes(raw, 8, ">I4s", (b"IDAT",))
+    elif raw[:4] == b"RIFF" and raw[8:12] == b"WEBP":
+        found = _chunk_bytes(raw, 12, "<4sI", (b"VP8 ", b"VP8L"))
+    return found or (len(raw) - sample.trailing_bytes) // sample.frame_count
+
+
+def _jpeg_scan_bytes(raw: bytes) -> int:
+    """Bytes from the first start of scan to the end of the image; 0 when there is none."""
+    at = 2
+    for _ in range(_MOST_PARTS):
+        if at + 4 > len(raw) or raw[at] != 0xFF:
+            break
+        if raw[at + 1] == 0xDA:
+            # Coded data never holds FF D9: a data byte FF is followed by a stuffed 00 (ITU-T T.81, B.1.1.5).
+            end = raw.find(b"\xff\xd9", at)
+            return (end if end > 0 else len(raw)) - at
+        at += 2 + int.from_bytes(raw[at + 2 : at + 4], "big")
+    return 0
+
+
+def _chunk_bytes(raw: bytes, at: int, header: str, wanted: tuple[bytes, ...]) -> int:
+    """Total length of the wanted chunks of a PNG (length, name, data, CRC) or RIFF (name, length, padded data) file."""
+    total = 0
+    is_png = header.startswith(">")
+    for _ in range(_MOST_PARTS):
+        if at + 8 > len(raw):
+            break
+        first, second = struct.unpack_from(header, raw, at)
+        name, length = (second, first) if is_png else (first, second)
+        if name in wanted:
+            total += min(length, len(raw) - at - 8)
+        at += 12 + length if is_png else 8 + length + length % 2
+    return total
+
+
+def _colour(red: Plane, green: Plane, blue: Plane) -> dict[str, float]:
+    highest, lowest = cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue)
+    chroma = cv2.subtract(highest, lowest)  # 0 for black, which so has no saturation
+    saturation = np.asarray(chroma) / np.maximum(highest, 1, dtype=np.float32)
+    saturation_mean, saturation_std = _mean_and_deviation(saturation)
+    # The opponent axes of Hasler & Süsstrunk.
+    first_mean, first_std = _mean_and_deviation(cv2.subtract(red, green, dtype=cv2.CV_16S))
+    yellow = cv2.addWeighted(red, 0.5, green, 0.5, 0, dtype=cv2.CV_32F)
+    second_mean, second_std = _mean_and_deviation(cv2.subtract(yellow, blue, dtype=cv2.CV_32F))
+    return {
+        "statistics.saturation_mean": saturation_mean,
+        "statistics.saturation_std": saturation_std,
+        "statistics.colourfulness": math.hypot(first_std, second_std) + 0.3 * math.hypot(first_mean, second_mean),
+        "statistics.channel_correlation": _channel_correlation(red, green, blue),
+        "statistics.overexposed": np.count_nonzero(highest == 255) / highest.size,
+        "statistics.underexposed": np.count_nonzero(lowest == 0) / lowest.size,
+    }
+
+
+def _mean_and_deviation(plane: NDArray[Any]) -> tuple[float, float]:
+    mean, deviation = cv2.meanStdDev(plane)
+    return float(mean[0, 0]), float(deviation[0, 0])
+
+
+def _channel_correlation(*planes: Plane) -> float:
+    centred = []
+    for plane in planes:
+        mean, deviation = _mean_and_deviation(plane)
+        if deviation < 1e-3:
+            return math.nan
+        centred.append((plane.ravel().astype(np.float32) - np.float32(mean)) / np.float32(deviation))
+    red, green, blue = centred
+    total = float(red @ green) + float(green @ blue) + float(red @ blue)
+    return float(np.clip(total / 3 / red.size, -1, 1))
+
+
+def _unique_colours(rgb: RgbArray) -> float:
+    pixels = rgb.reshape(-1, 3)
+    chosen = pixels[:: max(1, len(pixels) // _COLOUR_SAMPLE)].astype(np.uint32)
+    return len(np.unique(chosen @ np.array([1, 1 << 8, 1 << 16], dtype=np.uint32))) / len(chosen)
+
+
+def _histogram_comb(green: Plane) -> float:
+    """Teeth and gaps that a contrast edit leaves. Green, because luma mixes channels and so fills the gaps."""
+    counts = np.bincount(green.ravel(), minlength=256).astype(np.float64)
+    low, high = np.searchsorted(counts.cumsum() / counts.sum(), (0.01, 0.99))  # tails are clipped, not combed
+    inner = counts[low : high + 1]
+    if len(inner) < 16:  # too few grey levels to tell teeth from content
+        return math.nan
+    roughness = np.abs(inner[1:-1] - (inner[:-2] + inner[2:]) / 2)
+    # Counts scatter like Poisson variables: variance n1 + (n0 + n2) / 4, mean absolute value sqrt(2 / pi) of its root.
+    expected = np.sqrt((inner[1:-1] + (inner[:-2] + inner[2:]) / 4) * 2 / math.pi)
+    return max(0.0, float((roughness.sum() - expected.sum()) / inner.sum()))
+
+
+def _cooccurrence(red: Plane, green: Plane) -> dict[str, float]:
+    coarse = green >> 2
+    bands = _joint(red >> 2, coarse)
+    shared = _entropy(bands.sum(axis=0)) + _entropy(bands.sum(axis=1)) - _entropy(bands.ravel())
+    entropy = equal = math.nan
+    if green.shape[1] > 1:
+        pairs = _joint(coarse[:, :-1], coarse[:, 1:])
+        entropy = max(0.0, _entropy(pairs.ravel()) - _entropy(pairs.sum(axis=1)))
+        equal = float((green[:, :-1] == green[:, 1:]).mean())
+    return {
+        "statistics.cooccurrence_entropy": entropy,
+        "statistics.equal_neighbours": equal,
+        "statistics.cross_band_information": max(0.0, shared),
+    }
+
+
+def _joint(rows: NDArray[Any], columns: NDArray[Any]) -> NDArray[np.int64]:
+    """Joint histogram of two planes of 64 levels."""
+    index = rows.astype(np.uint16) * np.uint16(64) + columns
+    return np.bincount(index.ravel(), minlength=64 * 64).reshape(64, 64)
+
+
+def _detail(planes: Sequence[Plane], grey: NDArray[np.float32]) -> dict[str, float]:
+    height, width = grey.shape
+    if height < 8 or width < 8:
+        return dict.fromkeys(("statistics.sharpness", "statistics.chroma_detail", "statistics.flat_area"), math.nan)
+    edges = _mean_and_deviation(cv2.Laplacian(grey, cv2.CV_32F))[1] ** 2
+    contrast = _mean_and_deviation(grey)[1] ** 2
+    # JFIF's Cb and Cr: scaled differences of blue and red from luma.
+    chroma = sum(
+        _highest_band((plane - grey) * np.float32(scale))
+        for plane, scale in ((planes[2], 0.564334), (planes[0], 0.713267))
+    )
+    blocks = grey[: height // 8 * 8, : width // 8 * 8]
+    size = (width // 8, height // 8)  # cv2 counts columns first; INTER_AREA by a whole factor is the block mean
+    mean = cv2.resize(blocks, size, interpolation=cv2.INTER_AREA)
+    variance = cv2.resize(blocks * blocks, size, interpolation=cv2.INTER_AREA) - mean * mean
+    return {
+        "statistics.sharpness": math.log10((edges + _ROUNDING) / (contrast + _ROUNDING)),
+        "statistics.chroma_detail": math.log10((chroma + _ROUNDING) / (_highest_band(grey) + _ROUNDING)),
+        "statistics.flat_area": float((variance < 1).mean()),
+    }
+
+
+def _highest_band(plane: NDArray[np.float32]) -> float:
+    """Mean energy of the diagonal second difference (a sixth of the kernel, so white noise keeps its variance)."""
+    kernel = np.array([1, -2, 1], dtype=np.float32)
+    residual = cv2.sepFilter2D(plane, cv2.CV_32F, kernel, kernel / 6)
+    return float(np.vdot(residual, residual)) / residual.size

@@ -1,0 +1,30 @@
+"""The verdict and errors as JSON, and the JSON Schema of a verdict, generated from the type."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+from pydantic import TypeAdapter
+
+from utils.contracts import Json, Verdict
+from utils.errors import VerifyError
+
+
+def verdict_dict(verdict: Verdict) -> dict[str, Json]:
+    return dataclasses.asdict(verdict)
+
+
+def error_dict(source: str, error: VerifyError, job_id: str | None = None) -> dict[str, Json]:
+    return {"job_id": job_id, "source": source, "error": {"code": error.code, "message": str(error)}}
+
+
+def json_schema() -> dict[str, Json]:
+    """JSON Schema (draft 2020-12) of what ``verdict_dict`` gives."""
+    schema = TypeAdapter(Verdict).json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "img_ml_verify verdict", **schema}
+
+
+def dump(value: Json, *, pretty: bool = False) -> str:
+    """One line unless ``pretty``. NaN cannot occur: a missing number is null."""
+    return json.dumps(value, indent=2 if pretty else None, ensure_ascii=False, allow_nan=False)

@@ -88,6 +88,7 @@ def _retouch(rgb: RgbArray, rng: np.random.Generator) -> RgbArray:
     if choice == 2:
         change = rng.normal(0, rng.uniform(1, 4), rgb.shape)
     else:
-        change = rgb - cv2.GaussianBlur(rgb, (0, 0), rng.uniform(0.4, 1.2)).astype(np.float64)  # unsharp mask
+        blurred = cv2.GaussianBlur(rgb, (0, 0), rng.uniform(0.4, 1.2))
+        change = rgb.astype(np.float64) - blurred  # unsharp mask
         change *= -1 if choice == 0 else rng.uniform(0.3, 1.0)
     return np.asarray((rgb + change).clip(0, 255), dtype=np.uint8)

@@ -1,11 +1,9 @@
 """Bytes to pixels: one hostile-safe decode, shared by every detector and forensic feature.
 
 It does not know where the bytes came from, what the pixels will be used for, or how memory and time are limited
-(utils/sandbox.py does that). Pillow decodes; ours is what Pillow leaves open: which formats may be tried, what is
-refused from the header alone, where the image ends inside the file, how a damaged file is still read, and how every
-mode becomes 8-bit sRGB.
-
-Long for one file because each container's layout is a dozen lines that nobody else needs.
+(utils/sandbox.py does that), or how containers are built (utils/containers.py). Pillow decodes; ours is what Pillow
+leaves open: what is refused from the header alone, how a damaged file is still read, and how every mode becomes 8-bit
+sRGB.
 """
 
 from __future__ import annotations
@@ -17,7 +15,6 @@ import stat
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -26,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
+from utils.containers import Layout, declared_size, describe, find_layout, png_chunks, supported_format
 from utils.contracts import RgbArray, Sample, orient
 from utils.errors import (
     DecoderKilled,
@@ -35,7 +33,6 @@ from utils.errors import (
     NotAnImage,
     TooManyBytes,
     Undecodable,
-    UnsupportedFormat,
 )
 
 # NovelAI hides its stealth record in the lowest bit of alpha (254 or 255) and signs the RGB under it, so pixels that
@@ -46,12 +43,7 @@ _BAND_PIXELS = 1 << 20  # pixels converted at a time: temporaries stay at a few 
 _ICC_BYTES = 4 << 20  # the largest CMYK press profiles in circulation are below 3 MiB
 _FRAME_PIXELS = 1 << 16  # what moving on by one frame costs at least; measured: 40-90 us, as long as decoding 256 x 256
 _RLE_PIXELS = 1 << 22  # Pillow expands run-length BMP in Python: 0.4 us per pixel at worst
-_JPEG_SCANS = 100  # encoders write about 10; each costs a pass over all coefficients (LJT-01-004, libjpeg-turbo 2015)
-_EXIF_SEGMENTS = 16  # Pillow joins them by copying, which is quadratic in their number
 _EXIF_BYTES = 1 << 20  # JPEG allows 64 KiB
-_MPF_VIEWS = 4  # phones list 2 or 3 (gain map, depth); each is walked to its end
-_HEADER_JUNK = 1 << 16  # Pillow steps over bytes between JPEG segments one at a time
-_TIFF_VALUES = 150_000  # strips or tiles of one page; each costs Pillow about 20 us and 300 bytes
 
 # What Pillow's plugins raise on mutated files (scripts/fuzz.py). MemoryError is not among them: it says nothing about
 # the file.
@@ -150,7 +142,7 @@ def decode(raw: bytes, source: str, limits: Limits) -> Sample:
         raise _too_many_bytes(f"{len(raw):,}", limits.max_bytes)
     if _QUIET not in warnings.filters:
         warnings.filterwarnings("ignore", module=r"PIL\.")
-    kind = _supported_format(raw)
+    kind = supported_format(raw)
     try:
         return _decode(raw, source, kind, limits)
     except MemoryError as error:
@@ -158,7 +150,7 @@ def decode(raw: bytes, source: str, limits: Limits) -> Sample:
 
 
 def _decode(raw: bytes, source: str, kind: str, limits: Limits) -> Sample:
-    layout = _LAYOUTS[kind](raw) if kind in _LAYOUTS else _Layout()
+    layout = find_layout(raw, kind)
     lines: list[str] = []
     image, orientation, truncated = _open_and_load(raw, kind, limits, lines)
     mode = image.mode
@@ -176,9 +168,7 @@ def _decode(raw: bytes, source: str, kind: str, limits: Limits) -> Sample:
     frames = _sample_frames(image, frame_count, limits, lines) if frame_count > 1 else ()
     trailing = max(0, len(raw) - layout.end) if layout.end else 0
     if trailing:
-        lines.append(
-            f"{trailing:,} bytes after the end of the image ({_describe(raw[layout.end : layout.end + 4096])})"
-        )
+        lines.append(f"{trailing:,} bytes after the end of the image ({describe(raw[layout.end : layout.end + 4096])})")
     return Sample(
         source=source,
         raw=raw,
@@ -193,285 +183,6 @@ def _decode(raw: bytes, source: str, kind: str, limits: Limits) -> Sample:
         truncated=truncated,
         warnings=tuple(lines),
     )
-
-
-# ---------------------------------------------------------------------------------------------- what is this file?
-
-_FORMATS = (  # start of file -> Pillow's name for what we decode; ISO media, WebP and BMP need a second look
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
-    (b"GIF87a", "GIF"),
-    (b"GIF89a", "GIF"),
-    (b"II*\0", "TIFF"),
-    (b"MM\0*", "TIFF"),
-    (b"II+\0", "TIFF"),
-    (b"MM\0+", "TIFF"),
-)
-_BMP_HEADER_SIZES = (12, 40, 52, 56, 64, 108, 124)
-_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
-
-_OTHERS = (  # start of file -> what we call it when we refuse it, or find it after the image
-    (b"%!PS", "EPS/PostScript"),
-    (b"\xc5\xd0\xd3\xc6", "EPS/PostScript"),
-    (b"%PDF", "PDF"),
-    (b"8BPS", "Photoshop PSD"),
-    (b"\xff\x0a", "JPEG XL"),
-    (b"\0\0\0\x0cJXL ", "JPEG XL"),
-    (b"\0\0\0\x0cjP  ", "JPEG 2000"),
-    (b"\xff\x4f\xff\x51", "JPEG 2000"),
-    (b"\0\0\1\0", "Windows icon"),
-    (b"v/1\1", "OpenEXR"),
-    (b"#?RADIANCE", "Radiance HDR"),
-    (b"SIMPLE  =", "FITS"),
-    (b"DDS ", "DDS texture"),
-    (b"FUJIFILMCCD-RAW", "camera raw"),
-    (b"IIU\0", "camera raw"),
-    (b"IIRO", "camera raw"),
-    (b"\x1aE\xdf\xa3", "Matroska/WebM video"),
-    (b"PK\3\4", "ZIP"),
-    (b"Rar!", "RAR"),
-    (b"7z\xbc\xaf", "7-Zip"),
-    (b"\x1f\x8b", "gzip"),
-    (b"\x7fELF", "ELF program"),
-    (b"MZ", "Windows program"),
-)
-
-
-def _supported_format(raw: bytes) -> str:
-    """Pillow's name of the one format that will be tried.
-
-    Raises:
-        UnsupportedFormat: an image or document that we know and do not decode.
-        NotAnImage: anything else.
-    """
-    kind = _format(raw)
-    if kind == "HEIF":
-        _register_heif()
-    if kind:
-        return kind
-    found = _describe(raw[:4096])
-    if found in ("text", "HTML", "XML", "zeros", "unknown data"):
-        raise NotAnImage(f"{found}, not an image")
-    raise UnsupportedFormat(f"{found} is not supported; convert it to PNG or JPEG first")
-
-
-def _format(raw: bytes) -> str:
-    for magic, kind in _FORMATS:
-        if raw.startswith(magic):
-            return kind
-    if raw.startswith(b"RIFF") and raw[8:12] == b"WEBP":
-        return "WEBP"
-    if raw.startswith(b"BM") and int.from_bytes(raw[14:18], "little") in _BMP_HEADER_SIZES:
-        return "BMP"
-    if raw[4:8] == b"ftyp":
-        brands = raw[8 : min(256, int.from_bytes(raw[:4], "big"))]
-        if brands[:4] in (b"avif", b"avis") or (brands[:4] in (b"mif1", b"msf1") and b"avi" in brands):
-            return "AVIF"
-        if brands[:4] in _HEIF_BRANDS:
-            return "HEIF"
-    return ""
-
-
-def _describe(head: bytes) -> str:
-    """Name what some bytes look like, for a message."""
-    for magic, name in _OTHERS:
-        if head.startswith(magic):
-            return name
-    if kind := _format(head):
-        return kind
-    if head[4:8] == b"ftyp":
-        return "MP4/QuickTime video"
-    if not head.strip(b"\0"):
-        return "zeros"
-    return _describe_text(head.removeprefix(b"\xef\xbb\xbf").lstrip().lower())
-
-
-def _describe_text(text: bytes) -> str:
-    is_markup = text.startswith((b"<?xml", b"<!--", b"<!doctype svg", b"<svg"))
-    if is_markup and b"<svg" in text:
-        return "SVG"
-    if text.startswith((b"<!doctype html", b"<html")):
-        return "HTML"
-    if is_markup:
-        return "XML"
-    printable = sum(byte >= 32 or byte in b"\t\n\r\f" for byte in text)
-    return "text" if text and printable == len(text) and text.isascii() else "unknown data"
-
-
-def _register_heif() -> None:
-    try:
-        import pillow_heif  # an optional extra: libheif and libde265 are LGPL
-    except ImportError as error:
-        raise UnsupportedFormat("HEIC needs one more package: pip install pillow-heif") from error
-    pillow_heif.register_heif_opener(thumbnails=False, decode_threads=1)
-
-
-# ------------------------------------------------------------------------- where does the image end inside the file?
-#
-# These walk the container before Pillow does, in time linear in the file, and refuse files built of so many tiny pieces
-# that Pillow, which handles each in Python, would be busy for minutes.
-
-
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    end: int = 0  # offset of the first byte after the image; 0 when the end is missing or the format does not say
-    frames: int = 1
-
-
-def _pieces(raw: bytes) -> Iterator[None]:
-    """Count pieces of a container.
-
-    Encoders write pieces of 255 bytes (GIF) to 64 KiB (JPEG), so half a GIF's size on average is generous.
-
-    Raises:
-        Undecodable: there are too many.
-    """
-    for _ in range(100_000 + len(raw) // 128):
-        yield
-    raise Undecodable("built of too many tiny pieces to be a genuine image")
-
-
-# A marker inside JPEG data: neither a stuffed zero, nor a restart, nor a fill byte.
-_JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-
-
-def _jpeg_layout(raw: bytes) -> _Layout:
-    """The end of the primary image, or of the last image that its MPF index (CIPA DC-007) points to.
-
-    The index's own sizes are not believed: some writers get them wrong, and they could be made to hide a payload.
-    Images that it does not list, and the trailers of phones (Samsung, motion photos), come after the end.
-    """
-    end, views = _jpeg_end(raw, 0)
-    return _Layout(max((end, *(_jpeg_end(raw, view)[0] for view in views))) if end else 0)
-
-
-def _jpeg_end(raw: bytes, start: int) -> tuple[int, list[int]]:
-    """The offset behind the EOI of the JPEG at ``start`` (0: there is none), and where its MPF index points to."""
-    position, junk, scans, exif = start + 2, 0, 0, 0
-    views: list[int] | None = None
-    for _ in _pieces(raw):
-        match = _JPEG_MARKER.search(raw, position)
-        if not match:
-            break
-        junk += 0 if scans else match.start() - position
-        marker, position = raw[match.end() - 1], match.end()
-        if marker == 0xD9:
-            return position, views or []
-        if marker in (0x01, 0xD8):
-            continue
-        name = raw[position + 2 : position + 6]
-        scans += marker == 0xDA
-        exif += marker == 0xE1 and name == b"Exif"
-        if junk > _HEADER_JUNK or scans > _JPEG_SCANS or exif > _EXIF_SEGMENTS:
-            raise Undecodable("a JPEG with an abnormal number of scans, EXIF blocks or stray bytes")
-        if marker == 0xE2 and name == b"MPF\0" and views is None:
-            views = _mpf_views(raw, position + 6)
-        position += int.from_bytes(raw[position : position + 2], "big")
-    return 0, []
-
-
-def _mpf_views(raw: bytes, base: int) -> list[int]:
-    """Offsets of the further JPEGs that the MPF index at ``base`` lists."""
-    order = "<" if raw[base : base + 2] == b"II" else ">"
-    try:
-        directory = base + struct.unpack_from(order + "I", raw, base + 4)[0]
-        (count,) = struct.unpack_from(order + "H", raw, directory)
-        for at in range(directory + 2, directory + 2 + 12 * min(count, 32), 12):
-            tag, _, length, offset = struct.unpack_from(order + "HHII", raw, at)
-            if tag == 0xB002:  # MP entries: attributes, size, offset, two dependencies
-                entries = raw[base + offset : base + offset + 16 * min(length // 16, _MPF_VIEWS)]
-                starts = (base + start for _, _, start, _, _ in struct.iter_unpack(order + "IIIHH", entries) if start)
-                return [start for start in starts if raw[start : start + 2] == b"\xff\xd8"]
-    except struct.error:
-        pass
-    return []
-
-
-def _png_chunks(raw: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Name, start and length of each chunk's data; the last one may be cut short."""
-    position = 8
-    for _ in _pieces(raw):
-        if position + 8 > len(raw):
-            return
-        length, name = struct.unpack_from(">I4s", raw, position)
-        yield name, position + 8, length
-        position += 12 + length
-
-
-def _png_layout(raw: bytes) -> _Layout:
-    frames = 0
-    for name, start, length in _png_chunks(raw):
-        frames += name == b"fcTL"
-        if name == b"IEND":
-            return _Layout(min(len(raw), start + length + 4), max(1, frames))
-    return _Layout(frames=max(1, frames))
-
-
-def _gif_layout(raw: bytes) -> _Layout:
-    def palette(flags: int) -> int:
-        return 6 << (flags & 7) if flags & 0x80 else 0
-
-    frames = 0
-    try:
-        position = 13 + palette(raw[10])
-        in_blocks = False
-        for _ in _pieces(raw):
-            byte = raw[position]
-            if in_blocks:
-                in_blocks = byte != 0
-                position += 1 + byte
-            elif byte == 0x3B:
-                return _Layout(position + 1, max(1, frames))
-            elif byte == 0x2C:
-                frames += 1
-                position += 11 + palette(raw[position + 9])
-                in_blocks = True
-            elif byte == 0x21:
-                position += 2
-                in_blocks = True
-            else:
-                position += 1
-    except IndexError:
-        pass
-    return _Layout(frames=max(1, frames))
-
-
-def _riff_layout(raw: bytes) -> _Layout:
-    size = int.from_bytes(raw[4:8], "little")
-    end = 8 + size + size % 2
-    return _Layout(end if end <= len(raw) else 0)
-
-
-def _bmp_layout(raw: bytes) -> _Layout:
-    size = int.from_bytes(raw[2:6], "little")
-    return _Layout(size if 26 < size <= len(raw) else 0)  # some writers leave 0
-
-
-def _tiff_layout(raw: bytes) -> _Layout:
-    """TIFF has no end; refuses a first page of a million strips."""
-    order = "<" if raw.startswith(b"II") else ">"
-    big = 43 in raw[2:4]
-    start, count, entry, step = ("Q", "Q", "HHQ", 20) if big else ("I", "H", "HHI", 12)
-    try:
-        at = struct.unpack_from(order + start, raw, 8 if big else 4)[0]
-        entries = struct.unpack_from(order + count, raw, at)[0]
-        at += 8 if big else 2
-        for _, kind, values in (struct.unpack_from(order + entry, raw, at + i * step) for i in range(entries)):
-            if kind not in (1, 2, 6, 7) and values > _TIFF_VALUES:
-                raise Undecodable("a TIFF page with an abnormal number of strips or tiles")
-    except struct.error:
-        pass
-    return _Layout()
-
-
-_LAYOUTS: dict[str, Callable[[bytes], _Layout]] = {
-    "JPEG": _jpeg_layout,
-    "PNG": _png_layout,
-    "GIF": _gif_layout,
-    "WEBP": _riff_layout,
-    "BMP": _bmp_layout,
-    "TIFF": _tiff_layout,
-}
 
 
 # ------------------------------------------------------------------------------------------------- bytes to an image
@@ -509,7 +220,7 @@ def _open_and_load(raw: bytes, kind: str, limits: Limits, lines: list[str]) -> t
 
 def _open(raw: bytes, kind: str, limits: Limits) -> Image.Image:
     """Read the header only; refuse what is too large before a pixel is decoded."""
-    _check_size(_declared_size(raw, kind), limits.max_pixels)
+    _check_size(declared_size(raw, kind), limits.max_pixels)
     try:
         image = Image.open(io.BytesIO(raw), formats=[kind])
     except Image.DecompressionBombError as error:
@@ -532,27 +243,6 @@ def _check_size(size: tuple[int, int], limit: int) -> None:
         raise ImageTooLarge(
             f"{width:,} x {height:,} pixels where {limit:,} are allowed; IMGV_MAX_PIXELS sets the limit"
         )
-
-
-def _declared_size(raw: bytes, kind: str) -> tuple[int, int]:
-    """Width and height from the first bytes, where Pillow allocates (WebP, GIF) or complains (PNG) while opening.
-
-    (0, 0) where opening is free, and for headers that Pillow will refuse.
-    """
-    head = raw[:30].ljust(30, b"\0")
-    if kind == "PNG" and head[12:16] == b"IHDR":
-        return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
-    if kind == "GIF":
-        return int.from_bytes(head[6:8], "little"), int.from_bytes(head[8:10], "little")
-    chunk = head[12:16] if kind == "WEBP" else b""  # RFC 9649
-    if chunk == b"VP8X":
-        return int.from_bytes(head[24:27], "little") + 1, int.from_bytes(head[27:30], "little") + 1
-    if chunk == b"VP8L":
-        bits = int.from_bytes(head[21:25], "little")
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    if chunk == b"VP8 ":
-        return int.from_bytes(head[26:28], "little") & 0x3FFF, int.from_bytes(head[28:30], "little") & 0x3FFF
-    return 0, 0
 
 
 def _load(image: Image.Image, lines: list[str]) -> bool:
@@ -581,7 +271,7 @@ def _load(image: Image.Image, lines: list[str]) -> bool:
 def _png_pixels_only(raw: bytes) -> bytes:
     """The chunks that make pixels, with fresh checksums; drops text, profile, EXIF and animation."""
     parts = [raw[:8]]
-    for name, start, length in _png_chunks(raw):
+    for name, start, length in png_chunks(raw):
         data = raw[start : start + length]
         if name == b"IDAT" or (name in (b"IHDR", b"PLTE", b"tRNS") and len(data) == length):
             parts.append(struct.pack(">I4s", len(data), name) + data + struct.pack(">I", zlib.crc32(name + data)))
@@ -705,7 +395,7 @@ def _changes_nothing(transform: ImageCms.ImageCmsTransform) -> bool:
 # -------------------------------------------------------------------------------------------------------- animation
 
 
-def _frame_count(image: Image.Image, kind: str, layout: _Layout, lines: list[str]) -> int:
+def _frame_count(image: Image.Image, kind: str, layout: Layout, lines: list[str]) -> int:
     """Frames of an animation. Further pages or views (TIFF, MPO, HEIF) are other pictures, not frames."""
     if kind == "GIF" or (kind == "PNG" and getattr(image, "is_animated", False)):
         return layout.frames

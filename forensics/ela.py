@@ -1,0 +1,81 @@
+"""Error level analysis: what one more JPEG compression would change, and where it would change more.
+
+Knows no verdict: change follows texture and sharpness, so a bright spot in the map is a place to look at, not a
+finding. It raises no notes, because none held up: the share of blocks whose change their texture does not explain
+told images with a pasted region from untouched ones (AUC 0.61-0.91), but not from those whose pasted region had the
+same compression history (0.45-0.63; 80 images, 4 pairs of histories, regions of 5 % and 20 %).
+
+Source:   Krawetz, "A Picture's Worth", Hacker Factor 2007; quality 90 as there, 4:4:4 so that chroma counts fully.
+"""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from utils.contracts import Heatmap, Measurement, RgbArray, Sample
+
+FEATURES = {
+    "ela.mean": "mean absolute change by re-compression at quality 90, grey levels, 0..255",
+    "ela.max": "99.9th percentile of the change per pixel, grey levels; the true maximum is one pixel of noise",
+    "ela.block_std": "standard deviation of the mean change between blocks of 16 x 16, grey levels",
+    "ela.block_contrast": "95th percentile of the blocks' change over their median; 1 where all change alike",
+    "ela.edge_ratio": "change of the most textured quarter of the blocks over that of the least textured",
+}
+
+QUALITY = 90
+BLOCK = 16
+LONGEST_SIDE = 65_500  # what libjpeg can hold
+FLOOR = 0.25  # grey levels; keeps ratios of nothing to nothing near 1
+MIN_BLOCKS = 64  # fewer have no quarters to compare
+
+
+def measure(sample: Sample) -> Measurement:
+    """Re-compress the window and describe the change."""
+    features = dict.fromkeys(FEATURES, float("nan"))
+    if max(sample.window.shape) > LONGEST_SIDE:
+        return Measurement(features, skipped=f"longer than the {LONGEST_SIDE} pixels a JPEG can hold")
+    change = _change(sample.window)
+    blocks = _block_means(change)
+    features |= {
+        "ela.mean": float(change.mean()),
+        "ela.max": float(np.quantile(change, 0.999)),
+        "ela.block_std": float(blocks.std()),
+        "ela.block_contrast": float((np.quantile(blocks, 0.95) + FLOOR) / (np.median(blocks) + FLOOR)),
+    }
+    heatmaps = {"ela": sample.window_to_image(_heatmap(blocks))}
+    if blocks.size < MIN_BLOCKS:
+        return Measurement(features, heatmaps=heatmaps, skipped=f"fewer than {MIN_BLOCKS} blocks to compare")
+    grey = sample.grey
+    texture = _block_means(np.square(grey)) - np.square(_block_means(grey))
+    by_texture = blocks.ravel()[texture.ravel().argsort()]
+    quarter = len(by_texture) // 4
+    features["ela.edge_ratio"] = float((by_texture[-quarter:].mean() + FLOOR) / (by_texture[:quarter].mean() + FLOOR))
+    return Measurement(features, heatmaps=heatmaps)
+
+
+def _change(rgb: RgbArray) -> NDArray[np.float32]:
+    """Absolute change per pixel by re-compression, mean over the three channels, in grey levels; H x W."""
+    buffer = BytesIO()
+    Image.fromarray(rgb).save(buffer, "JPEG", quality=QUALITY, subsampling=0)
+    with Image.open(buffer, formats=("JPEG",)) as image:
+        difference = cv2.absdiff(np.ascontiguousarray(rgb), np.asarray(image))
+    return np.asarray(cv2.transform(difference.astype(np.float32), np.full((1, 3), 1 / 3, dtype=np.float32)))
+
+
+def _block_means(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Means of blocks of BLOCK x BLOCK; the last row and column repeat pixels when a side is no multiple."""
+    bottom, right = (-side % BLOCK for side in values.shape)
+    padded = cv2.copyMakeBorder(values, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
+    rows, columns = padded.shape[0] // BLOCK, padded.shape[1] // BLOCK
+    return np.asarray(cv2.resize(padded, (columns, rows), interpolation=cv2.INTER_AREA), dtype=np.float32)
+
+
+def _heatmap(blocks: NDArray[np.float32]) -> Heatmap:
+    """Smoothed change, 1 at the 99th percentile of this image's blocks or at 1 grey level, whichever is more."""
+    smooth = cv2.GaussianBlur(blocks, (3, 3), 0)
+    return np.asarray(np.clip(smooth / max(float(np.quantile(smooth, 0.99)), 1.0), 0, 1), dtype=np.float32)

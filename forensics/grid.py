@@ -1,0 +1,193 @@
+"""The 8 x 8 grid that JPEG compression leaves in pixels: is there one, where does it start, does it break somewhere.
+
+Knows pixels only, so it works on any format: a PNG that was once a JPEG shows a grid. It does not know whether a
+grid says anything about who made the image, and it cannot see a splice whose grid falls in phase or half a block off
+(4 of the 64 phases).
+
+Source:   the idea of ZERO (Nikoukhah, Anger, Colom, Morel, Grompone von Gioi, IPOL 2021, doi 10.5201/ipol.2021.390).
+Differs:  the tail of the binomial is bounded by Chernoff, which can only make us more careful; foreign regions come
+          from windows of three sizes instead of region growing; regions that lost their grid are not looked for.
+Measured: a foreign region, where at most 1 per image is allowed, in 0 of 300 noise images, 0 of 200 resampled images,
+          5 of 1,000 of these saved once at quality 50..98, 0 of 58 camera and phone originals.
+          Squares pasted from a JPEG of quality 75 or 90 into one of 75..95, at any of the phases that are not blind
+          (80 images of 0.2 megapixels, four pairs each): 128 pixels are found in 99 % after PNG, 97 % after another
+          save at 100, 93 % at 98, 9 % at 95, 3 % at 90 (IoU over .5: 92, 90, 44, 0, 0 %); 64 pixels in 86, 83, 53,
+          1 and 1 %. So a paste that was saved again at 95 or less is not seen.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
+from scipy.fft import dct
+
+from utils.contracts import Heatmap, Measurement, Note, Sample
+
+FEATURES = {
+    "grid.present": "1 when a JPEG grid is significant (fewer than 1 false alarm expected), else 0",
+    "grid.log_nfa": "log10 of the expected number of false alarms of the strongest grid, -300..1.81; lower is surer",
+    "grid.vote_share": "share of the deciding pixels that vote for the strongest origin, 0..1; 1/64 by chance",
+    "grid.origin_shift": "1 when a significant grid does not start at the image's corner (cropped after JPEG), else 0",
+    "grid.foreign_area": "share of the examined area whose pixels sit on another grid, 0..1",
+}
+
+BLOCK = 8
+ORIGINS = BLOCK * BLOCK
+ZERO = 0.5  # a coefficient rounds to zero, as in ZERO
+TILE = (64, 1024)  # pixels transformed at once: stays in the cache, and below the size at which BLAS starts threads
+WINDOWS = (5, 9, 17)  # in cells of 8 pixels: regions of 40, 72 and 136 pixels
+LOG_NFA_FLOOR = -300.0
+
+_DCT = dct(np.eye(BLOCK, dtype=np.float32), axis=0, norm="ortho")
+
+
+def measure(sample: Sample) -> Measurement:
+    """Find the grid of the window and the regions that sit on another one."""
+    if min(sample.grey.shape) < 2 * BLOCK:
+        reason = f"image too small for a block grid: {sample.width} x {sample.height}"
+        return Measurement(dict.fromkeys(FEATURES, float("nan")), skipped=reason)
+    cells = _votes_per_cell(_votes(_zeros(sample.grey)))
+    votes = cells.sum(axis=(0, 1), dtype=np.float64)
+    origin = int(votes.argmax())
+    log_nfa = _log_nfa(votes, origin)
+    present = log_nfa < 0
+    evidence = _foreign(cells, origin) if present else np.zeros(cells.shape[:2], dtype=np.float32)
+    shift = divmod(origin, BLOCK)
+    foreign_area = float((evidence > 0).mean())
+    return Measurement(
+        features={
+            "grid.present": float(present),
+            "grid.log_nfa": max(log_nfa, LOG_NFA_FLOOR),
+            "grid.vote_share": float(votes[origin] / max(votes.sum(), 1)),
+            "grid.origin_shift": float(present and origin != 0),
+            "grid.foreign_area": foreign_area,
+        },
+        notes=_notes(shift if present else (0, 0), foreign_area),
+        heatmaps={"jpeg_grid": sample.window_to_image(evidence)},
+        facts={"block_grid": {"present": present, "origin": list(shift) if present else None}},
+    )
+
+
+def _notes(shift: tuple[int, int], foreign_area: float) -> tuple[Note, ...]:
+    notes = []
+    if shift != (0, 0):
+        where = f"row {shift[0]}, column {shift[1]}"
+        notes.append(Note("grid_shifted", f"The JPEG block grid starts at {where}: the image was cropped after JPEG."))
+    if foreign_area > 0:
+        text = f"{foreign_area:.1%} of the area sits on another JPEG grid: pasted in, or left by an earlier JPEG."
+        notes.append(Note("grid_foreign_region", text))
+    return tuple(notes)
+
+
+def _half_shifts(origin: int) -> list[int]:
+    """The origin and the three that lie half a block away from it."""
+    row, column = divmod(origin, BLOCK)
+    return [(row + down) % BLOCK * BLOCK + (column + right) % BLOCK for down in (0, 4) for right in (0, 4)]
+
+
+def _log_nfa(votes: NDArray[np.float64], origin: int) -> float:
+    """Expected false alarms of the strongest origin, against two models of an image without a JPEG grid.
+
+    Either every origin is equally likely, or the image has a grid of 4 pixels (lossy WebP, or a JPEG at half size),
+    whose votes fall on four origins at once: then no origin should hold more than half of the four. Measured share of
+    the four: JPEG 0.53..1, lossy WebP 0.25..0.44, halved JPEG 0.25..0.50.
+    """
+    four = votes[_half_shifts(origin)].sum()
+    trials = np.array([votes.sum(), four]) / ORIGINS
+    tail = _log_tail(trials, votes[[origin, origin]] / ORIGINS, np.array([1 / ORIGINS, 1 / 2]))
+    return float(tail.max() + np.log10(ORIGINS))
+
+
+def _zeros(grey: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Zeros among the 63 AC coefficients of the 8 x 8 block that starts at each pixel; (H-7) x (W-7)."""
+    rows, columns = grey.shape[0] - BLOCK + 1, grey.shape[1] - BLOCK + 1
+    count = np.empty((rows, columns), dtype=np.uint8)
+    for top in range(0, rows, TILE[0]):
+        for left in range(0, columns, TILE[1]):
+            tile = grey[top : top + TILE[0] + BLOCK - 1, left : left + TILE[1] + BLOCK - 1]
+            count[top : top + TILE[0], left : left + TILE[1]] = _zeros_of_tile(tile)
+    return count
+
+
+def _zeros_of_tile(tile: NDArray[np.float32]) -> NDArray[np.uint8]:
+    rows, columns = tile.shape[0] - BLOCK + 1, tile.shape[1] - BLOCK + 1
+    count = np.zeros((rows, columns), dtype=np.uint8)
+    for frequency, basis in enumerate(_DCT):
+        along = cv2.filter2D(tile, cv2.CV_32F, basis[None], anchor=(0, 0))
+        # rows x 8 x columns: the eight rows below each row, without a copy
+        below = as_strided(along, (rows, BLOCK, columns), (along.strides[0], *along.strides))
+        coefficients = np.matmul(_DCT[int(frequency == 0) :], below)
+        count += (np.abs(coefficients, out=coefficients) < ZERO).sum(axis=1, dtype=np.uint8)
+    return count
+
+
+def _votes(zeros: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The origin (8 * row + column) of the one block with most zeros around each pixel; ORIGINS where blocks tie.
+
+    Pixels that fewer than 64 blocks cover do not vote, so the result is (H-14) x (W-14) and starts at pixel (7, 7).
+    """
+    rows, columns = zeros.shape
+    origin = (np.arange(rows)[:, None] % BLOCK * BLOCK + np.arange(columns) % BLOCK).astype(np.uint16)
+    key = zeros.astype(np.uint16) * ORIGINS
+    kernel = np.ones((BLOCK, BLOCK), dtype=np.uint8)
+    inside = np.s_[BLOCK - 1 :, BLOCK - 1 :]
+    # Among equals the first maximum keeps the largest origin and the second the smallest: they differ on a tie.
+    anchor = (BLOCK - 1, BLOCK - 1)
+    largest = cv2.dilate(key + origin, kernel, anchor=anchor)[inside] % ORIGINS
+    smallest = ORIGINS - 1 - cv2.dilate(key + (ORIGINS - 1 - origin), kernel, anchor=anchor)[inside] % ORIGINS
+    return np.where(largest == smallest, largest, ORIGINS).astype(np.uint8)
+
+
+def _votes_per_cell(votes: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Votes for each origin in each 8 x 8 cell of the window; h x w x 64."""
+    row, column = ((np.arange(side) + BLOCK - 1) // BLOCK for side in votes.shape)
+    height, width = (-(-(side + 2 * (BLOCK - 1)) // BLOCK) for side in votes.shape)
+    shape = (height, width, ORIGINS + 1)
+    index = (row[:, None] * shape[1] + column) * shape[2] + votes
+    count = np.bincount(index.ravel(), minlength=height * width * (ORIGINS + 1)).reshape(shape)
+    return count[..., :ORIGINS].astype(np.float32)
+
+
+def _log_tail(
+    trials: NDArray[np.float64], hits: NDArray[np.float64], chance: NDArray[np.float64] | float
+) -> NDArray[np.float64]:
+    """Upper bound on log10 P(Binomial(trials, chance) >= hits), by Chernoff; 0 where hits are no excess.
+
+    Votes are counted in blocks of 64 pixels, because pixels inside one block vote together, as in ZERO.
+    """
+    share = np.divide(hits, trials, out=np.zeros_like(hits), where=trials > 0)
+    share = np.clip(share, chance, 1)
+    rest = np.maximum(1 - share, np.finfo(float).tiny)
+    divergence = share * np.log10(share / chance) + (1 - share) * np.log10(rest / (1 - np.asarray(chance)))
+    return np.asarray(-trials * divergence)
+
+
+def _foreign(cells: NDArray[np.float32], main: int) -> Heatmap:
+    """Share of the local votes for another origin than the main one, per cell; 0 outside significant windows.
+
+    The origins half a block off are no candidates: a block in the middle between two smooth ones is odd about its
+    centre, which alone makes half of its coefficients zero (96 % of the false votes in JPEGs of quality 50 and 75).
+    """
+    local = _box_sums(cells, 3)
+    winner = local.argmax(axis=2)
+    tests = np.log10(ORIGINS * len(WINDOWS) * winner.size)
+    evidence = np.zeros(winner.shape, dtype=np.float32)
+    for size in WINDOWS:
+        votes = _box_sums(cells, size)
+        trials = votes.sum(axis=2, dtype=np.float64) / ORIGINS
+        votes[..., _half_shifts(main)] = 0
+        best = votes.argmax(axis=2)
+        significant = _log_tail(trials, votes.max(axis=2).astype(np.float64) / ORIGINS, 1 / ORIGINS) + tests < 0
+        for origin in np.unique(best[significant]):
+            window = cv2.dilate((significant & (best == origin)).astype(np.uint8), np.ones((size, size), np.uint8))
+            inside = (window > 0) & (winner == origin)
+            share = local[..., origin] / np.maximum(local.sum(axis=2), 1)
+            evidence = np.where(inside, np.maximum(evidence, share), evidence)
+    return evidence
+
+
+def _box_sums(cells: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    """Sums over size x size cells around each cell; nothing beyond the border."""
+    return np.asarray(cv2.boxFilter(cells, -1, (size, size), normalize=False, borderType=cv2.BORDER_CONSTANT))

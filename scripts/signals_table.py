@@ -1,0 +1,39 @@
+"""Print the table of every signal a verdict can hold: python -m scripts.signals_table > docs/signals.md"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from forensics.registry import load_forensics
+from inference.registry import DETECTORS, PROFILES
+
+HEAD = """\
+# Signals
+
+Every number of a verdict, by the part that measures it. Written by `python -m scripts.signals_table`; a test keeps it
+current. A signal that does not apply or whose weights are missing is null, and `unavailable` says why.
+"""
+
+
+def table() -> str:
+    parts = [HEAD, "## Detectors\n"]
+    for name, spec in DETECTORS.items():
+        profiles = ", ".join(profile for profile, names in PROFILES.items() if name in names)
+        weights = ", ".join(f"`{card}`" for card in spec.weights)
+        module = spec.path.partition(":")[0].replace(".", "/")
+        parts.append(f"### `{name}`: `{module}.py`\n\nProfiles: {profiles}. Weights: {weights}.\n")
+        parts.append(_rows(spec.features))
+    parts.append("## Forensics\n")
+    for forensic in load_forensics():
+        parts.append(f"### `forensics/{forensic.name}.py`\n")
+        parts.append(_rows(forensic.features))
+    return "\n".join(parts)
+
+
+def _rows(features: Mapping[str, str]) -> str:
+    rows = [f"| `{name}` | {meaning.replace('|', chr(92) + '|')} |" for name, meaning in features.items()]
+    return "\n".join(["| signal | meaning |", "|---|---|", *rows, ""])
+
+
+if __name__ == "__main__":
+    print(table(), end="")

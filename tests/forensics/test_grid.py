@@ -44,7 +44,7 @@ def codes(measurement):
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
 def test_a_photograph_that_was_a_jpeg_shows_its_grid_at_the_corner(name):
     found = grid.measure(sample(load_sample_image(name)))
-    assert found.facts == {"present": True, "origin": [0, 0]}
+    assert found.facts == {"block_grid": {"present": True, "origin": [0, 0]}}
     assert found.features["grid.log_nfa"] == grid.LOG_NFA_FLOOR
     assert found.features["grid.vote_share"] > 0.5
     assert not found.notes

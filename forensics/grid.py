@@ -27,7 +27,7 @@ from utils.contracts import Heatmap, Measurement, Note, Sample
 
 FEATURES = {
     "grid.present": "1 when a JPEG grid is significant (fewer than 1 false alarm expected), else 0",
-    "grid.log_nfa": "log10 of the expected number of false alarms of the strongest grid, -300..1.81; lower is surer",
+    "grid.log_nfa": "how unlikely the strongest 8 x 8 grid is by chance, log10 of expected false alarms, -300..1.81",
     "grid.vote_share": "share of the deciding pixels that vote for the strongest origin, 0..1; 1/64 by chance",
     "grid.origin_shift": "1 when a significant grid does not start at the image's corner (cropped after JPEG), else 0",
     "grid.foreign_area": "share of the examined area whose pixels sit on another grid, 0..1",

@@ -1,7 +1,7 @@
 """Why the fusion model said what it said, in sentences. Knows the model's own numbers, never the image.
 
-Each sentence gives one input's value, where it stands among the training images, and which way it moved the answer;
-it draws no conclusion that the number does not carry.
+Each line gives one input's value and where it stands among the training images; how far it moved the answer, and which
+way, is the reason's ``contribution``. No line draws a conclusion that the number does not carry.
 """
 
 from __future__ import annotations
@@ -45,13 +45,12 @@ def explain(
 
 
 def _reason(model: FusionModel, name: str, value: float, meaning: str, part: float) -> Reason:
-    direction = f"moves the answer towards {'AI' if part > 0 else 'real'} ({part:+.2f} log-odds)"
     if not math.isfinite(value):
-        return Reason(f"{name}_missing", f"{meaning}: not measured; {direction}.", name, part)
+        return Reason(f"{name}_missing", f"{meaning}: not measured", name, part)
     row = model.inputs.index(name)
     real, ai = model.quantiles["real"][row], model.quantiles["ai"][row]
     standing = _standing(value, real, ai)
-    return Reason(f"{name}_{_level(value, real)}", f"{meaning}: {value:.3g}, {standing}; {direction}.", name, part)
+    return Reason(f"{name}_{_level(value, real)}", f"{meaning}: {value:.3g}, {standing}", name, part)
 
 
 def _level(value: float, real: FloatArray) -> str:

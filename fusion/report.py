@@ -25,7 +25,7 @@ METRICS = {  # key in model.json -> heading
 }
 
 
-def readme(model: FusionModel, drop: float, seed: int, target_real: float) -> str:
+def readme(model: FusionModel, drop: float, seed: int, target_real: float, about: str) -> str:
     """The model card as Markdown."""
     metrics, cuts = model.metrics, model.thresholds
     sections = [
@@ -33,6 +33,7 @@ def readme(model: FusionModel, drop: float, seed: int, target_real: float) -> st
         f"Fusion artifact of the `{model.profile}` profile: {model.estimator.kind} over {len(model.inputs)} inputs, "
         f"{model.calibration.kind} calibration, label AI from {cuts.label:.4f}.",
         "## Data and split",
+        *([about] if about else []),
         _data(metrics["data"]),
         "## Recipe",
         f"Seed {seed}; each family of inputs missing with probability {drop:g} in two thirds of the training rows; "

@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TableError as error:
         print(f"train_fusion: {error}", file=sys.stderr)
         return 2
-    text = report.readme(model, arguments.drop, arguments.seed, arguments.target_real)
+    text = report.readme(model, arguments.drop, arguments.seed, arguments.target_real, arguments.about)
     _install(model, arguments.out, text)
     print(text)
     if arguments.report:
@@ -299,6 +299,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default=0.95,
         help="real images called real, worst delivery (default: %(default)s)",
     )
+    parser.add_argument("--about", default="", help="what the images are, one paragraph for the model card")
     parser.add_argument("--report", type=Path, help="folder for a plot (needs matplotlib)")
     return parser.parse_args(argv)
 

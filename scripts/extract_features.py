@@ -132,7 +132,7 @@ def _measure(task: Task) -> dict[str, object]:
     except VerifyError as error:
         return row | {"error": f"{error.code}: {error}"}
     (found,) = _ensemble.measure([sample])
-    return row | {name: "" if math.isnan(value) else repr(value) for name, value in found.features.items()}
+    return row | {name: "" if math.isnan(value) else repr(float(value)) for name, value in found.features.items()}
 
 
 def _delivered(task: Task, ingress: Ingress) -> Sample:

@@ -24,9 +24,9 @@ def test_the_strongest_contributions_come_first_and_say_where_they_stand(
     dino = by_feature["dino_prob"]
     assert dino.code == "dino_prob_high"
     assert dino.text.startswith("DINOv2 detector, probability of AI: 1, higher than 95 % of the real and ")
-    assert dino.text.endswith(f"towards AI ({dino.contribution:+.2f} log-odds).")
-    assert by_feature["noise.level"].text.startswith(
-        "noise residual, grey levels: 500, higher than 95 % of the real and the AI images in training; "
+    assert (dino.contribution or 0) > 0
+    assert by_feature["noise.level"].text == (
+        "noise residual, grey levels: 500, higher than 95 % of the real and the AI images in training"
     )
 
 
@@ -36,7 +36,6 @@ def test_each_sentence_repeats_the_models_own_number(models: dict[str, FusionMod
     for reason in explain(models[kind], STRONG, {}):
         assert reason.feature is not None
         assert reason.contribution == parts[reason.feature]
-        assert ("towards AI" in reason.text) == (parts[reason.feature] > 0)
         assert reason.text.startswith(f"{reason.feature}: ")
 
 

@@ -1,0 +1,154 @@
+"""Tell whether images are AI-generated: python img_ml_verify.py photo.jpg https://… folder/ -"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # imported where used: --help and --schema answer without numpy, torch or OpenCV
+    from inference.detector import Judgement, Verifier
+    from utils.contracts import Sample
+    from utils.errors import VerifyError
+    from utils.ingress import Ingress
+    from utils.settings import Settings
+
+EXIT_JUDGED, EXIT_USAGE, EXIT_NOT_JUDGED, EXIT_SETUP, EXIT_INTERRUPTED = 0, 2, 3, 4, 130
+BATCH = 8  # images judged together: detectors run batched, memory stays bounded
+
+EPILOG = """\
+exit codes  0 every image was judged     2 bad usage
+            3 some image could not be    4 this installation is incomplete
+settings    environment variables and .env; .env.example lists them
+"""
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="img_ml_verify.py",
+        description="Tell whether images are AI-generated, and show why.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("inputs", nargs="*", metavar="INPUT", help="image file, folder, http(s) URL, or - for stdin")
+    parser.add_argument("--json", action="store_true", help="print JSON: one object, or a line each for several images")
+    parser.add_argument("--artifacts", metavar="DIR", type=Path, help="write heatmaps and an HTML report below DIR")
+    parser.add_argument("--profile", choices=("embedded", "full"), help="which detectors run (default: embedded)")
+    parser.add_argument("--threshold", type=float, metavar="P", help="label AI from this probability on, 0..1")
+    parser.add_argument("--demo", action="store_true", help="judge a real photograph that scikit-learn carries")
+    parser.add_argument("--schema", action="store_true", help="print the JSON Schema of a verdict and exit")
+    args = parser.parse_args(argv)
+    if args.demo:
+        args.inputs.append(str(demo_photograph()))
+    if not (args.inputs or args.schema):
+        parser.error("no input; give a file, folder, URL or -, or try --demo")
+    if args.threshold is not None and not 0 <= args.threshold <= 1:
+        parser.error(f"--threshold must lie in 0..1, got {args.threshold}")
+    return args
+
+
+def demo_photograph() -> Path:
+    """A camera photograph inside the installed scikit-learn package, found without importing it."""
+    package = find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise SystemExit("--demo needs scikit-learn: pip install -r requirements.txt")
+    return Path(package.origin).parent / "datasets" / "images" / "china.jpg"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    from utils.errors import SetupError
+    from utils.logs import configure_logging
+    from utils.settings import load_settings
+
+    try:
+        if args.schema:
+            from utils.verdict_json import dump, json_schema
+
+            print(dump(json_schema(), pretty=True))
+            return EXIT_JUDGED
+        given = {"profile": args.profile, "threshold": args.threshold}
+        settings = load_settings(**{name: value for name, value in given.items() if value is not None})
+        configure_logging(settings.log_level)
+        return run(args, settings)
+    except SetupError as error:
+        print(f"{error.code}: {error}", file=sys.stderr)
+        return EXIT_SETUP
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader went away, as in `… --json | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the exit flush stays silent
+        return EXIT_JUDGED
+
+
+def run(args: argparse.Namespace, settings: Settings) -> int:
+    """Judge every input, and show each answer as soon as its batch is done."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from inference.detector import build_verifier
+    from inference.report import write_artifacts
+    from inference.terminal import show_error, show_verdict
+    from utils.errors import InputError, VerifyError
+    from utils.ingress import Ingress, expand
+    from utils.verdict_json import dump, error_dict, verdict_dict
+
+    try:
+        sources = list(expand(args.inputs))
+    except InputError as error:
+        print(f"{error.code}: {error}", file=sys.stderr)
+        return EXIT_NOT_JUDGED
+    single = sources == args.inputs and len(sources) == 1
+    console, code = Console(highlight=False), EXIT_JUDGED
+    with Ingress(settings) as ingress:
+        answers = judge(sources, ingress, build_verifier(settings))
+        hidden = single or not sys.stderr.isatty()
+        for source, sample, answer in track(
+            answers, "judging", total=len(sources), console=Console(stderr=True), transient=True, disable=hidden
+        ):
+            if isinstance(answer, VerifyError):
+                code = EXIT_NOT_JUDGED
+                print(dump(error_dict(source, answer), pretty=single)) if args.json else show_error(
+                    console, source, answer
+                )
+                continue
+            verdict = answer.verdict
+            if args.artifacts and sample:
+                verdict = replace(verdict, artifacts=write_artifacts(args.artifacts, sample, answer))
+            if args.json:
+                print(dump(verdict_dict(verdict), pretty=single), flush=True)
+            else:
+                show_verdict(console, verdict, short=not single)
+    return code
+
+
+def judge(
+    sources: Sequence[str], ingress: Ingress, verifier: Verifier
+) -> Iterator[tuple[str, Sample | None, Judgement | VerifyError]]:
+    """Answer for every source, in order: a judgement, or the error that says why there is none."""
+    from utils.errors import VerifyError
+
+    waiting = iter(sources)
+    while batch := list(islice(waiting, BATCH)):
+        loaded: list[Sample | VerifyError] = []
+        for source in batch:
+            try:
+                loaded.append(ingress.load(source))
+            except VerifyError as error:
+                loaded.append(error)
+        judged = iter(verifier.verify([each for each in loaded if not isinstance(each, VerifyError)]))
+        for source, each in zip(batch, loaded, strict=True):
+            if isinstance(each, VerifyError):
+                yield source, None, each
+            else:
+                yield source, each, next(judged)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

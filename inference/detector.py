@@ -1,0 +1,244 @@
+"""The conductor: images in, explained verdicts out. It composes; it measures nothing itself."""
+
+from __future__ import annotations
+
+import logging
+import math
+import statistics
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol
+
+from forensics.registry import Forensic, load_forensics
+from fusion.decision import decide
+from fusion.explain import explain
+from fusion.meta_model import FusionModel
+from inference.registry import DETECTORS, feature_meanings, select_detectors
+from models.loaders import SHIPPED, Weights, find
+from utils.contracts import (
+    PUBLIC_FEATURES,
+    VERDICT_SCHEMA_VERSION,
+    Heatmap,
+    Json,
+    Measurement,
+    Note,
+    Sample,
+    Verdict,
+)
+from utils.device import pick_device
+from utils.errors import VerifyError, WeightsMissing
+from utils.settings import Settings
+
+log = logging.getLogger(__name__)
+
+FUSION_OF_PROFILE = {"embedded": "embedded-2026.11", "full": "embedded-2026.11"}
+
+
+class Detector(Protocol):
+    """Scores images. For every *_prob, *_score and *_anomaly higher means more likely AI."""
+
+    name: str
+    features: Mapping[str, str]
+    version: str
+
+    def score(self, samples: Sequence[Sample]) -> list[Measurement]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A verdict, and the heatmaps that a report shows but JSON does not carry."""
+
+    verdict: Verdict
+    heatmaps: dict[str, Heatmap]
+
+
+class Ensemble:
+    """Every part that measures images, built once; knows nothing of what the numbers mean together."""
+
+    def __init__(
+        self, detectors: Sequence[Detector], forensics: Sequence[Forensic], unavailable: Mapping[str, str]
+    ) -> None:
+        self.detectors = detectors
+        self.forensics = forensics
+        self.unavailable = dict(unavailable)
+
+    def measure(self, samples: Sequence[Sample]) -> list[Findings]:
+        """Measure images. Order is kept, and one failing part never takes the others down."""
+        findings = [Findings(dict(self.unavailable)) for _ in samples]
+        for detector in self.detectors:
+            self._detect(detector, samples, findings)
+        for sample, found in zip(samples, findings, strict=True):
+            for forensic in self.forensics:
+                self._measure(forensic, sample, found)
+        return findings
+
+    def _detect(self, detector: Detector, samples: Sequence[Sample], findings: Sequence[Findings]) -> None:
+        """One batched call for every frame of every image."""
+        frames = [_frames(sample) for sample in samples]
+        started = time.perf_counter()
+        try:
+            measured = iter(detector.score([frame for group in frames for frame in group]))
+        except Exception as error:
+            log.exception("detector %s failed on %d images", detector.name, len(samples))
+            if len(samples) > 1:  # one bad image must not cost the others this signal
+                for sample, found in zip(samples, findings, strict=True):
+                    self._detect(detector, [sample], [found])
+            else:
+                findings[0].fail(detector.name, detector.features, error)
+            return
+        seconds = (time.perf_counter() - started) / len(samples)
+        for group, found in zip(frames, findings, strict=True):
+            found.add(detector.name, _median([next(measured) for _ in group]), seconds)
+
+    def _measure(self, forensic: Forensic, sample: Sample, found: Findings) -> None:
+        frames = _frames(sample) if forensic.reads == "pixels" else [sample]
+        started = time.perf_counter()
+        try:
+            measured = _median([forensic.measure(frame) for frame in frames])
+        except Exception as error:
+            log.exception("%s failed on %s", forensic.name, sample.sha256)
+            found.fail(forensic.name, forensic.features, error)
+            return
+        found.add(forensic.name, measured, time.perf_counter() - started)
+
+
+class Findings:
+    """What has been found about one image so far."""
+
+    def __init__(self, unavailable: dict[str, str]) -> None:
+        self.unavailable = unavailable
+        self.features: dict[str, float] = {}
+        self.notes: list[Note] = []
+        self.heatmaps: dict[str, Heatmap] = {}
+        self.facts: dict[str, Json] = {}
+        self.timings: dict[str, float] = {}
+        self.warnings: list[str] = []
+
+    def add(self, name: str, measured: Measurement, seconds: float) -> None:
+        self.features.update(measured.features)
+        for feature, value in measured.features.items():
+            if math.isnan(value):
+                self.unavailable[feature] = measured.skipped or "not measured"
+        self.notes.extend(measured.notes)
+        self.heatmaps.update(measured.heatmaps)
+        facts = dict(measured.facts)
+        self.facts.setdefault("claims", []).extend(facts.pop("claims", []))
+        self.facts.update(facts)
+        self.timings[name] = seconds
+
+    def fail(self, name: str, features: Iterable[str], error: Exception) -> None:
+        """No number: say why. An uncoded error is ours, and its text may hold what a caller should not see."""
+        why = f"{error.code}: {error}" if isinstance(error, VerifyError) else "internal error; see the log"
+        self.unavailable.update(dict.fromkeys(features, f"{name} failed: {why}"))
+        self.warnings.append(f"{name} failed: {why}")
+
+
+class Verifier:
+    """The ensemble and the fusion model. Refuses to exist when fusion wants an input that nobody produces."""
+
+    def __init__(
+        self, ensemble: Ensemble, fusion: FusionModel, meanings: Mapping[str, str], threshold: float | None = None
+    ) -> None:
+        fusion.check_inputs(meanings)
+        self.ensemble = ensemble
+        self.fusion = fusion
+        self.meanings = meanings
+        self.threshold = threshold
+
+    def verify(self, samples: Sequence[Sample], job_ids: Sequence[str | None] | None = None) -> list[Judgement]:
+        """Measure, fuse, decide and explain. Order is kept."""
+        findings = self.ensemble.measure(samples) if samples else []
+        job_ids = job_ids or [None] * len(samples)
+        return [self._judge(*each) for each in zip(samples, findings, job_ids, strict=True)]
+
+    def _judge(self, sample: Sample, found: Findings, job_id: str | None) -> Judgement:
+        started = time.perf_counter()
+        features = {name: found.features.get(name, math.nan) for name in self.meanings}
+        probability = self.fusion.probability(features)
+        claims = found.facts.setdefault("claims", [])
+        decision = decide(probability, self.fusion.thresholds, claims, self.threshold)
+        reasons = explain(self.fusion, features, self.meanings, claims, found.notes)
+        found.timings["fusion"] = time.perf_counter() - started
+        values = {name: None if math.isnan(value) else round(float(value), 6) for name, value in features.items()}
+        verdict = Verdict(
+            schema_version=VERDICT_SCHEMA_VERSION,
+            job_id=job_id,
+            source=sample.source,
+            sha256=sample.sha256,
+            width=sample.width,
+            height=sample.height,
+            format=sample.format,
+            label=decision.label,
+            fusion_prob=round(probability, 6),
+            threshold=decision.threshold,
+            confidence=round(decision.confidence, 6),
+            tier=decision.tier,
+            decided_by=decision.decided_by,
+            **{name: values.pop(name) for name in PUBLIC_FEATURES},
+            signals=values,
+            unavailable=found.unavailable,
+            reasoning=(*decision.reasons, *reasons),
+            provenance=found.facts,
+            artifacts={},
+            models={"fusion": self.fusion.name}
+            | {detector.name: detector.version for detector in self.ensemble.detectors},
+            timings_ms={name: round(seconds * 1000, 2) for name, seconds in found.timings.items()},
+            warnings=(*sample.warnings, *found.warnings),
+        )
+        return Judgement(verdict, found.heatmaps)
+
+
+def _frames(sample: Sample) -> list[Sample]:
+    """The image itself, then each further sampled frame as a still of its own."""
+    return [sample, *(replace(sample, rgb=frame, frames=(), alpha=None) for frame in sample.frames)]
+
+
+def _median(measured: list[Measurement]) -> Measurement:
+    """One measurement of an animation: the median of each number over its frames; the rest from the first frame."""
+    first = measured[0]
+    if len(measured) == 1:
+        return first
+    columns = {name: [each.features[name] for each in measured] for name in first.features}
+    finite = {name: [value for value in column if not math.isnan(value)] for name, column in columns.items()}
+    features = {name: statistics.median(column) if column else math.nan for name, column in finite.items()}
+    return replace(first, features=features, skipped=next((each.skipped for each in measured if each.skipped), None))
+
+
+def build_ensemble(settings: Settings) -> Ensemble:
+    """Load the detectors that the settings ask for and all forensics.
+
+    A detector without weights is listed as unavailable, with the command that installs it; nothing is downloaded.
+
+    Raises:
+        SetupError: an unknown detector or device, or weights that are corrupt or do not fit.
+    """
+    detectors: list[Detector] = []
+    unavailable: dict[str, str] = {}
+    weights = Weights.at(settings.weights_dir)
+    for name in select_detectors(settings.profile, settings.detectors):
+        spec = DETECTORS[name]
+        try:
+            for card in spec.weights:
+                find(weights.card(card), weights.folders)
+        except WeightsMissing as error:  # known before torch is imported
+            unavailable.update(dict.fromkeys(spec.features, str(error)))
+            continue
+        module, _, cls = spec.path.partition(":")
+        device, reason = pick_device(settings.device)
+        log.info("%s: device=%s (%s)", name, device, reason)
+        detectors.append(getattr(import_module(module), cls).load(weights, device))
+    return Ensemble(detectors, load_forensics(settings.c2pa_trust_anchors), unavailable)
+
+
+def build_verifier(settings: Settings) -> Verifier:
+    """The product, ready to judge.
+
+    Raises:
+        SetupError: as ``build_ensemble``, or a fusion artifact that is corrupt or does not fit.
+    """
+    name = settings.fusion or FUSION_OF_PROFILE[settings.profile]
+    folder = SHIPPED / name if (SHIPPED / name).is_dir() else Path(name)
+    return Verifier(build_ensemble(settings), FusionModel.load(folder), feature_meanings(), settings.threshold)

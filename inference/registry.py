@@ -1,0 +1,106 @@
+"""The table of detectors, and the feature schema that follows from it. Importing it loads no network.
+
+To add a detector: write inference/<name>.py, add one entry here, its card in models/weights.toml and its golden
+numbers in tests/golden/. To switch one on: a profile below, or the setting IMGV_DETECTORS.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from forensics.registry import load_forensics
+from utils.contracts import PUBLIC_FEATURES
+from utils.errors import BadSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """Where a detector lives, the weights cards it needs, and what its numbers mean."""
+
+    path: str  # "module:Class"
+    weights: tuple[str, ...]
+    features: Mapping[str, str]
+
+
+# Both widths of ManTraNet answer the same question, so they share names and a profile lists one of them.
+MANTRA = {
+    "mantra_anomaly": "mean of ManTraNet's manipulation map, 0..1",
+    "mantra.max": "maximum of ManTraNet's manipulation map, 0..1",
+    "mantra.area": "share of the image that ManTraNet marks as manipulated, 0..1",
+    "mantra.concentration": "how far the mass of ManTraNet's map sits in one place, 0..1",
+}
+
+DETECTORS: dict[str, Spec] = {
+    "effnet": Spec(
+        "inference.effnet:EffNetDetector",
+        ("effnet",),
+        {"effnet_prob": "probability of AI by the fine-tuned EfficientNet, 0..1"},
+    ),
+    "ghostnet": Spec(
+        "inference.ghostnet:GhostNetDetector",
+        ("ghostnet",),
+        {"ghostnet_score": "AI score of GhostNet on high-pass noise residuals, 0..1"},
+    ),
+    "mantranet_compact": Spec("inference.mantranet:CompactManTraNetDetector", ("mantranet_compact",), MANTRA),
+    "dino": Spec(
+        "inference.dino:DinoDetector",
+        ("dinov2_base", "dino_svm"),
+        {"dino_prob": "probability of AI by an SVM on DINOv2 embeddings, 0..1"},
+    ),
+    "fatformer": Spec(
+        "inference.fatformer:FatFormerDetector",
+        ("fatformer",),
+        {"fatformer_prob": "probability of AI by FatFormer, 0..1"},
+    ),
+    "clip_h14": Spec(
+        "inference.clip_models:ClipH14Detector",
+        ("clip_h14",),
+        {"clip_h14_prob": "probability of AI by CLIP ViT-H/14 against prompts, 0..1"},
+    ),
+    "clip_bigg": Spec(
+        "inference.clip_models:ClipBigGDetector",
+        ("clip_bigg",),
+        {"clip_bigg_prob": "probability of AI by CLIP ViT-bigG/14 against prompts, 0..1"},
+    ),
+    "mantranet": Spec("inference.mantranet:ManTraNetDetector", ("mantranet",), MANTRA),
+}
+
+PROFILES: dict[str, tuple[str, ...]] = {
+    "embedded": ("effnet", "ghostnet", "mantranet_compact"),
+    "full": ("effnet", "ghostnet", "dino", "fatformer", "clip_h14", "clip_bigg", "mantranet"),
+}
+
+
+def select_detectors(profile: str, extra: str = "") -> tuple[str, ...]:
+    """Names of the detectors of a profile, with further ones from a comma separated list.
+
+    Raises:
+        BadSettings: an unknown name (the nearest known one is suggested), or two detectors for the same feature.
+    """
+    names = list(PROFILES[profile])
+    for name in filter(None, (part.strip() for part in extra.split(","))):
+        if name not in DETECTORS:
+            near = difflib.get_close_matches(name, DETECTORS, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(DETECTORS)}"
+            raise BadSettings(f"IMGV_DETECTORS: no detector '{name}'; {hint}")
+        if name not in names:
+            names.append(name)
+    owners: dict[str, str] = {}
+    for name in names:
+        for feature in DETECTORS[name].features:
+            if feature in owners:
+                raise BadSettings(f"IMGV_DETECTORS: '{owners[feature]}' and '{name}' both give {feature}; use one")
+            owners[feature] = name
+    return tuple(names)
+
+
+def feature_meanings() -> dict[str, str]:
+    """Every feature and what it means, in the order of the feature vector: the nine public names first."""
+    meanings: dict[str, str] = {}
+    for spec in DETECTORS.values():
+        meanings.update(spec.features)
+    for forensic in load_forensics():
+        meanings.update(forensic.features)
+    return {name: meanings[name] for name in (*PUBLIC_FEATURES, *(n for n in meanings if n not in PUBLIC_FEATURES))}

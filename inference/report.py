@@ -1,0 +1,101 @@
+"""Heatmaps as pictures and a self-contained HTML page for one judgement. Decides and measures nothing."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from jinja2 import Environment, PackageLoader
+from numpy.typing import NDArray
+
+from inference.detector import Judgement
+from inference.terminal import TIER_WORDS
+from utils.contracts import Heatmap, RgbArray, Sample, orient
+from utils.persistence import safe_name, write_atomic
+from utils.verdict_json import dump, verdict_dict
+
+PREVIEW_SIDE = 1024  # px; a report is to be looked at and mailed, the original is the caller's
+OPACITY = 0.6  # of a heatmap over the image
+JPEG_QUALITY = 85
+
+HEATMAP_TITLES = {
+    "ela": "Error level analysis: where re-compression changes the image most",
+    "jpeg_grid": "Blocks whose JPEG grid differs from the rest",
+    "noise": "Noise level that departs from the rest of the image",
+    "ghostnet": "GhostNet: patches that look generated",
+    "mantranet": "ManTraNet: traces of manipulation",
+}
+
+_templates = Environment(loader=PackageLoader("inference"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+
+
+def write_artifacts(folder: Path, sample: Sample, judgement: Judgement) -> dict[str, str]:
+    """Write heatmaps (PNG), the verdict (JSON) and the report (HTML) into a folder of this image's own.
+
+    Args:
+        folder: is created; each image gets ``<name>-<first 8 hex of sha256>`` below it.
+
+    Returns:
+        Artifact name -> path, as the verdict lists them.
+    """
+    verdict = judgement.verdict
+    name = sample.source.partition("?")[0].rstrip("/").rpartition("/")[2]
+    home = folder / safe_name(f"{name}-{sample.sha256[:8]}")
+    home.mkdir(parents=True, exist_ok=True)
+    preview = shrink(sample.upright)
+    written: dict[str, str] = {}
+    overlays: dict[str, str] = {}
+    for name, heatmap in judgement.heatmaps.items():
+        picture = colour(orient(heatmap, sample.orientation), preview.shape[1::-1])
+        png = _encode(".png", picture)
+        write_atomic(home / f"{name}.png", png)
+        written[name] = str(home / f"{name}.png")
+        overlays[name] = _data_url("image/png", png)
+    page = _templates.get_template("report.html.j2").render(
+        verdict=verdict,
+        words=TIER_WORDS[verdict.tier],
+        preview=_data_url("image/jpeg", _encode(".jpg", cv2.cvtColor(preview, cv2.COLOR_RGB2BGR))),
+        overlays=overlays,
+        titles=HEATMAP_TITLES,
+        opacity=OPACITY,
+        scale=max((abs(reason.contribution or 0) for reason in verdict.reasoning), default=0) or 1,
+        claims=verdict.provenance.get("claims", []),
+        facts={name: facts for name, facts in verdict.provenance.items() if facts and name != "claims"},
+    )
+    write_atomic(home / "report.html", page.encode())
+    written |= {"report": str(home / "report.html"), "verdict": str(home / "verdict.json")}
+    write_atomic(home / "verdict.json", dump(verdict_dict(verdict) | {"artifacts": written}, pretty=True).encode())
+    return written
+
+
+def shrink(rgb: RgbArray) -> RgbArray:
+    """At most PREVIEW_SIDE on the longer side; never enlarged."""
+    scale = PREVIEW_SIDE / max(rgb.shape[:2])
+    if scale >= 1:
+        return rgb
+    size = tuple(max(1, round(side * scale)) for side in rgb.shape[1::-1])
+    return np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+def colour(heatmap: Heatmap, size: tuple[int, ...]) -> NDArray[np.uint8]:
+    """A heatmap in 0..1 as a BGRA picture of ``size`` (width, height); transparent where nobody looked (NaN)."""
+    looked = np.isfinite(heatmap)
+    grey = np.where(looked, heatmap, 0).clip(0, 1)
+    grey, mask = (cv2.resize(each.astype(np.float32), size, interpolation=cv2.INTER_NEAREST) for each in (grey, looked))
+    picture = cv2.cvtColor(cv2.applyColorMap((grey * 255).astype(np.uint8), cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2BGRA)
+    picture[..., 3] = (mask * 255).astype(np.uint8)
+    return np.asarray(picture, dtype=np.uint8)
+
+
+def _encode(suffix: str, picture: NDArray[Any]) -> bytes:
+    done, data = cv2.imencode(suffix, picture, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if suffix == ".jpg" else [])
+    if not done:
+        raise RuntimeError(f"OpenCV could not encode {suffix}")
+    return bytes(data)
+
+
+def _data_url(mime: str, data: bytes) -> str:
+    return f"data:{mime};base64,{base64.b64encode(data).decode()}"

@@ -1,0 +1,78 @@
+"""A verdict for people at a terminal. Says nothing that the JSON does not."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from utils.contracts import Verdict
+from utils.errors import VerifyError
+
+TIER_WORDS = {
+    "real": "a real image",
+    "likely_real": "likely a real image",
+    "inconclusive": "inconclusive",
+    "likely_ai": "likely AI-generated",
+    "ai": "AI-generated",
+}
+TIER_STYLES = {"real": "green", "likely_real": "green", "inconclusive": "yellow", "likely_ai": "red", "ai": "bold red"}
+
+
+def show_verdict(console: Console, verdict: Verdict, *, short: bool = False) -> None:
+    """One line when ``short``; otherwise the verdict, its reasons, what was missing and what to beware of."""
+    source = printable(verdict.source)
+    head = Text.assemble(
+        (f"{verdict.label:<7}", TIER_STYLES[verdict.tier]),
+        f" {verdict.fusion_prob:.2f}  ",
+        (f"{TIER_WORDS[verdict.tier]:<20}", TIER_STYLES[verdict.tier]),
+        f"  {source} (by {verdict.decided_by})" if short else f"  {source}",
+    )
+    console.print(head, soft_wrap=True)
+    if short:
+        return
+    console.print(
+        f"  decided by {verdict.decided_by}, confidence {verdict.confidence:.2f}; "
+        f"{verdict.width} x {verdict.height} {verdict.format}; fusion {verdict.models['fusion']}",
+        style="dim",
+    )
+    reasons = Table(box=None, show_header=False, padding=(0, 1, 0, 2))
+    for reason in verdict.reasoning:
+        reasons.add_row(_arrow(reason.contribution), Text(printable(reason.text)))
+    console.print(reasons)
+    for warning in verdict.warnings:
+        console.print(Text(f"  warning: {printable(warning)}", style="yellow"))
+    _show_list(console, "unavailable", verdict.unavailable)
+    _show_list(console, "written", verdict.artifacts)
+    spent = sum(verdict.timings_ms.values())
+    measured = sum(value is not None for value in verdict.signals.values())
+    console.print(f"  {measured} of {len(verdict.signals)} signals measured in {spent:.0f} ms", style="dim")
+
+
+def show_error(console: Console, source: str, error: VerifyError) -> None:
+    console.print(
+        Text.assemble(("ERROR  ", "red"), f" {error.code}  {printable(source)}: {printable(str(error))}"),
+        soft_wrap=True,
+    )
+
+
+def printable(text: str) -> str:
+    """Without control characters: file names and metadata come from strangers, and a terminal obeys escapes."""
+    return "".join(char if char.isprintable() else "�" for char in text)
+
+
+def _arrow(contribution: float | None) -> Text:
+    if contribution is None:
+        return Text("·", style="dim")
+    word, style = ("AI", "red") if contribution > 0 else ("real", "green")
+    return Text(f"{contribution:+.2f} {word}", style=style)
+
+
+def _show_list(console: Console, title: str, entries: dict[str, str]) -> None:
+    """Names that share a reason stand on one line."""
+    names: dict[str, list[str]] = {}
+    for name, text in entries.items():
+        names.setdefault(text, []).append(name)
+    for text, group in names.items():
+        shown = ", ".join(group) if len(group) < 4 else f"{group[0]} and {len(group) - 1} more"
+        console.print(Text(f"  {title}: {shown}: {printable(text)}", style="dim"), soft_wrap=True)

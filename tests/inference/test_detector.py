@@ -1,0 +1,172 @@
+"""The conductor: order, missing parts, failing parts, animations, and the verdict it builds."""
+
+import json
+import math
+
+import jsonschema
+import numpy as np
+import pytest
+
+from inference.detector import Ensemble, Verifier, build_verifier
+from tests.fakes import FakeDetector, flat_sample, forensic, fusion_model
+from utils.contracts import PUBLIC_FEATURES, Measurement, Note
+from utils.errors import BadSettings, DeviceBusy, FusionMismatch
+from utils.settings import load_settings
+from utils.verdict_json import json_schema, verdict_dict
+
+MEANINGS = dict.fromkeys([*PUBLIC_FEATURES, "effnet_prob", "toy.value"], "a number")
+
+
+def verifier(*detectors, forensics=(), unavailable=None, inputs=("effnet_prob",), threshold=None):
+    ensemble = Ensemble(detectors, forensics, unavailable or {})
+    return Verifier(ensemble, fusion_model(*inputs), MEANINGS, threshold)
+
+
+def verdicts(built, *samples):
+    return [judgement.verdict for judgement in built.verify(samples)]
+
+
+def test_images_are_judged_in_order():
+    answers = verdicts(verifier(FakeDetector()), flat_sample(5), flat_sample(250), flat_sample(30))
+    assert [answer.label for answer in answers] == ["NON-AI", "AI", "NON-AI"]
+    assert [answer.tier for answer in answers] == ["real", "ai", "real"]
+
+
+def test_a_batch_answers_as_single_images_do():
+    built = verifier(FakeDetector())
+    samples = [flat_sample(level) for level in (0, 90, 180, 255)]
+    together = [answer.fusion_prob for answer in verdicts(built, *samples)]
+    assert together == [verdicts(built, sample)[0].fusion_prob for sample in samples]
+
+
+def test_no_image_gives_no_verdict():
+    assert verifier(FakeDetector()).verify([]) == []
+
+
+def test_a_failing_detector_is_unavailable_and_the_verdict_stands():
+    (answer,) = verdicts(verifier(FakeDetector(error=ValueError("secret path"))), flat_sample(9))
+    assert answer.signals["effnet_prob"] is None
+    assert answer.unavailable["effnet_prob"] == "effnet failed: internal error; see the log"
+    assert "secret" not in json.dumps(verdict_dict(answer))
+    assert answer.warnings == ("effnet failed: internal error; see the log",)
+    assert answer.fusion_prob == 0.5  # nothing measured: the prior
+
+
+def test_a_coded_failure_is_named():
+    (answer,) = verdicts(verifier(FakeDetector(error=DeviceBusy("no memory"))), flat_sample(9))
+    assert answer.unavailable["effnet_prob"] == "effnet failed: device_busy: no memory"
+
+
+def test_one_bad_image_costs_only_itself_a_signal():
+    detector = FakeDetector(error=ValueError("bad"), fails_on="bad")
+    good, bad, other = verdicts(verifier(detector), flat_sample(9), flat_sample(9, "bad"), flat_sample(200))
+    assert bad.signals["effnet_prob"] is None
+    assert None not in (good.signals["effnet_prob"], other.signals["effnet_prob"])
+
+
+def test_a_failing_forensic_module_is_unavailable_too():
+    def explode(sample):
+        raise ZeroDivisionError
+
+    (answer,) = verdicts(verifier(FakeDetector(), forensics=[forensic("toy", "pixels", explode)]), flat_sample(9))
+    assert "toy failed" in answer.unavailable["toy.value"]
+    assert answer.label == "NON-AI"
+
+
+def test_a_number_that_does_not_apply_says_why():
+    skip = forensic("toy", "file", lambda sample: Measurement({"toy.value": math.nan}, skipped="not a JPEG"))
+    (answer,) = verdicts(verifier(FakeDetector(), forensics=[skip]), flat_sample(9))
+    assert (answer.signals["toy.value"], answer.unavailable["toy.value"]) == (None, "not a JPEG")
+
+
+def test_an_animation_is_judged_by_the_median_of_its_frames():
+    frames = tuple(np.full((16, 16, 3), level, np.uint8) for level in (250, 250))
+    seen = []
+
+    def measure(sample):
+        seen.append(sample.source)
+        return Measurement({"toy.value": float(sample.rgb[0, 0, 0])})
+
+    forensics = [forensic("toy", "pixels", measure)]
+    (answer,) = verdicts(verifier(FakeDetector(), forensics=forensics), flat_sample(0, frames=frames, frame_count=3))
+    assert answer.signals["effnet_prob"] == pytest.approx(250 / 255, abs=1e-6)
+    assert answer.signals["toy.value"] == 250
+    assert len(seen) == 3
+
+
+def test_a_module_that_reads_the_file_looks_once():
+    seen = []
+
+    def measure(sample):
+        seen.append(sample.source)
+        return Measurement({"toy.value": 1.0})
+
+    frames = (np.zeros((16, 16, 3), np.uint8),)
+    verdicts(verifier(FakeDetector(), forensics=[forensic("toy", "file", measure)]), flat_sample(0, frames=frames))
+    assert len(seen) == 1
+
+
+def test_a_generator_mark_decides_and_the_pixels_keep_their_number():
+    claim = {
+        "source": "png_text",
+        "kind": "generated",
+        "grade": "forgeable_metadata",
+        "generator": "X",
+        "text": "says X",
+    }
+    mark = forensic("toy", "file", lambda sample: Measurement({"toy.value": 1.0}, facts={"claims": [claim]}))
+    (answer,) = verdicts(verifier(FakeDetector(), forensics=[mark]), flat_sample(5))
+    assert (answer.label, answer.tier, answer.decided_by) == ("AI", "likely_ai", "provenance")
+    assert answer.fusion_prob < 0.1
+    assert answer.provenance["claims"] == [claim]
+    assert "says X" in [reason.text for reason in answer.reasoning]
+
+
+def test_notes_and_contributions_are_reasons():
+    noted = forensic(
+        "toy", "file", lambda sample: Measurement({"toy.value": 1.0}, notes=(Note("odd", "An odd thing."),))
+    )
+    (answer,) = verdicts(verifier(FakeDetector(), forensics=[noted]), flat_sample(5))
+    by_code = {reason.code: reason for reason in answer.reasoning}
+    assert by_code["odd"].contribution is None
+    contributions = [reason for reason in answer.reasoning if reason.feature == "effnet_prob"]
+    assert [reason.contribution < 0 for reason in contributions] == [True]
+
+
+def test_what_is_not_installed_is_listed():
+    (answer,) = verdicts(verifier(unavailable={"dino_prob": "weights not installed: run this"}), flat_sample(5))
+    assert answer.dino_prob is None
+    assert answer.unavailable["dino_prob"] == "weights not installed: run this"
+
+
+def test_a_threshold_of_the_caller_moves_the_label():
+    assert verdicts(verifier(FakeDetector(), threshold=0.0), flat_sample(5))[0].label == "AI"
+
+
+def test_fusion_refuses_to_start_without_its_inputs():
+    with pytest.raises(FusionMismatch, match="nobody_makes_this"):
+        verifier(FakeDetector(), inputs=("nobody_makes_this",))
+
+
+def test_a_verdict_follows_its_published_schema():
+    (answer,) = verdicts(verifier(FakeDetector(), unavailable={"dino_prob": "no"}), flat_sample(5))
+    document = json.loads(json.dumps(verdict_dict(answer), allow_nan=False))
+    jsonschema.validate(document, json_schema())
+    assert list(document) == list(json_schema()["properties"])
+
+
+def test_the_schema_refuses_another_label():
+    (answer,) = verdicts(verifier(FakeDetector()), flat_sample(5))
+    document = json.loads(json.dumps(verdict_dict(answer))) | {"label": "FAKE"}
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(document, json_schema())
+
+
+def test_a_mistyped_detector_is_named_with_the_nearest():
+    with pytest.raises(BadSettings, match="did you mean 'fatformer'"):
+        build_verifier(load_settings(detectors="fatfromer"))
+
+
+def test_two_detectors_for_one_feature_are_refused():
+    with pytest.raises(BadSettings, match="mantra_anomaly"):
+        build_verifier(load_settings(detectors="mantranet"))

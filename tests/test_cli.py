@@ -1,0 +1,188 @@
+"""The command line as a user meets it: answers, JSON, exit codes, and what goes where."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+
+import img_ml_verify as cli
+from utils.verdict_json import json_schema
+
+ROOT = Path(__file__).parent.parent
+PHOTO = str(cli.demo_photograph())
+A1111 = "a cat\nNegative prompt: dog\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 64x64, Model: sd15"
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A photograph small enough for fast runs, as a file."""
+    path = tmp_path / "small.png"
+    with Image.open(PHOTO) as image:
+        image.crop((0, 0, 160, 120)).save(path)
+    return path
+
+
+def run(capsys, *argv):
+    code = cli.main([str(each) for each in argv])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_the_demo_judges_a_real_photograph(capsys):
+    code, out, _ = run(capsys, "--demo")
+    assert code == 0
+    assert "china.jpg" in out
+    assert "decided by fusion" in out
+
+
+def test_one_image_gives_one_json_object_that_follows_the_schema(capsys, small):
+    code, out, err = run(capsys, small, "--json")
+    verdict = json.loads(out)
+    jsonschema.validate(verdict, json_schema())
+    assert (code, err) == (0, "")
+    assert (verdict["width"], verdict["height"], verdict["format"]) == (160, 120, "PNG")
+    assert verdict["label"] == ("AI" if verdict["fusion_prob"] >= verdict["threshold"] else "NON-AI")
+
+
+def test_several_images_give_a_json_line_each_in_order(capsys, small, tmp_path):
+    bad = tmp_path / "bad.jpg"
+    bad.write_text("not an image")
+    code, out, _ = run(capsys, small, bad, small, "--json")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert code == 3
+    assert [line["source"] for line in lines] == [str(small), str(bad), str(small)]
+    assert lines[1]["error"]["code"] == "not_an_image"
+    assert lines[0]["fusion_prob"] == lines[2]["fusion_prob"]
+
+
+def test_a_folder_is_searched_and_other_files_are_left_alone(capsys, small):
+    (small.parent / "notes.txt").write_text("hello")
+    (small.parent / "deeper").mkdir()
+    small.with_name("deeper").joinpath("B.PNG").write_bytes(small.read_bytes())
+    code, out, _ = run(capsys, small.parent, "--json")
+    assert code == 0
+    assert [Path(json.loads(line)["source"]).name for line in out.splitlines()] == ["B.PNG", "small.png"]
+
+
+def test_an_empty_folder_is_an_error(capsys, tmp_path):
+    code, out, err = run(capsys, tmp_path)
+    assert (code, out) == (3, "")
+    assert err.startswith("file_not_found: ")
+
+
+def test_standard_input_is_judged(small):
+    command = [sys.executable, "img_ml_verify.py", "-", "--json"]
+    done = subprocess.run(command, input=small.read_bytes(), capture_output=True, cwd=ROOT, check=True)
+    assert json.loads(done.stdout)["source"] == "-"
+    assert done.stderr == b""
+
+
+def test_a_generator_mark_decides_and_its_removal_takes_the_claim_away(capsys, small, tmp_path):
+    marked = tmp_path / "marked.png"
+    text = PngImagePlugin.PngInfo()
+    text.add_text("parameters", A1111)
+    with Image.open(small) as image:
+        image.save(marked, pnginfo=text)
+    _, with_mark, _ = run(capsys, marked, "--json")
+    _, without, _ = run(capsys, small, "--json")
+    with_mark, without = json.loads(with_mark), json.loads(without)
+    assert (with_mark["label"], with_mark["tier"], with_mark["decided_by"]) == ("AI", "likely_ai", "provenance")
+    assert (without["decided_by"], without["provenance"]["claims"]) == ("fusion", [])
+    assert with_mark["fusion_prob"] == pytest.approx(without["fusion_prob"], abs=0.02)  # the pixels are the same
+
+
+def test_artifacts_are_written_where_the_verdict_says(capsys, small, tmp_path):
+    code, out, _ = run(capsys, small, "--json", "--artifacts", tmp_path / "out")
+    written = json.loads(out)["artifacts"]
+    assert code == 0
+    assert {"ela", "noise", "report", "verdict"} <= set(written)
+    for name, path in written.items():
+        if path.endswith(".png"):
+            with Image.open(path) as picture:
+                assert picture.size == (160, 120), name
+    assert json.loads(Path(written["verdict"]).read_text()) == json.loads(out)
+
+
+def test_the_report_is_self_contained_and_escapes_what_strangers_wrote(capsys, tmp_path):
+    nasty = tmp_path / "a&<b>'.png"
+    text = PngImagePlugin.PngInfo()
+    text.add_text("parameters", A1111.replace("a cat", "<script>alert(1)</script>"))
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(nasty, pnginfo=text)
+    _, out, _ = run(capsys, nasty, "--json", "--artifacts", tmp_path / "out")
+    page = Path(json.loads(out)["artifacts"]["report"]).read_text()
+    assert "<script>alert(1)" not in page
+    assert "a&<b>" not in page
+    assert "http://" not in page.replace("http://cv.iptc.org", "")
+    assert 'src="http' not in page
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [([], "no input"), (["x.jpg", "--threshold", "7"], "0..1"), (["--profile", "huge", "x"], "invalid choice")],
+)
+def test_bad_usage_exits_with_2(capsys, argv, message):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(argv)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_incomplete_installation_exits_with_4(capsys, monkeypatch, small):
+    monkeypatch.setenv("IMGV_FUSION", "no-such-artifact")
+    code, out, err = run(capsys, small)
+    assert (code, out) == (4, "")
+    assert err.startswith("fusion_corrupt: ")
+
+
+def test_a_refused_url_is_answered_without_a_traceback(capsys):
+    code, out, _ = run(capsys, "http://127.0.0.1/a.jpg", "--json")
+    assert code == 3
+    assert json.loads(out)["error"]["code"] == "url_refused"
+
+
+def test_the_threshold_moves_the_label(capsys, small):
+    assert json.loads(run(capsys, small, "--json", "--threshold", "0")[1])["label"] == "AI"
+    assert json.loads(run(capsys, small, "--json", "--threshold", "1")[1])["label"] == "NON-AI"
+
+
+def test_the_schema_is_printed(capsys):
+    assert json.loads(run(capsys, "--schema")[1]) == json_schema()
+
+
+@pytest.mark.parametrize("option", ["--help", "--schema"])
+def test_help_and_schema_do_not_import_torch(option):
+    code = f"import sys, img_ml_verify\ntry: img_ml_verify.main([{option!r}])\nexcept SystemExit: pass\n"
+    code += "sys.exit('torch' in sys.modules or 'cv2' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_colour_goes_into_a_pipe(capsys, small):
+    assert "\x1b" not in run(capsys, small)[1]
+
+
+def test_a_file_name_cannot_steer_the_terminal(capsys, small):
+    evil = small.with_name("a\x1b[31mred\n.png")
+    evil.write_bytes(small.read_bytes())
+    out = run(capsys, evil)[1]
+    assert "\x1b" not in out
+
+
+def test_a_reader_that_goes_away_is_no_error(small):
+    command = f"{sys.executable} img_ml_verify.py {small} {small} --json | head -c 1"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], cwd=ROOT, capture_output=True, check=False)
+    assert done.stderr == b""
+    assert done.returncode == 0
+
+
+def test_truncated_photographs_are_judged_and_flagged(capsys, tmp_path):
+    cut = tmp_path / "cut.jpg"
+    cut.write_bytes(Path(PHOTO).read_bytes()[:90_000])
+    code, out, _ = run(capsys, cut, "--json")
+    assert code == 0
+    assert any("truncated" in warning for warning in json.loads(out)["warnings"])

@@ -58,7 +58,8 @@ def demo_photograph() -> Path:
     package = find_spec("sklearn")
     if package is None or package.origin is None:
         raise SystemExit("--demo needs scikit-learn: pip install -r requirements.txt")
-    return Path(package.origin).parent / "datasets" / "images" / "china.jpg"
+    photograph = Path(package.origin).parent / "datasets" / "images" / "china.jpg"
+    return photograph.relative_to(Path.cwd()) if photograph.is_relative_to(Path.cwd()) else photograph
 
 
 def main(argv: Sequence[str] | None = None) -> int:

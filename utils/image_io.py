@@ -164,6 +164,8 @@ def _decode(raw: bytes, source: str, kind: str, limits: Limits) -> Sample:
         # Pillow turned it upright while loading; we turn it back, so that pixels are as stored in every format.
         back = {6: 8, 8: 6}.get(orientation, orientation)
         rgb, alpha = orient(rgb, back), None if alpha is None else orient(alpha, back)
+    if converted := _conversion(raw, kind, mode):
+        lines.append(converted)
     frame_count = _frame_count(image, kind, layout, lines)
     frames = _sample_frames(image, frame_count, limits, lines) if frame_count > 1 else ()
     trailing = max(0, len(raw) - layout.end) if layout.end else 0
@@ -315,6 +317,13 @@ def _to_srgb(
             straight = rgb[top : top + rows].astype(np.uint16)
             rgb[top : top + rows] = (straight * opacity + 255 * (255 - opacity) + 127) // 255
     return rgb, alpha
+
+
+def _conversion(raw: bytes, kind: str, mode: str) -> str:
+    """What the pixels lost on the way to 8-bit sRGB, for a person; empty when nothing to speak of."""
+    if mode.startswith("I") or mode == "F" or (kind == "PNG" and raw[24:25] == b"\x10"):  # IHDR's bit depth
+        return "more than 8 bits per channel: judged at 8"
+    return f"{mode} colours: judged after conversion to sRGB" if mode in ("CMYK", "LAB") else ""
 
 
 def _with_alpha(band: Image.Image) -> Image.Image:

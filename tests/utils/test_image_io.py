@@ -456,3 +456,17 @@ def test_a_stream_is_read_to_its_limit() -> None:
     assert read_stream(io.BytesIO(b"x" * 10), 10) == b"x" * 10
     with pytest.raises(TooManyBytes):
         read_stream(io.BytesIO(b"x" * 11), 10)
+
+
+@pytest.mark.parametrize(
+    ("image", "format", "line"),
+    [
+        (Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64)), "PNG", "more than 8 bits per channel"),
+        (Image.new("F", (8, 8), 0.5), "TIFF", "more than 8 bits per channel"),
+        (Image.new("CMYK", (8, 8)), "JPEG", "CMYK colours"),
+    ],
+)
+def test_a_conversion_that_loses_something_is_told(image, format, line):
+    out = io.BytesIO()
+    image.save(out, format)
+    assert any(line in warning for warning in decode(out.getvalue(), "x", LIMITS).warnings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,8 @@ if TYPE_CHECKING:  # imported where used: --help and --schema answer without num
     from utils.errors import VerifyError
     from utils.ingress import Ingress
     from utils.settings import Settings
+
+log = logging.getLogger(__name__)
 
 EXIT_JUDGED, EXIT_USAGE, EXIT_NOT_JUDGED, EXIT_SETUP, EXIT_INTERRUPTED = 0, 2, 3, 4, 130
 BATCH = 8  # images judged together: detectors run batched, memory stays bounded
@@ -133,7 +136,7 @@ def judge(
     sources: Sequence[str], ingress: Ingress, verifier: Verifier
 ) -> Iterator[tuple[str, Sample | None, Judgement | VerifyError]]:
     """Answer for every source, in order: a judgement, or the error that says why there is none."""
-    from utils.errors import VerifyError
+    from utils.errors import Internal, VerifyError
 
     waiting = iter(sources)
     while batch := list(islice(waiting, BATCH)):
@@ -143,6 +146,9 @@ def judge(
                 loaded.append(ingress.load(source))
             except VerifyError as error:
                 loaded.append(error)
+            except Exception:  # a bug of ours must not cost the other images their answer
+                log.exception("cannot load %s", source)
+                loaded.append(Internal("a bug of ours, not your image's fault; please report the traceback above"))
         judged = iter(verifier.verify([each for each in loaded if not isinstance(each, VerifyError)]))
         for source, each in zip(batch, loaded, strict=True):
             if isinstance(each, VerifyError):

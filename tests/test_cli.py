@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 import img_ml_verify as cli
+from utils.ingress import Ingress
 from utils.verdict_json import json_schema
 
 ROOT = Path(__file__).parent.parent
@@ -186,3 +187,18 @@ def test_truncated_photographs_are_judged_and_flagged(capsys, tmp_path):
     code, out, _ = run(capsys, cut, "--json")
     assert code == 0
     assert any("truncated" in warning for warning in json.loads(out)["warnings"])
+
+
+def test_a_bug_while_loading_one_image_leaves_the_others_their_answers(capsys, small, monkeypatch):
+    real = Ingress.load
+
+    def load(self, source):
+        if source == "bug":
+            raise ZeroDivisionError
+        return real(self, source)
+
+    monkeypatch.setattr(Ingress, "load", load)
+    code, out, _ = run(capsys, "bug", small, "--json")
+    bug, good = (json.loads(line) for line in out.splitlines())
+    assert (code, bug["error"]["code"]) == (3, "internal")
+    assert "label" in good

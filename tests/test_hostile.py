@@ -348,3 +348,9 @@ def test_the_same_seed_makes_the_same_files() -> None:
     time.sleep(1.1)  # formats that record the time count in seconds
     assert list(fuzz.mutants(40, 3)) == first
     assert list(fuzz.mutants(40, 3)) != list(fuzz.mutants(40, 4))
+
+
+@pytest.mark.parametrize("offset", [1 << 40, (1 << 64) - 1])
+def test_a_bigtiff_whose_directory_lies_beyond_any_file_is_undecodable(offset: int) -> None:
+    with pytest.raises(Undecodable):
+        decode(b"II+\0\x08\0\0\0" + offset.to_bytes(8, "little") + bytes(64), "x", LIMITS)

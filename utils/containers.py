@@ -281,7 +281,7 @@ def _tiff_layout(raw: bytes) -> Layout:
         for _, kind, values in (struct.unpack_from(order + entry, raw, at + i * step) for i in range(entries)):
             if kind not in (1, 2, 6, 7) and values > _TIFF_VALUES:
                 raise Undecodable("a TIFF page with an abnormal number of strips or tiles")
-    except struct.error:
+    except (struct.error, OverflowError):  # past the end of the file, or of any file: BigTIFF counts in 64 bits
         pass
     return Layout()
 

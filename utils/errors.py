@@ -87,6 +87,24 @@ class UrlNotFound(InputError):
     code = "url_not_found"
 
 
+class BadMessage(InputError):
+    """A queue entry that is not a job we understand."""
+
+    code = "bad_message"
+
+
+class PathRefused(InputError):
+    """A queued path that is not below a folder the operator opened to jobs."""
+
+    code = "path_refused"
+
+
+class DeadlinePassed(InputError):
+    """The caller's own deadline came before an answer."""
+
+    code = "deadline_passed"
+
+
 class FetchFailed(TransientError):
     code = "fetch_failed"
 
@@ -97,6 +115,24 @@ class FetchTimeout(TransientError):
 
 class DeviceBusy(TransientError):
     code = "device_busy"
+
+
+class QueueFull(TransientError):
+    """More jobs wait than the operator allows; the job was not added."""
+
+    code = "queue_full"
+
+
+class WorkerLost(TransientError):
+    """Every worker that held the job died or froze: killed for memory, crashed, or shut down too often."""
+
+    code = "worker_lost"
+
+
+class Internal(TransientError):
+    """A bug of ours, as the caller of a queue sees it; the log has the traceback."""
+
+    code = "internal"
 
 
 class BadSettings(SetupError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from utils.errors import BadSettings
@@ -15,7 +15,13 @@ class Settings(BaseSettings):
     """Environment variables carry the prefix IMGV_, e.g. IMGV_MAX_BYTES=50000000."""
 
     model_config = SettingsConfigDict(
-        env_prefix="IMGV_", env_file=".env", env_ignore_empty=True, frozen=True, extra="ignore", validate_default=True
+        env_prefix="IMGV_",
+        env_file=".env",
+        env_ignore_empty=True,
+        frozen=True,
+        extra="ignore",
+        validate_default=True,
+        populate_by_name=True,
     )
 
     profile: Literal["embedded", "full"] = Field("embedded", description="which detectors run")
@@ -48,7 +54,46 @@ class Settings(BaseSettings):
     fetch_redirects: int = Field(3, ge=0, description="redirects followed; each is checked again")
     fetch_ports: str = Field("80,443", pattern=r"^\d+(,\d+)*$", description="ports we connect to, comma separated")
 
-    @field_validator("weights_dir")
+    redis_url: SecretStr = Field(
+        SecretStr(""),
+        validation_alias=AliasChoices("IMGV_REDIS_URL", "REDIS_URL"),  # REDIS_URL is what platforms set
+        description="the queue's server, also read from REDIS_URL; empty: the one that --embedded starts",
+    )
+    queue_prefix: str = Field(
+        "image_verify", pattern=r"^\S{1,100}$", description="start of every key; for Redis Cluster: {image_verify}"
+    )
+    queue_lease_seconds: float = Field(30.0, gt=0, description="a job not renewed for this long goes to another worker")
+    queue_attempts: int = Field(4, ge=2, description="how often a job is tried before it is dead-lettered")
+    queue_retry_seconds: float = Field(2.0, gt=0, description="first retry delay at most; it doubles, with full jitter")
+    queue_max_waiting: int = Field(100_000, gt=0, description="producers refuse to add a job when this many wait")
+    queue_max_jobs: int = Field(64, gt=0, description="jobs one worker holds at a time")
+    queue_max_mb: int = Field(512, gt=0, description="image bytes, and pixels, that one worker holds at a time, in MiB")
+    queue_batch: int = Field(8, gt=0, description="images judged together")
+    queue_decoders: int = Field(2, gt=0, description="images decoded at the same time, each in a process of its own")
+    queue_stuck_seconds: float = Field(
+        300.0, gt=0, description="a worker whose models take longer for a batch ends itself"
+    )
+    queue_drain_seconds: float = Field(25.0, ge=0, description="after SIGTERM, time to finish what the models work on")
+    queue_answer_seconds: int = Field(86_400, gt=0, description="how long an answer is kept by its job id")
+    queue_results_kept: int = Field(100_000, gt=0, description="about how many answers the results stream keeps")
+    queue_cache_seconds: int = Field(0, ge=0, description="answer the same bytes again from a cache this old; 0: never")
+    queue_profiles: str = Field("", description="further profiles that jobs may name, comma separated; each is loaded")
+    queue_paths: str = Field("", description="folders whose files jobs may name by path, colon separated; empty: none")
+    queue_artifacts_dir: str = Field("", description="where jobs that ask for artifacts get them; empty: refused")
+    queue_metrics: str = Field(
+        "", pattern=r"^$|^\S*:\d+$", description="host:port for /metrics, /healthz and /readyz; empty: off"
+    )
+    queue_embedded_dir: Path = Field(
+        Path("~/.cache/img_ml_verify/queue"), description="data and socket of the server that --embedded starts"
+    )
+    callback_secret: SecretStr = Field(
+        SecretStr(""),
+        description="signs callbacks: whsec_ and base64, as in Standard Webhooks; empty: callbacks refused",
+    )
+    callback_attempts: int = Field(8, ge=2, description="how often a callback is tried before it is dead-lettered")
+    log_json: bool = Field(False, description="the worker's log as one JSON object per line")
+
+    @field_validator("weights_dir", "queue_embedded_dir")
     @classmethod
     def _expand_home(cls, path: Path) -> Path:
         return path.expanduser()

@@ -16,7 +16,7 @@ from forensics.registry import Forensic, load_forensics
 from fusion.decision import decide
 from fusion.explain import explain
 from fusion.meta_model import FusionModel
-from inference.registry import DETECTORS, feature_meanings, select_detectors
+from inference.registry import DETECTORS, Spec, feature_meanings, select_detectors
 from models.loaders import SHIPPED, Weights, find
 from utils.contracts import (
     PUBLIC_FEATURES,
@@ -226,11 +226,18 @@ def build_ensemble(settings: Settings) -> Ensemble:
         except WeightsMissing as error:  # known before torch is imported
             unavailable.update(dict.fromkeys(spec.features, str(error)))
             continue
-        module, _, cls = spec.path.partition(":")
-        device, reason = pick_device(settings.device)
-        log.info("%s: device=%s (%s)", name, device, reason)
-        detectors.append(getattr(import_module(module), cls).load(weights, device))
+        detectors.append(_load_detector(name, spec, weights, settings))
     return Ensemble(detectors, load_forensics(settings.c2pa_trust_anchors), unavailable)
+
+
+def _load_detector(name: str, spec: Spec, weights: Weights, settings: Settings) -> Detector:
+    import torch  # takes seconds, and nothing before the first installed detector needs it
+
+    module, _, cls = spec.path.partition(":")
+    device, reason = pick_device(settings.device)
+    log.info("%s: device=%s (%s), %s", name, device, reason, settings.precision)
+    detector: Detector = getattr(import_module(module), cls).load(weights, device, getattr(torch, settings.precision))
+    return detector
 
 
 def build_verifier(settings: Settings) -> Verifier:

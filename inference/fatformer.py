@@ -18,22 +18,21 @@ from PIL import Image
 from torch import Tensor
 
 from inference.base import TorchDetector
+from inference.registry import DETECTORS
+from inference.views import IMAGENET, to_tensor
 from models.fatformer_net import TINY, FatFormer, official_name
 from models.loaders import Weights, load_into
 from utils.contracts import Measurement, Sample
 
 RESIZE = 256
 CROP = 224
-# ImageNet statistics, not CLIP's: upstream trained with these.
-MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
-STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
 
 class FatFormerDetector(TorchDetector):
     """``fatformer_prob``: softmax probability of the class "fake"."""
 
     name: ClassVar[str] = "fatformer"
-    features: ClassVar[Mapping[str, str]] = {"fatformer_prob": "probability of AI by FatFormer, 0..1"}
+    features: ClassVar[Mapping[str, str]] = DETECTORS["fatformer"].features
 
     @classmethod
     def load(cls, weights: Weights, device: str, dtype: torch.dtype = torch.float32) -> Self:
@@ -53,9 +52,8 @@ class FatFormerDetector(TorchDetector):
         # Aspect ratio is not kept. Pillow's resize is what torchvision calls for a PIL image; it antialiases.
         resized = Image.fromarray(sample.upright).resize((RESIZE, RESIZE), Image.Resampling.BILINEAR)
         border = (RESIZE - CROP) // 2
-        pixels = np.asarray(resized, dtype=np.float32)[border : border + CROP, border : border + CROP]
-        scaled = torch.from_numpy(pixels).permute(2, 0, 1) / 255
-        return ((scaled - MEAN) / STD).unsqueeze(0)
+        pixels = np.asarray(resized)[border : border + CROP, border : border + CROP]
+        return to_tensor(pixels, IMAGENET).unsqueeze(0)  # ImageNet's statistics, not CLIP's: upstream trained with them
 
     def forward(self, views: Tensor) -> tuple[Tensor, ...]:
         return (self.network(views).softmax(dim=-1)[:, 1],)

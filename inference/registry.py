@@ -1,7 +1,7 @@
 """The table of detectors, and the feature schema that follows from it. Importing it loads no network.
 
-To add a detector: write inference/<name>.py, add one entry here, its card in models/weights.toml and its golden
-numbers in tests/golden/. To switch one on: a profile below, or the setting IMGV_DETECTORS.
+To add a detector: write inference/<name>.py, add one entry here, its card in models/weights.toml and its parity
+test in tests/inference/. To switch one on: a profile below, or the setting IMGV_DETECTORS.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Spec:
 # Both widths of ManTraNet answer the same question, so they share names and a profile lists one of them.
 MANTRA = {
     "mantra_anomaly": "mean of ManTraNet's manipulation map, 0..1",
-    "mantra.max": "maximum of ManTraNet's manipulation map, 0..1",
+    "mantra.max": "99.9th percentile of ManTraNet's manipulation map, 0..1",
     "mantra.area": "share of the image that ManTraNet marks as manipulated, 0..1",
     "mantra.concentration": "how far the mass of ManTraNet's map sits in one place, 0..1",
 }
@@ -56,12 +56,12 @@ DETECTORS: dict[str, Spec] = {
     ),
     "clip_h14": Spec(
         "inference.clip_models:ClipH14Detector",
-        ("clip_h14",),
+        ("clip_h14", "clip_h14_text"),
         {"clip_h14_prob": "probability of AI by CLIP ViT-H/14 against prompts, 0..1"},
     ),
     "clip_bigg": Spec(
         "inference.clip_models:ClipBigGDetector",
-        ("clip_bigg",),
+        ("clip_bigg", "clip_bigg_text"),
         {"clip_bigg_prob": "probability of AI by CLIP ViT-bigG/14 against prompts, 0..1"},
     ),
     "mantranet": Spec("inference.mantranet:ManTraNetDetector", ("mantranet",), MANTRA),

@@ -1,0 +1,53 @@
+"""Square views of an image as vision transformers are trained on. Knows no network and no file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from utils.contracts import RgbArray
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Mean and standard deviation of each colour of a training set, for pixels in 0..1."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+IMAGENET = Statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+OPENAI_CLIP = Statistics((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+
+def centre_square(rgb: RgbArray, resize: int, side: int) -> RgbArray:
+    """Scale the shorter side to ``resize``, bicubic and antialiased, and cut the central ``side`` x ``side`` pixels.
+
+    The result of torchvision's ``Resize(resize)`` and ``CenterCrop(side)`` on a Pillow image, to a grey level (0.04 % of
+    the values of a photograph differ by more, where Pillow clips ringing between its passes). Only the part that is
+    kept is scaled: the whole of a 1 x 4000 image would be 224 x 896000.
+
+    Args:
+        side: at most ``resize``.
+    """
+    height, width = rgb.shape[:2]
+    shorter = min(height, width)
+    box = []  # where the square lies in the source: left, top, then right, bottom
+    for length in (width, height):
+        scaled = resize * length // shorter
+        offset = round((scaled - side) / 2)
+        box.append((offset * length / scaled, min((offset + side) * length / scaled, float(length))))
+    (left, right), (top, bottom) = box
+    square = Image.fromarray(rgb).resize((side, side), Image.Resampling.BICUBIC, (left, top, right, bottom))
+    return np.asarray(square)
+
+
+def to_tensor(pixels: RgbArray, statistics: Statistics) -> Tensor:
+    """H x W x 3 uint8 -> (3, H, W) float32 in units of the training set's deviation."""
+    scaled = torch.from_numpy(np.array(pixels)).permute(2, 0, 1).float() / 255
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (statistics.mean, statistics.std))
+    return (scaled - mean) / std

@@ -1,0 +1,142 @@
+"""GhostNet as a detector: where its tiles lie, how score and map follow from them, and its weights' real path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from sklearn.datasets import load_sample_image
+from torch import Tensor, nn
+
+from inference.ghostnet import CELL, MAX_TILES, TILE, GhostNetDetector, assemble, cut, tile_origins
+from models.ghostnet_net import GhostNetForensics, pool
+from models.loaders import Weights, sha256_of
+from utils.contracts import Sample
+from utils.errors import WeightsCorrupt, WeightsMismatch, WeightsMissing
+
+SHAPES = [(1, 1), (31, 4000), (4000, 31), (256, 256), (257, 511), (427, 640), (1024, 1024), (3000, 4001), (1, 90_000)]
+
+
+def sample_of(rgb: np.ndarray, orientation: int = 1) -> Sample:
+    return Sample("x", b"", np.ascontiguousarray(rgb, dtype=np.uint8), "JPEG", orientation=orientation)
+
+
+@pytest.fixture(scope="module")
+def photograph() -> np.ndarray:
+    return load_sample_image("china.jpg")
+
+
+class Brightness(nn.Module):
+    """A patch's logit is a tenth of its mean brightness, less 10, so that places can be recognised."""
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        patches = nn.functional.avg_pool2d(images.mean(dim=1), 32) / 10 - 10
+        return pool(patches.flatten(1)), patches
+
+
+# --- tiles
+
+
+@pytest.mark.parametrize(("height", "width"), SHAPES)
+def test_tiles_are_few_inside_the_image_and_in_phase_with_jpeg(height: int, width: int) -> None:
+    origins = tile_origins(height, width)
+    assert 1 <= len(origins) <= MAX_TILES
+    assert len(set(origins)) == len(origins)
+    for top, left in origins:
+        assert top % CELL == left % CELL == 0
+        assert 0 <= top <= max(0, height - TILE)
+        assert 0 <= left <= max(0, width - TILE)
+
+
+def test_up_to_a_megapixel_every_cell_is_seen_and_beyond_it_nobody_guesses() -> None:
+    for height, width in ((1, 1), (257, 511), (427, 640), (1024, 1024), (31, 4000)):
+        values = np.full((len(tile_origins(height, width)), 8, 8), 0.25, np.float32)
+        heatmap = assemble(values, height, width)
+        assert heatmap.shape == (max(1, height // 8), max(1, width // 8))
+        np.testing.assert_allclose(heatmap, 0.25)
+    heatmap = assemble(np.full((len(tile_origins(3000, 4000)), 8, 8), 0.25, np.float32), 3000, 4000)
+    assert 0.05 < np.isnan(heatmap).mean() < 0.95
+    assert np.isfinite(heatmap[[0, 0, -1, -1], [0, -1, 0, -1]]).all(), "the corners are seen"
+
+
+def test_a_small_image_is_mirrored_not_framed() -> None:
+    small = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    tile = cut(small, 0, 0)
+    assert tile.shape == (TILE, TILE, 3)
+    np.testing.assert_array_equal(tile[:4, :4, 0], [[0, 3, 3, 0], [6, 9, 9, 6], [6, 9, 9, 6], [0, 3, 3, 0]])
+
+
+# --- score and map
+
+
+def test_the_map_shows_where_and_lies_on_the_stored_pixels() -> None:
+    image = np.zeros((512, 768, 3))
+    image[256:288, 512:544] = 200
+    detector = GhostNetDetector(Brightness(), "x")
+    heatmap = detector.score([sample_of(image, orientation=6)])[0].heatmaps["ghostnet"]
+    assert heatmap.shape == (64, 96)
+    bright = np.argwhere(heatmap > 0.9)
+    assert bright.min(axis=0).tolist() == [32, 64]
+    assert bright.max(axis=0).tolist() == [35, 67]
+    assert heatmap[0, 0] < 0.01
+
+
+def test_the_score_pools_the_patches_of_all_tiles(photograph: np.ndarray) -> None:
+    detector = GhostNetDetector(Brightness(), "x")
+    small = sample_of(photograph[:256, :256])
+    views = detector.preprocess(sample_of(photograph))
+    assert len(views) == 6
+    _, patches = detector.network(views)
+    one_logit, _ = detector.network(detector.preprocess(small))
+    assert patches.std() > 0.5, "else a mean would do as well"
+    found = detector.score([sample_of(photograph), small])
+    expected = float(patches.flatten().exp().mean().log().sigmoid())
+    assert found[0].features["ghostnet_score"] == pytest.approx(expected, abs=1e-5)
+    assert found[1].features["ghostnet_score"] == pytest.approx(float(one_logit.sigmoid()), abs=1e-5)
+
+
+def test_a_batch_gives_what_single_images_give(photograph: np.ndarray) -> None:
+    detector = GhostNetDetector.tiny()
+    samples = [sample_of(photograph[:, :200]), sample_of(photograph), sample_of(photograph[:100])]
+    together = [measured.features["ghostnet_score"] for measured in detector.score(samples)]
+    alone = [detector.score([sample])[0].features["ghostnet_score"] for sample in samples]
+    assert together == pytest.approx(alone, abs=1e-5)
+    assert len(set(together)) == 3
+
+
+# --- weights
+
+
+def installed(folder: Path, state: dict[str, Tensor], sha256: str = "") -> Weights:
+    path = folder / "ghostnet.safetensors"
+    save_file(state, path)
+    (folder / "weights.toml").write_text(f'[ghostnet]\nfile = "{path.name}"\nsha256 = "{sha256 or sha256_of(path)}"\n')
+    return Weights.at(folder)
+
+
+def test_trained_weights_load_and_score(tmp_path: Path, photograph: np.ndarray) -> None:
+    torch.manual_seed(1)
+    network = GhostNetForensics().eval()
+    detector = GhostNetDetector.load(installed(tmp_path, network.state_dict()), "cpu")
+    sample = sample_of(photograph[:256, :300])
+    found = detector.score([sample])[0].features["ghostnet_score"]
+    expected = GhostNetDetector(network, "x").score([sample])[0].features["ghostnet_score"]
+    assert 0 < found < 1
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert detector.version.startswith("ghostnet@sha256:")
+
+
+def test_each_thing_wrong_with_the_weights_is_named(tmp_path: Path) -> None:
+    with pytest.raises(WeightsMissing, match="ghostnet"):
+        GhostNetDetector.load(Weights(Weights.at(tmp_path).cards, (tmp_path,)), "cpu")
+    state = GhostNetForensics().state_dict()
+    with pytest.raises(WeightsCorrupt, match=r"expected sha256 0{64}"):
+        GhostNetDetector.load(installed(tmp_path, state, "0" * 64), "cpu")
+    with pytest.raises(WeightsMismatch, match=r"head\.weight \(file \(2, 960, 1, 1\), network \(1, 960, 1, 1\)\)"):
+        GhostNetDetector.load(installed(tmp_path, state | {"head.weight": torch.zeros(2, 960, 1, 1)}), "cpu")
+    del state["backbone.conv_stem.weight"]
+    with pytest.raises(WeightsMismatch, match=r"1 missing: backbone\.conv_stem\.weight"):
+        GhostNetDetector.load(installed(tmp_path, state), "cpu")

@@ -1,0 +1,61 @@
+"""Compute the text embeddings of a CLIP detector, once: python -m scripts.embed_clip_prompts clip_h14
+
+Reads models/prompts.toml and the text tower of the installed checkpoint. What scripts.fit_clip_prompts fitted before is
+replaced by the zero-shot classifier.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from inference.clip_models import CLIP_DETECTORS, Prompts, TextEmbeddings
+from models.loaders import Weights, sha256_of
+from scripts.download_weights import _record
+from utils.errors import VerifyError
+from utils.settings import load_settings
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.embed_clip_prompts", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("names", nargs="+", choices=tuple(CLIP_DETECTORS), help="detectors")
+    arguments = parser.parse_args(argv)
+    try:
+        folder = load_settings().weights_dir
+        for name in arguments.names:
+            _embed(name, folder)
+    except VerifyError as error:
+        print(f"{error.code}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _embed(name: str, folder: Path) -> None:
+    prompts = Prompts.read()
+    with Progress(console=Console(stderr=True)) as progress:
+        bar = progress.add_task(name, total=len(prompts.real) + len(prompts.generated))
+        detector = CLIP_DETECTORS[name]
+        text = detector.embed_prompts(Weights.at(folder), prompts, lambda done: progress.update(bar, completed=done))
+    install(name, text, folder)
+
+
+def install(name: str, text: TextEmbeddings, folder: Path) -> None:
+    """Write the text embeddings of a detector and make them a card of this installation."""
+    card = CLIP_DETECTORS[name].text_card()
+    path = folder / f"{card}.safetensors"
+    part = path.with_name(f"{path.name}.part")
+    text.save(part)
+    part.replace(path)
+    _record(card, {"file": path.name, "size": path.stat().st_size, "sha256": sha256_of(path)}, folder)
+    print(f"{card}: {len(text.real)} real and {len(text.generated)} generated prompts; fitted on {text.fitted}; {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

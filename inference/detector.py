@@ -221,12 +221,11 @@ def build_ensemble(settings: Settings) -> Ensemble:
     for name in select_detectors(settings.profile, settings.detectors):
         spec = DETECTORS[name]
         try:
-            for card in spec.weights:
+            for card in spec.weights:  # before torch is imported
                 find(weights.card(card), weights.folders)
-        except WeightsMissing as error:  # known before torch is imported
+            detectors.append(_load_detector(name, spec, weights, settings))
+        except WeightsMissing as error:
             unavailable.update(dict.fromkeys(spec.features, str(error)))
-            continue
-        detectors.append(_load_detector(name, spec, weights, settings))
     return Ensemble(detectors, load_forensics(settings.c2pa_trust_anchors), unavailable)
 
 

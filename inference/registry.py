@@ -46,7 +46,7 @@ DETECTORS: dict[str, Spec] = {
     "mantranet_compact": Spec("inference.mantranet:CompactManTraNetDetector", ("mantranet_compact",), MANTRA),
     "dino": Spec(
         "inference.dino:DinoDetector",
-        ("dinov2_base", "dino_svm"),
+        ("dino_svm",),  # the head names its backbone
         {"dino_prob": "probability of AI by an SVM on DINOv2 embeddings, 0..1"},
     ),
     "fatformer": Spec(

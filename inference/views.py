@@ -27,9 +27,9 @@ OPENAI_CLIP = Statistics((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261
 def centre_square(rgb: RgbArray, resize: int, side: int) -> RgbArray:
     """Scale the shorter side to ``resize``, bicubic and antialiased, and cut the central ``side`` x ``side`` pixels.
 
-    The result of torchvision's ``Resize(resize)`` and ``CenterCrop(side)`` on a Pillow image, to a grey level (0.04 % of
-    the values of a photograph differ by more, where Pillow clips ringing between its passes). Only the part that is
-    kept is scaled: the whole of a 1 x 4000 image would be 224 x 896000.
+    The result of torchvision's ``Resize(resize)`` and ``CenterCrop(side)`` on a Pillow image, to a grey level in 99.9 %
+    of the values (Pillow rounds between its two passes; in float32 both agree). Only the part that is kept is scaled:
+    the whole of a 1 x 4000 image would be 224 x 896000.
 
     Args:
         side: at most ``resize``.

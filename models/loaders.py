@@ -13,9 +13,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
-import hashlib
 import json
 import pickle
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from utils.errors import WeightsCorrupt, WeightsMismatch, WeightsMissing
+from utils.persistence import sha256_file, write_atomic
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +38,7 @@ VERIFIED = ".verified.json"
 
 # Smaller files are hashed every time: 64 MiB take about 50 ms. So the shipped folder never gets a cache file.
 CACHE_FROM_BYTES = 64 * 2**20
+_HEADER = "# Cards added or changed on this machine; fields: Card in models/loaders.py. Rewritten by our scripts.\n"
 DIFF_LINES = 8  # of each kind; a wrong architecture differs in hundreds of keys that all say the same
 
 
@@ -130,8 +132,21 @@ def _read_cards(path: Path, base: Mapping[str, Card]) -> dict[str, Card]:
     return found
 
 
+def record_card(name: str, values: dict[str, Any], folder: Path) -> None:
+    """Merge values into the card ``name`` of this installation's card file."""
+    path = folder / OVERRIDES
+    tables: dict[str, dict[str, Any]] = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    tables[name] = tables.get(name, {}) | values
+    lines = [_HEADER]
+    for title, table in tables.items():
+        lines.append(f"[{title if re.fullmatch(r'[A-Za-z0-9_-]+', title) else json.dumps(title)}]")
+        # JSON's strings, numbers, booleans and lists of strings are also TOML's.
+        lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in table.items()] + [""]
+    write_atomic(path, "\n".join(lines).encode())
+
+
 def find(card: Card, folders: Sequence[Path]) -> Path:
-    """The first folder's file with the card's name.
+    """The first folder's file with the card's name, or the Hugging Face cache's copy of the card's url.
 
     Raises:
         WeightsMissing: none has it; the message names the command that installs it.
@@ -139,9 +154,22 @@ def find(card: Card, folders: Sequence[Path]) -> Path:
     for folder in folders:
         if card.file and (folder / card.file).is_file():
             return folder / card.file
+    if cached := _in_hub_cache(card.url):
+        return cached
     if not card.command:
         raise WeightsMissing(f"no weights yet for {card.name}: this release does not ship them")
     raise WeightsMissing(f"weights not installed: {card.command}")
+
+
+def _in_hub_cache(url: str) -> Path | None:
+    match = re.fullmatch(r"https://huggingface\.co/([^/]+/[^/]+)/resolve/([0-9a-f]{40})/(.+)", url)
+    if match is None:
+        return None
+    from huggingface_hub import try_to_load_from_cache  # looks on the disk only
+
+    repository, commit, file = match.groups()
+    found = try_to_load_from_cache(repository, file, revision=commit)
+    return Path(found) if isinstance(found, str) else None
 
 
 def check(card: Card, path: Path) -> None:
@@ -170,7 +198,7 @@ def check(card: Card, path: Path) -> None:
 def _known_sha256(path: Path) -> str:
     stat = path.stat()
     if stat.st_size < CACHE_FROM_BYTES:
-        return sha256_of(path)
+        return sha256_file(path)
     cache = path.parent / VERIFIED
     try:
         known: dict[str, str] = dict(json.loads(cache.read_text(encoding="utf-8")))
@@ -179,21 +207,10 @@ def _known_sha256(path: Path) -> str:
     key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"
     if key not in known:
         others = {k: v for k, v in known.items() if not k.startswith(f"{path.resolve()}|")}
-        known = {**others, key: sha256_of(path)}
+        known = {**others, key: sha256_file(path)}
         with contextlib.suppress(OSError):  # a read-only folder costs a hash per start, nothing else
-            write_atomically(cache, json.dumps(known, indent=1))
+            write_atomic(cache, json.dumps(known, indent=1).encode())
     return known[key]
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
 
 
 def load_state(path: Path) -> dict[str, Tensor]:

@@ -9,24 +9,20 @@ download is shown and recorded in <weights folder>/weights.toml: from then on a 
 from __future__ import annotations
 
 import argparse
-import json
-import re
 import shutil
 import sys
-import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import httpx
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from models.loaders import OVERRIDES, Card, Weights, check, find, sha256_of, write_atomically
+from models.loaders import OVERRIDES, Card, Weights, check, find, record_card
 from utils.errors import FetchFailed, VerifyError, WeightsCorrupt, WeightsMissing
+from utils.persistence import sha256_file
 from utils.settings import load_settings
 
 CHUNK = 2**20
-HEADER = "# Cards added or changed on this machine; fields: Card in models/loaders.py. Rewritten by download_weights.\n"
 
 
 def main(argv: Sequence[str] | None = None, transport: httpx.BaseTransport | None = None) -> int:
@@ -198,7 +194,7 @@ def _receive(card: Card, response: httpx.Response, part: Path, have: int) -> Non
 
 def _finish(card: Card, part: Path, folder: Path) -> None:
     """Verify ``part`` and give it its final name; with no hash on the card, record the one found."""
-    size, sha256 = part.stat().st_size, sha256_of(part)
+    size, sha256 = part.stat().st_size, sha256_file(part)
     if size != (card.size or size) or sha256 != (card.sha256 or sha256):
         part.unlink()
         raise WeightsCorrupt(
@@ -209,7 +205,7 @@ def _finish(card: Card, part: Path, folder: Path) -> None:
     if card.sha256:
         print(f"{card.name}: verified and installed at {folder / card.file}")
         return
-    _record(card.name, {"size": size, "sha256": sha256}, folder)
+    record_card(card.name, {"size": size, "sha256": sha256}, folder)
     print(
         f"{card.name}: installed at {folder / card.file}, NOT VERIFIED: nobody told us its hash.\n"
         f"    Recorded in {folder / OVERRIDES}: {size} bytes, sha256 {sha256}\n"
@@ -228,19 +224,6 @@ def _install_by_hand(chosen: Sequence[Card], source: Path, folder: Path) -> int:
     shutil.copyfile(source, part)
     _finish(card, part, folder)
     return 0
-
-
-def _record(name: str, values: dict[str, Any], folder: Path) -> None:
-    """Merge values into the card ``name`` of this installation's card file."""
-    path = folder / OVERRIDES
-    tables: dict[str, dict[str, Any]] = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    tables[name] = tables.get(name, {}) | values
-    lines = [HEADER]
-    for title, table in tables.items():
-        lines.append(f"[{title if re.fullmatch(r'[A-Za-z0-9_-]+', title) else json.dumps(title)}]")
-        # JSON's strings, numbers, booleans and lists of strings are also TOML's.
-        lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in table.items()] + [""]
-    write_atomically(path, "\n".join(lines))
 
 
 if __name__ == "__main__":

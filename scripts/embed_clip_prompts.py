@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from inference.clip_models import CLIP_DETECTORS, Prompts, TextEmbeddings
-from models.loaders import Weights, sha256_of
-from scripts.download_weights import _record
+from models.loaders import Weights, record_card
 from utils.errors import VerifyError
+from utils.persistence import sha256_file
 from utils.settings import load_settings
 
 
@@ -53,7 +53,7 @@ def install(name: str, text: TextEmbeddings, folder: Path) -> None:
     part = path.with_name(f"{path.name}.part")
     text.save(part)
     part.replace(path)
-    _record(card, {"file": path.name, "size": path.stat().st_size, "sha256": sha256_of(path)}, folder)
+    record_card(card, {"file": path.name, "size": path.stat().st_size, "sha256": sha256_file(path)}, folder)
     print(f"{card}: {len(text.real)} real and {len(text.generated)} generated prompts; fitted on {text.fitted}; {path}")
 
 

@@ -35,13 +35,13 @@ from fusion.table import IntArray, Table, TableError, source_weights
 from fusion.train_fusion import assign_folds
 from fusion.trainers import fit_calibration
 from inference.dino import EMBEDDING, HEAD, Head, load_backbone, log_odds, views
-from models.loaders import Weights, sha256_of
-from scripts.download_weights import _record
+from models.loaders import Weights, record_card
 from scripts.embeddings import embed_manifest
 from utils.contracts import Sample
 from utils.deliveries import DELIVERIES
 from utils.device import pick_device
 from utils.errors import VerifyError
+from utils.persistence import sha256_file
 from utils.settings import load_settings
 
 THRESHOLD = 0.5  # where the metrics are measured; fusion, not this head, decides
@@ -231,7 +231,7 @@ def _install(manifest: Path, weights_dir: Path) -> None:
         print(f"wrote {manifest.parent}; to use it, train with --out inside {weights_dir}")
         return
     file = manifest.resolve().relative_to(weights_dir.resolve()).as_posix()
-    _record(HEAD, {"file": file, "size": manifest.stat().st_size, "sha256": sha256_of(manifest)}, weights_dir)
+    record_card(HEAD, {"file": file, "size": manifest.stat().st_size, "sha256": sha256_file(manifest)}, weights_dir)
     print(f"installed {manifest.parent}")
 
 

@@ -28,10 +28,11 @@ from inference.clip_models import (
     TextEmbeddings,
 )
 from inference.registry import DETECTORS
-from models.loaders import Weights, sha256_of
+from models.loaders import Weights
 from scripts.embed_clip_prompts import main as embed_clip_prompts
 from utils.contracts import Sample
 from utils.errors import BackboneMismatch, WeightsCorrupt, WeightsMismatch, WeightsMissing
+from utils.persistence import sha256_file
 
 
 def sample_of(rgb: np.ndarray, orientation: int = 1) -> Sample:
@@ -52,7 +53,7 @@ def clip() -> open_clip.CLIP:
 def install(folder: Path, state: dict[str, Tensor], sha256: str = "") -> Weights:
     path = folder / "clip_h14.safetensors"
     save_file(state, path)
-    card = f'[clip_h14]\nsize = {path.stat().st_size}\nsha256 = "{sha256 or sha256_of(path)}"\n'
+    card = f'[clip_h14]\nsize = {path.stat().st_size}\nsha256 = "{sha256 or sha256_file(path)}"\n'
     (folder / "weights.toml").write_text(card)
     return Weights.at(folder)
 
@@ -268,7 +269,7 @@ def test_each_thing_wrong_with_the_checkpoint_is_named(
         path = tmp_path / "text.safetensors"
         embeddings().save(path)
         with (tmp_path / "weights.toml").open("a") as file:
-            file.write(f'[clip_h14_text]\nfile = "text.safetensors"\nsha256 = "{sha256_of(path)}"\n')
+            file.write(f'[clip_h14_text]\nfile = "text.safetensors"\nsha256 = "{sha256_file(path)}"\n')
         ClipH14Detector.load(Weights.at(tmp_path), "cpu")
 
     with pytest.raises(WeightsCorrupt, match=r"clip_h14\.safetensors: expected sha256 0{64}"):

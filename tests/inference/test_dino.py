@@ -26,9 +26,10 @@ from transformers import (
 from fusion.calibration import Platt
 from inference.dino import DinoDetector, Head, load_backbone, log_odds, views
 from inference.registry import DETECTORS
-from models.loaders import Weights, sha256_of
+from models.loaders import Weights
 from utils.contracts import Sample
 from utils.errors import BackboneMismatch, WeightsCorrupt, WeightsMismatch, WeightsMissing
+from utils.persistence import sha256_file
 
 WIDTH = 128  # two attention heads
 SIZES = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 14, "image_size": 70}
@@ -63,7 +64,7 @@ def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 def install(folder: Path, state: dict[str, Tensor], sha256: str = "") -> Weights:
     path = folder / "dinov2_base.safetensors"
     save_file(state, path)
-    card = f'[dinov2_base]\nsize = {path.stat().st_size}\nsha256 = "{sha256 or sha256_of(path)}"\n'
+    card = f'[dinov2_base]\nsize = {path.stat().st_size}\nsha256 = "{sha256 or sha256_file(path)}"\n'
     (folder / "weights.toml").write_text(card)
     return Weights.at(folder)
 
@@ -171,7 +172,7 @@ def install_head(folder: Path, head: Head, **changes: str) -> Weights:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     own = (folder / "weights.toml").read_text()
     (folder / "weights.toml").write_text(
-        f'{own}\n[dino_svm]\nfile = "dino_svm/head.json"\nsha256 = "{sha256_of(path)}"\n'
+        f'{own}\n[dino_svm]\nfile = "dino_svm/head.json"\nsha256 = "{sha256_file(path)}"\n'
     )
     return Weights.at(folder)
 

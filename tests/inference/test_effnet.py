@@ -15,9 +15,10 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 
 from inference.effnet import MIN_SIDE, EffNetDetector, long_sides, reduced, rescaled
-from models.loaders import Weights, sha256_of
+from models.loaders import Weights
 from utils.contracts import Sample
 from utils.errors import WeightsCorrupt, WeightsMismatch, WeightsMissing
+from utils.persistence import sha256_file
 
 METADATA = {"architecture": "test_efficientnet", "temperature": "1.7"}
 
@@ -113,7 +114,7 @@ def test_a_batch_gives_what_single_images_give(photograph: np.ndarray) -> None:
 def installed(folder: Path, state: dict[str, Tensor], metadata: dict[str, str], sha256: str = "") -> Weights:
     path = folder / "effnet.safetensors"
     save_file(state, path, metadata)
-    (folder / "weights.toml").write_text(f'[effnet]\nfile = "{path.name}"\nsha256 = "{sha256 or sha256_of(path)}"\n')
+    (folder / "weights.toml").write_text(f'[effnet]\nfile = "{path.name}"\nsha256 = "{sha256 or sha256_file(path)}"\n')
     return Weights.at(folder)
 
 
@@ -155,6 +156,6 @@ def test_each_thing_wrong_with_the_weights_is_named(tmp_path: Path) -> None:
         load({"temperature": "1"})
     path = tmp_path / "effnet.safetensors"
     torch.save(state, path)
-    (tmp_path / "weights.toml").write_text(f'[effnet]\nfile = "{path.name}"\nsha256 = "{sha256_of(path)}"\n')
+    (tmp_path / "weights.toml").write_text(f'[effnet]\nfile = "{path.name}"\nsha256 = "{sha256_file(path)}"\n')
     with pytest.raises(WeightsCorrupt, match="not a safetensors file"):
         EffNetDetector.load(Weights.at(tmp_path), "cpu")

@@ -18,10 +18,11 @@ from inference import fatformer
 from inference.fatformer import FatFormerDetector
 from inference.registry import DETECTORS
 from models.fatformer_net import TINY, FatFormer
-from models.loaders import Weights, sha256_of
+from models.loaders import Weights
 from tests.models.test_fatformer_net import official_state
 from utils.contracts import Sample
 from utils.errors import WeightsCorrupt, WeightsMismatch, WeightsMissing
+from utils.persistence import sha256_file
 
 
 def sample_of(rgb: np.ndarray, orientation: int = 1) -> Sample:
@@ -99,7 +100,7 @@ def test_the_table_of_detectors_says_the_same() -> None:
 def installed(folder: Path, state: dict[str, Tensor], sha256: str = "") -> Weights:
     path = folder / "fatformer_4class_ckpt.pth"
     torch.save({"model": state, "args": argparse.Namespace(num_vit_adapter=3), "epoch": 1}, path)
-    (folder / "weights.toml").write_text(f'[fatformer]\nsha256 = "{sha256 or sha256_of(path)}"\n')
+    (folder / "weights.toml").write_text(f'[fatformer]\nsha256 = "{sha256 or sha256_file(path)}"\n')
     return Weights.at(folder)
 
 

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from inference.ghostnet import CELL, MAX_TILES, TILE, GhostNetDetector, assemble, cut, tile_origins
 from models.ghostnet_net import GhostNetForensics, pool
-from models.loaders import Weights, sha256_of
+from models.loaders import Weights
 from utils.contracts import Sample
 from utils.errors import WeightsCorrupt, WeightsMismatch, WeightsMissing
+from utils.persistence import sha256_file
 
 SHAPES = [(1, 1), (31, 4000), (4000, 31), (256, 256), (257, 511), (427, 640), (1024, 1024), (3000, 4001), (1, 90_000)]
 
@@ -113,7 +114,9 @@ def test_a_batch_gives_what_single_images_give(photograph: np.ndarray) -> None:
 def installed(folder: Path, state: dict[str, Tensor], sha256: str = "") -> Weights:
     path = folder / "ghostnet.safetensors"
     save_file(state, path)
-    (folder / "weights.toml").write_text(f'[ghostnet]\nfile = "{path.name}"\nsha256 = "{sha256 or sha256_of(path)}"\n')
+    (folder / "weights.toml").write_text(
+        f'[ghostnet]\nfile = "{path.name}"\nsha256 = "{sha256 or sha256_file(path)}"\n'
+    )
     return Weights.at(folder)
 
 

@@ -11,11 +11,12 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor
 
 from inference.mantranet import LONGEST, CompactManTraNetDetector, ManTraNetDetector, concentration, within_budget
-from models.loaders import Weights, sha256_of
+from models.loaders import Weights
 from models.mantranet_net import COMPACT, ManTraNet
 from tests.models.test_mantranet_net import official_state, write_keras
 from utils.contracts import Measurement, Sample, orient
 from utils.errors import WeightsCorrupt, WeightsMismatch, WeightsMissing
+from utils.persistence import sha256_file
 
 
 def sample_of(rgb: np.ndarray, orientation: int = 1) -> Sample:
@@ -102,7 +103,7 @@ def test_the_heatmap_lies_on_the_stored_pixels(photograph: np.ndarray) -> None:
 def installed(folder: Path, name: str, content: object, sha256: str = "") -> Weights:
     path = folder / f"{name}.pt"
     torch.save(content, path)
-    (folder / "weights.toml").write_text(f'[{name}]\nfile = "{path.name}"\nsha256 = "{sha256 or sha256_of(path)}"\n')
+    (folder / "weights.toml").write_text(f'[{name}]\nfile = "{path.name}"\nsha256 = "{sha256 or sha256_file(path)}"\n')
     return Weights.at(folder)
 
 
@@ -126,7 +127,7 @@ def test_the_keras_file_scores_as_the_torch_file(tmp_path: Path, photograph: np.
     torch_file = ManTraNetDetector.load(installed(tmp_path, "mantranet", official_state()), "cpu")
     keras = tmp_path / "ManTraNet_Ptrain4.h5"
     write_keras(keras, official_state())
-    (tmp_path / "weights.toml").write_text(f'[mantranet]\nfile = "{keras.name}"\nsha256 = "{sha256_of(keras)}"\n')
+    (tmp_path / "weights.toml").write_text(f'[mantranet]\nfile = "{keras.name}"\nsha256 = "{sha256_file(keras)}"\n')
     keras_file = ManTraNetDetector.load(Weights.at(tmp_path), "cpu")
     assert anomaly(keras_file, crop) == pytest.approx(anomaly(torch_file, crop), abs=1e-5)
 

@@ -14,12 +14,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from models import loaders
-from models.loaders import Card, Weights, cards, check, find, load_into, load_state, sha256_of
+from models.loaders import Card, Weights, cards, check, find, load_into, load_state
 from utils.errors import WeightsCorrupt, WeightsMismatch, WeightsMissing
+from utils.persistence import sha256_file
 
 
 def card_of(path: Path, **changes: object) -> Card:
-    card = Card(name="net", file=path.name, size=path.stat().st_size, sha256=sha256_of(path))
+    card = Card(name="net", file=path.name, size=path.stat().st_size, sha256=sha256_file(path))
     return replace(card, **changes)
 
 
@@ -113,11 +114,11 @@ def test_a_large_file_is_hashed_once_and_again_when_it_changes(file: Path, monke
 
     def counting(path: Path) -> str:
         hashed.append(path)
-        return sha256_of(path)
+        return sha256_file(path)
 
     card = card_of(file)
     monkeypatch.setattr(loaders, "CACHE_FROM_BYTES", 0)
-    monkeypatch.setattr(loaders, "sha256_of", counting)
+    monkeypatch.setattr(loaders, "sha256_file", counting)
     check(card, file)
     check(card, file)
     assert len(hashed) == 1
@@ -265,3 +266,15 @@ def test_a_buffer_that_no_file_can_fill_is_our_bug() -> None:
         network = Odd()
     with pytest.raises(RuntimeError, match="grid"):
         load_into(network, nn.Linear(3, 2).state_dict())
+
+
+def test_a_file_in_the_hub_cache_is_found_by_its_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    snapshot = tmp_path / "models--own--net" / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").write_bytes(b"weights")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    url = f"https://huggingface.co/own/net/resolve/{commit}/model.safetensors"
+    assert find(Card(name="net", file="net.safetensors", url=url), []) == snapshot / "model.safetensors"
+    with pytest.raises(WeightsMissing):
+        find(Card(name="net", file="net.safetensors", url=url.replace("0123", "4567")), [])

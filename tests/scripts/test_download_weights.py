@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from models.loaders import Weights
+from models.loaders import Weights, record_card
 from scripts import download_weights
 
 CONTENT = bytes(range(256)) * 5000
@@ -90,7 +90,7 @@ class Command:
 
     def card(self, name: str = "net", **fields: object) -> None:
         fields = {"file": "net.bin", "url": "https://weights.test/net.bin", "page": "https://weights.test"} | fields
-        download_weights._record(name, fields, self.folder)
+        record_card(name, fields, self.folder)
 
     def __call__(self, *arguments: str) -> int:
         transport = ToLoopback(self.server.server_address[1])
@@ -272,8 +272,8 @@ def test_a_profile_means_its_cards(command: Command, capsys: pytest.CaptureFixtu
 
 def test_recorded_cards_survive_awkward_values(tmp_path: Path) -> None:
     values = {"note": 'quote " backslash \\ line\nümläut 😀', "size": 3, "commercial": True, "profiles": ["a", "b"]}
-    download_weights._record("odd name.1", values, tmp_path)
-    download_weights._record("net", {"file": "x"}, tmp_path)
+    record_card("odd name.1", values, tmp_path)
+    record_card("net", {"file": "x"}, tmp_path)
     assert tomllib.loads((tmp_path / "weights.toml").read_text(encoding="utf-8")) == {
         "odd name.1": values,
         "net": {"file": "x"},

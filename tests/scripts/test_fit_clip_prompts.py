@@ -17,9 +17,10 @@ from torch.nn import functional
 from fusion.table import Table, source_weights
 from fusion.trainers import fit_platt
 from inference.clip_models import TINY, ClipH14Detector, TextEmbeddings
-from models.loaders import Weights, sha256_of
+from models.loaders import Weights
 from scripts.embed_clip_prompts import main as embed_clip_prompts
 from scripts.fit_clip_prompts import _fit, fit, main
+from utils.persistence import sha256_file
 
 WIDTH = 16
 
@@ -96,7 +97,7 @@ def test_a_manifest_becomes_the_installed_fit(
     torch.manual_seed(0)
     path = tmp_path / "clip_h14.safetensors"
     save_file(open_clip.CLIP(**TINY).state_dict(), path)
-    card = f'[clip_h14]\nsize = {path.stat().st_size}\nsha256 = "{sha256_of(path)}"\n'
+    card = f'[clip_h14]\nsize = {path.stat().st_size}\nsha256 = "{sha256_file(path)}"\n'
     (tmp_path / "weights.toml").write_text(card)
     assert embed_clip_prompts(["clip_h14"]) == 0
 

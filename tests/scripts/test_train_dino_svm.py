@@ -14,11 +14,12 @@ from transformers import Dinov2Config, Dinov2Model
 
 from fusion.table import Table, TableError
 from inference.dino import DinoDetector, log_odds
-from models.loaders import Weights, sha256_of
+from models.loaders import Weights
 from scripts import embeddings, train_dino_svm
 from scripts.embeddings import embed_manifest
 from scripts.train_dino_svm import main, settings_of, train
 from utils.contracts import Sample
+from utils.persistence import sha256_file
 from utils.settings import load_settings
 
 
@@ -58,7 +59,7 @@ def weights_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = folder / "dinov2_small.safetensors"
     save_file(state, path)
     (folder / "weights.toml").write_text(
-        f'[dinov2_small]\nsize = {path.stat().st_size}\nsha256 = "{sha256_of(path)}"\n'
+        f'[dinov2_small]\nsize = {path.stat().st_size}\nsha256 = "{sha256_file(path)}"\n'
     )
     return folder
 

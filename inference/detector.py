@@ -147,6 +147,15 @@ class Verifier:
         self.fusion = fusion
         self.meanings = meanings
         self.threshold = threshold
+        self.warnings = self._unused()
+
+    def _unused(self) -> tuple[str, ...]:
+        """Detectors that run but that this artifact was not trained with: their numbers are shown, not used."""
+        names = [name for detector in self.ensemble.detectors for name in detector.features]
+        unused = [name for name in names if name not in self.fusion.inputs]
+        return (
+            (f"fusion {self.fusion.name} was trained without {', '.join(unused)}: shown, not used",) if unused else ()
+        )
 
     def verify(self, samples: Sequence[Sample], job_ids: Sequence[str | None] | None = None) -> list[Judgement]:
         """Measure, fuse, decide and explain. Order is kept."""
@@ -186,7 +195,7 @@ class Verifier:
             models={"fusion": self.fusion.name}
             | {detector.name: detector.version for detector in self.ensemble.detectors},
             timings_ms={name: round(seconds * 1000, 2) for name, seconds in found.timings.items()},
-            warnings=(*sample.warnings, *found.warnings),
+            warnings=(*sample.warnings, *found.warnings, *self.warnings),
         )
         return Judgement(verdict, found.heatmaps)
 

@@ -105,6 +105,22 @@ class DeadlinePassed(InputError):
     code = "deadline_passed"
 
 
+class BadRequest(InputError):
+    """An HTTP request that does not follow docs/api.md."""
+
+    code = "bad_request"
+
+
+class Unauthorized(InputError):
+    code = "unauthorized"
+
+
+class NotFound(InputError):
+    """No such page, job or artifact, or not any more."""
+
+    code = "not_found"
+
+
 class FetchFailed(TransientError):
     code = "fetch_failed"
 
@@ -121,6 +137,18 @@ class QueueFull(TransientError):
     """More jobs wait than the operator allows; the job was not added."""
 
     code = "queue_full"
+
+
+class QueueUnreachable(TransientError):
+    """The queue's server does not answer."""
+
+    code = "queue_unreachable"
+
+
+class RateLimited(TransientError):
+    """The caller sent more images in a minute than the operator allows one caller."""
+
+    code = "rate_limited"
 
 
 class WorkerLost(TransientError):

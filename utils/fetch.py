@@ -13,7 +13,8 @@ import asyncio
 import logging
 import ssl
 import zlib
-from contextlib import aclosing
+from collections.abc import Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from functools import cache
 from ipaddress import ip_network
 
@@ -123,6 +124,30 @@ async def fetch_async(
     )
 
 
+async def post_async(
+    url: str,
+    body: bytes,
+    headers: Mapping[str, str],
+    *,
+    seconds: float,
+    connect_seconds: float,
+    ports: frozenset[int],
+) -> None:
+    """POST to a URL that a stranger chose, under the same guard as ``fetch_async``.
+
+    No redirect is followed and no answer is read: a receiver says 2xx, and nothing else counts.
+
+    Args:
+        seconds: for everything.
+
+    Raises:
+        UrlRefused: the URL or an address behind it is not one we connect to.
+        UrlNotFound: the server refuses for good: a redirect, or 4xx.
+        FetchTimeout, FetchFailed: as in ``fetch_async``.
+    """
+    await _post(url, body, headers, _transport(_policy(ports)), seconds=seconds, connect_seconds=connect_seconds)
+
+
 def _policy(ports: frozenset[int]) -> Policy:
     return Policy(allowed_ports=ports, denied_networks=_DENIED)
 
@@ -147,8 +172,8 @@ async def _download(
     connect_seconds: float,
     redirects: int,
 ) -> bytes:
-    """``fetch_async`` through a given transport. Nothing said to the caller tells an address from another."""
-    try:
+    """``fetch_async`` through a given transport."""
+    with _coded_errors():
         async with asyncio.timeout(seconds), transport:
             timeout = httpx.Timeout(seconds, connect=connect_seconds).as_dict()
             for _ in range(redirects + 1):
@@ -159,6 +184,34 @@ async def _download(
                         return await _body(response, max_bytes)
                     url = _next_url(request.url, response.headers["Location"])
         raise UrlRefused(f"the URL redirects more than {redirects} times; give the address it ends at")
+
+
+async def _post(
+    url: str,
+    body: bytes,
+    headers: Mapping[str, str],
+    transport: AsyncSafeTransport,
+    *,
+    seconds: float,
+    connect_seconds: float,
+) -> None:
+    """``post_async`` through a given transport."""
+    with _coded_errors():
+        async with asyncio.timeout(seconds), transport:
+            timeout = httpx.Timeout(seconds, connect=connect_seconds).as_dict()
+            _check_url(url, transport.policy)
+            request = httpx.Request(
+                "POST", url, content=body, headers=_HEADERS | dict(headers), extensions={"timeout": timeout}
+            )
+            async with aclosing(await transport.handle_async_request(request)) as response:
+                _check_status(response.status_code)
+
+
+@contextmanager
+def _coded_errors() -> Iterator[None]:
+    """Whatever a transfer raises, as one of ours. Nothing said to the caller tells an address from another."""
+    try:
+        yield
     except BlockedAddressError as error:
         log.info("URL refused: %s", error)  # host and addresses: for the operator, never for the caller
         raise _url_refused() from None

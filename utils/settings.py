@@ -94,6 +94,25 @@ class Settings(BaseSettings):
     callback_attempts: int = Field(8, ge=2, description="how often a callback is tried before it is dead-lettered")
     log_json: bool = Field(False, description="the worker's log as one JSON object per line")
 
+    api_host: str = Field("127.0.0.1", description="address the HTTP server listens on; 0.0.0.0 for all")
+    api_port: int = Field(8000, ge=0, le=65535, description="port the HTTP server listens on; 0: any free one")
+    api_keys: str = Field(
+        "",
+        pattern=r"^([\w.-]+=[0-9a-f]{64}(,|$))*$",
+        description="who may call: name=sha256 of the key, comma separated; python -m api --new-key NAME; empty: anyone",
+    )
+    api_rate_per_minute: int = Field(600, gt=0, description="images one key, or one address without keys, may send")
+    api_wait_seconds: float = Field(30.0, gt=0, description="how long a request waits for its verdict by default")
+    api_upload_seconds: float = Field(60.0, gt=0, description="time to receive one request's body")
+    api_batch_images: int = Field(100, gt=0, description="images in one batch request")
+    api_batch_mb: int = Field(256, gt=0, description="body of one batch request, in MiB")
+    api_keep_seconds: float = Field(3600.0, gt=0, description="how long answers and their artifacts can be fetched")
+    api_hosts: str = Field(
+        "", description="names this server answers to, comma separated; empty: on loopback localhost, else any"
+    )
+    api_origins: str = Field("", description="other sites whose pages may call (CORS), comma separated; empty: none")
+    api_proxies: str = Field("", description="reverse proxies whose X-Forwarded-* is believed, comma separated")
+
     @field_validator("weights_dir", "queue_embedded_dir")
     @classmethod
     def _expand_home(cls, path: Path) -> Path:

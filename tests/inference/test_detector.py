@@ -139,6 +139,13 @@ def test_what_is_not_installed_is_listed():
     assert answer.unavailable["dino_prob"] == "weights not installed: run this"
 
 
+def test_a_detector_that_fusion_does_not_know_is_shown_and_told():
+    built = verifier(FakeDetector(), FakeDetector("dino"))
+    (answer,) = verdicts(built, flat_sample(255))
+    assert answer.dino_prob == 1.0
+    assert answer.warnings == ("fusion fake-fusion was trained without dino_prob: shown, not used",)
+
+
 def test_a_threshold_of_the_caller_moves_the_label():
     assert verdicts(verifier(FakeDetector(), threshold=0.0), flat_sample(5))[0].label == "AI"
 

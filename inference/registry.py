@@ -56,12 +56,12 @@ DETECTORS: dict[str, Spec] = {
     ),
     "clip_h14": Spec(
         "inference.clip_models:ClipH14Detector",
-        ("clip_h14", "clip_h14_text"),
+        ("clip_h14_text", "clip_h14"),
         {"clip_h14_prob": "probability of AI by CLIP ViT-H/14 against prompts, 0..1"},
     ),
     "clip_bigg": Spec(
         "inference.clip_models:ClipBigGDetector",
-        ("clip_bigg", "clip_bigg_text"),
+        ("clip_bigg_text", "clip_bigg"),
         {"clip_bigg_prob": "probability of AI by CLIP ViT-bigG/14 against prompts, 0..1"},
     ),
     "mantranet": Spec("inference.mantranet:ManTraNetDetector", ("mantranet",), MANTRA),

@@ -1,0 +1,135 @@
+"""The real handler with a real conductor of fake detectors: fetch, decode, batches, cache, artifacts."""
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from inference.detector import Ensemble, Verifier
+from tests.fakes import FakeDetector, fusion_model
+from tests.worker.conftest import answered
+from utils.contracts import PUBLIC_FEATURES
+from worker.cache import RedisCache, fingerprint
+from worker.judge import Judge
+from worker.stream import Keys
+
+
+def png(level: int) -> bytes:
+    buffer = BytesIO()
+    Image.fromarray(np.full((16, 16, 3), level, np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def verifier(detector=None):
+    detector = detector or FakeDetector("dino")
+    meanings = dict.fromkeys((*PUBLIC_FEATURES, *detector.features), "")
+    return Verifier(Ensemble([detector], [], {}), fusion_model(*detector.features), meanings)
+
+
+class Recording(Verifier):
+    """Remembers the size of each batch."""
+
+    def __init__(self, inner):
+        vars(self).update(vars(inner))
+        self.batches = []
+
+    def verify(self, samples, job_ids=None):
+        self.batches.append(len(samples))
+        return super().verify(samples, job_ids)
+
+
+class Fragile(Recording):
+    def verify(self, samples, job_ids=None):
+        judgements = super().verify(samples, job_ids)
+        if any(sample.rgb.mean() == 13 for sample in samples):
+            raise ZeroDivisionError
+        return judgements
+
+
+def judging(verifier, cached=False):
+    @asynccontextmanager
+    async def make(settings, metrics, client):
+        cache = RedisCache(client, Keys(settings.queue_prefix), 60) if cached else None
+        async with Judge(
+            settings, {"embedded": verifier}, metrics, cache, {"embedded": fingerprint(verifier)}
+        ) as judge:
+            yield judge
+
+    return make
+
+
+def verdict(db, keys, job_id):
+    return json.loads(db.get(keys.verdict(job_id)))
+
+
+def test_images_become_verdicts_in_batches(db, keys, server, run_worker):
+    for number in range(20):
+        db.xadd(keys.streams[1], {"image": png(number * 10), "filename": f"{number}.png", "job_id": str(number)})
+    recording = Recording(verifier())
+    found, _ = run_worker(judging(recording), lambda service: answered(service, server.url, keys, 20))
+    assert set(map(tuple, found.values())) == {("ok",)}
+    assert sum(recording.batches) == 20
+    assert max(recording.batches) > 1
+    answer = verdict(db, keys, "7")
+    assert (answer["job_id"], answer["source"], answer["format"], answer["label"]) == ("7", "7.png", "PNG", "NON-AI")
+    assert answer["dino_prob"] == pytest.approx(70 / 255, abs=1e-4)
+
+
+def test_a_file_that_is_no_image_is_answered_once_from_the_decoding_child(db, keys, server, run_worker):
+    db.xadd(keys.streams[1], {"image": b"<html>", "job_id": "a"})
+    db.xadd(keys.streams[1], {"image": b"", "job_id": "b"})
+    run_worker(judging(verifier()), lambda s: answered(s, server.url, keys, 2), decode_in_child=True, queue_decoders=1)
+    assert [verdict(db, keys, name)["error"]["code"] for name in "ab"] == ["not_an_image", "empty_input"]
+
+
+def test_an_image_that_breaks_its_batch_does_not_cost_the_others_theirs(db, keys, server, run_worker):
+    for level in (10, 11, 12, 13, 14, 15):
+        db.xadd(keys.streams[1], {"image": png(level), "job_id": str(level)})
+    found, _ = run_worker(judging(Fragile(verifier())), lambda service: answered(service, server.url, keys, 6))
+    assert {name for name, status in found.items() if status == ["error"]} == {"13"}
+    assert verdict(db, keys, "13")["error"]["code"] == "internal"
+
+
+def test_a_path_below_an_opened_folder_is_read(db, keys, server, run_worker, tmp_path):
+    (tmp_path / "a.png").write_bytes(png(200))
+    db.xadd(keys.streams[1], {"path": str(tmp_path / "a.png"), "job_id": "inside"})
+    db.xadd(keys.streams[1], {"path": str(tmp_path / "missing.png"), "job_id": "missing"})
+    run_worker(judging(verifier()), lambda s: answered(s, server.url, keys, 2), queue_paths=str(tmp_path))
+    assert verdict(db, keys, "inside")["label"] == "AI"
+    assert verdict(db, keys, "missing")["error"]["code"] == "file_not_found"
+
+
+def test_a_private_url_is_refused(db, keys, server, run_worker):
+    db.xadd(keys.streams[1], {"url": "http://169.254.169.254/latest/meta-data", "job_id": "a"})
+    run_worker(judging(verifier()), lambda service: answered(service, server.url, keys, 1))
+    assert verdict(db, keys, "a")["error"]["code"] == "url_refused"
+
+
+def test_the_same_bytes_may_be_answered_from_the_cache_and_the_verdict_says_so(db, keys, server, run_worker):
+    recording = Recording(verifier())
+
+    async def one_after_another(service):
+        for number in (1, 2):
+            db.xadd(keys.streams[1], {"image": png(9), "job_id": str(number), "filename": f"{number}.png"})
+            await answered(service, server.url, keys, number)
+            await asyncio.sleep(0.1)
+
+    run_worker(judging(recording, cached=True), one_after_another)
+    first, second = verdict(db, keys, "1"), verdict(db, keys, "2")
+    assert recording.batches == [1]
+    assert (second["job_id"], second["source"]) == ("2", "2.png")
+    assert second["fusion_prob"] == first["fusion_prob"]
+    assert not any("cache" in line for line in first["warnings"])
+    assert any("cache" in line for line in second["warnings"])
+
+
+def test_artifacts_are_written_where_the_operator_wants_them(db, keys, server, run_worker, tmp_path):
+    db.xadd(keys.streams[1], {"image": png(9), "job_id": "a", "filename": "../../a.png", "artifacts": "1"})
+    run_worker(judging(verifier()), lambda s: answered(s, server.url, keys, 1), queue_artifacts_dir=str(tmp_path))
+    report = verdict(db, keys, "a")["artifacts"]["report"]
+    assert report.startswith(f"{tmp_path}/")
+    assert ".." not in report

@@ -1,0 +1,1 @@
+"""The queue side of the product: jobs from Redis Streams, explained verdicts back."""

@@ -1,0 +1,101 @@
+"""Judge images from a Redis stream: python -m worker --embedded"""
+
+# ruff: noqa: T201 - a command line prints
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # imported where used: --help answers at once
+    from worker.service import Service
+
+EXIT_OK, EXIT_SETUP, EXIT_STUCK, EXIT_AT_ONCE = 0, 4, 70, 130
+
+EPILOG = """\
+jobs        XADD image_verify:jobs * source https://…/a.jpg      from any language; docs/worker.md
+signals     SIGTERM or Ctrl-C: finish what the models work on, hand back the rest; a second one: end at once
+exit codes  0 stopped     4 this installation is incomplete     70 the models hang; a supervisor should restart us
+settings    environment variables and .env; .env.example lists them
+"""
+
+log = logging.getLogger("worker")
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m worker",
+        description="Judge images from a Redis stream and write explained verdicts back.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--embedded", action="store_true", help="start a Valkey of our own, with its data in a folder")
+    parser.add_argument("--profile", choices=("embedded", "full"), help="which detectors run (default: embedded)")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    from utils.errors import SetupError
+    from utils.settings import load_settings
+    from worker.embedded import EmbeddedServer
+    from worker.logs import configure_worker_logging
+    from worker.service import Service
+
+    try:
+        settings = load_settings(**({"profile": args.profile} if args.profile else {}))
+        configure_worker_logging(settings.log_level, as_json=settings.log_json)
+        url = settings.redis_url.get_secret_value()
+        if not (url or args.embedded):
+            print("bad_settings: no server; set REDIS_URL, or start one of our own with --embedded", file=sys.stderr)
+            return EXIT_SETUP
+        with ExitStack() as stack:
+            if args.embedded:
+                server = stack.enter_context(EmbeddedServer(settings.queue_embedded_dir))
+                url = server.url
+            service = Service(settings, url)
+            failure = asyncio.run(serve(service, lambda: announce(url, settings.queue_prefix)))
+    except SetupError as error:
+        print(f"{error.code}: {error}", file=sys.stderr)
+        return EXIT_SETUP
+    if failure is None:
+        return EXIT_OK
+    print(f"stopped: {failure}", file=sys.stderr)
+    return EXIT_SETUP if isinstance(failure, SetupError) else EXIT_STUCK
+
+
+async def serve(service: Service, ready: Callable[[], None]) -> Exception | None:
+    """Run until a signal. A model that does not come back cannot be waited for, so the process ends without it."""
+    loop = asyncio.get_running_loop()
+    signals = 0
+
+    def on_signal() -> None:
+        nonlocal signals
+        signals += 1
+        if signals > 1:
+            os._exit(EXIT_AT_ONCE)  # leases run out by themselves
+        log.warning("stopping; once more to end at once")
+        service.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    return await service.run(ready)
+
+
+def announce(url: str, prefix: str) -> None:
+    """The line to try, on stderr like all that is for people."""
+    where = f"-s {url.removeprefix('unix://')}" if url.startswith("unix://") else "-u $REDIS_URL"
+    job = f"redis-cli {where} XADD {prefix}:jobs '*' source https://example.org/photo.jpg"
+    print(f"ready. Try:  python -m worker.submit photo.jpg\n        or:  {job}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stderr.flush()
+    os._exit(status)  # a thread that still judges, past the grace, would keep the interpreter from ending

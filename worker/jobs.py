@@ -1,0 +1,254 @@
+"""A stream entry as a job. Knows the wire format, and opens nothing: neither files nor connections.
+
+    source | url | image_url    an http(s) URL; `source` and `path` also name a file below an opened folder
+    image | image_base64        the file itself, with `filename` for the verdict
+    job_id profile callback_url artifacts deadline_ms traceparent      all optional
+
+The priority is the stream that a job is added to. Unknown fields are ignored, so that producers may add their own.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.errors import BadMessage, DeadlinePassed, PathRefused, TooManyBytes, VerifyError
+from utils.ingress import is_url
+from utils.verdict_json import dump, error_dict
+from worker.stream import PRIORITIES, Ending, Entry
+
+MOST_FIELDS = 64
+_JOB_ID = re.compile(rb"[\x21-\x7e]{1,200}")  # part of a key and of an HTTP header: printable ASCII, no space
+_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}.*")  # W3C Trace Context, level 1
+_LONGEST_TEXT = 8192  # bytes of a URL or a path; what browsers and servers accept
+_LONGEST_DEADLINE_MS = 30 * 86_400_000
+_TRUE, _FALSE = (b"1", b"true", b"yes"), (b"", b"0", b"false", b"no")
+
+# Fields that a retry adds. A producer that sets them only shortens its own job's life.
+ATTEMPT, QUEUED_MS = "attempt", "queued_ms"
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What jobs may ask of this worker."""
+
+    profiles: tuple[str, ...]  # the first is the default
+    max_bytes: int
+    roots: tuple[Path, ...] = ()  # resolved
+    callbacks: bool = False
+    artifacts: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """One image to judge. Exactly one of ``url``, ``path`` and ``raw`` is there."""
+
+    entry: Entry
+    job_id: str
+    attempt: int  # this one, from 1
+    queued_ms: int  # first added, by the server's clock
+    source: str  # for people
+    profile: str
+    url: str | None = None
+    path: Path | None = None
+    raw: bytes | None = None
+    callback_url: str = ""
+    artifacts: bool = False
+    deadline_ms: int | None = None  # by the clock of queued_ms
+    traceparent: str = ""
+
+
+class ImageJobs:
+    """Jobs that ask for a verdict; see worker.loop.Kind."""
+
+    buries_input_errors = False
+
+    def __init__(self, rules: Rules) -> None:
+        self._rules = rules
+
+    def parse(self, entry: Entry) -> Job:
+        job = parse(entry, self._rules)
+        check_deadline(job)
+        return job
+
+    def done(self, job: Job, outcome: str | bytes) -> Ending:
+        return Ending(job.entry, job.job_id, "ok", outcome, job.callback_url, job.traceparent)
+
+    def failed(self, entry: Entry, error: VerifyError) -> Ending:
+        job_id = job_id_of(entry)
+        body = dump(error_dict(_shown(entry), error, job_id))
+        url = entry.fields.get(b"callback_url", b"")[:_LONGEST_TEXT].decode("utf-8", "replace")
+        usable = self._rules.callbacks and is_url(url) and url.isprintable()
+        return Ending(entry, job_id, "error", body, url if usable else "", traceparent_of(entry))
+
+
+def check_deadline(job: Job) -> None:
+    """
+    Raises:
+        DeadlinePassed: nobody waits for the answer any more. Server and worker are assumed to agree on the time.
+    """
+    if job.deadline_ms is not None and time.time() * 1000 > job.deadline_ms:
+        raise DeadlinePassed("the job's deadline_ms passed before it was judged; allow more time or add workers")
+
+
+def _shown(entry: Entry) -> str:
+    """A name for the answer when the entry may be unreadable."""
+    for name in (b"source", b"url", b"image_url", b"path", b"filename"):
+        if name in entry.fields:
+            return entry.fields[name][:500].decode("utf-8", "replace")
+    return ""
+
+
+def job_id_of(entry: Entry) -> str:
+    """The producer's, when it is usable; else the entry's id, with the priority where ids could meet."""
+    given = entry.fields.get(b"job_id", b"")
+    if _JOB_ID.fullmatch(given):
+        return given.decode()
+    priority = PRIORITIES[entry.stream - 1]
+    return entry.id if priority == "normal" else f"{entry.id}-{priority}"
+
+
+def attempt_of(entry: Entry) -> int:
+    """Which attempt this delivery is: those of earlier lives, which a retry wrote down, and the server's count."""
+    return _number(entry.fields, ATTEMPT, 1_000_000) + entry.deliveries
+
+
+def queued_ms_of(entry: Entry) -> int:
+    return _number(entry.fields, QUEUED_MS, 1 << 53) or int(entry.id.partition("-")[0])
+
+
+def traceparent_of(entry: Entry) -> str:
+    given = entry.fields.get(b"traceparent", b"")
+    return given.decode("ascii", "replace") if len(given) < 256 and _TRACEPARENT.fullmatch(given) else ""
+
+
+def parse(entry: Entry, rules: Rules) -> Job:
+    """
+    Raises:
+        BadMessage: not a job; the text names the field.
+        PathRefused: a file that jobs may not name.
+        TooManyBytes: the image in the entry is too large.
+    """
+    fields = entry.fields
+    if len(fields) > MOST_FIELDS:
+        raise BadMessage(f"{len(fields)} fields; a job has at most {MOST_FIELDS}")
+    given = fields.get(b"job_id")
+    if given is not None and not _JOB_ID.fullmatch(given):
+        raise BadMessage("job_id: give 1 to 200 printable ASCII characters without spaces")
+    source, url, path, raw = _image(fields, rules)
+    profile = _text(fields, "profile") or rules.profiles[0]
+    if profile not in rules.profiles:
+        raise BadMessage(f"profile {profile!r} does not run here; this worker has {', '.join(rules.profiles)}")
+    queued_ms = queued_ms_of(entry)
+    return Job(
+        entry,
+        job_id_of(entry),
+        attempt_of(entry),
+        queued_ms,
+        source,
+        profile,
+        url,
+        path,
+        raw,
+        _callback_url(fields, rules) if b"callback_url" in fields else "",
+        _artifacts(fields, rules) if b"artifacts" in fields else False,
+        queued_ms + _deadline(fields) if b"deadline_ms" in fields else None,
+        traceparent_of(entry),
+    )
+
+
+def _image(fields: Mapping[bytes, bytes], rules: Rules) -> tuple[str, str | None, Path | None, bytes | None]:
+    """Source, URL, path and bytes; one of the last three."""
+    named = [
+        name for name in ("source", "url", "image_url", "path", "image", "image_base64") if name.encode() in fields
+    ]
+    if len(named) != 1:
+        raise BadMessage(
+            f"give one of source, url, image_url, path, image, image_base64; got {', '.join(named) or 'none'}"
+        )
+    name = named[0]
+    if name in ("image", "image_base64"):
+        raw = fields[name.encode()]
+        if name == "image_base64":
+            raw = _base64(raw, rules.max_bytes)
+        if len(raw) > rules.max_bytes:
+            raise TooManyBytes(f"the image is larger than {rules.max_bytes} bytes; send a smaller one")
+        return _text(fields, "filename") or name, None, None, raw
+    source = _text(fields, name)
+    if name != "path" and is_url(source):
+        return source, source, None, None
+    if name in ("url", "image_url"):
+        raise BadMessage(f"{name}: not an http or https URL")
+    return source, None, _below_roots(source, rules.roots), None
+
+
+def _base64(encoded: bytes, max_bytes: int) -> bytes:
+    if len(encoded) > max_bytes * 4 // 3 + 4:
+        raise TooManyBytes(f"the image is larger than {max_bytes} bytes; send a smaller one")
+    try:
+        return base64.b64decode(encoded, validate=True)
+    except binascii.Error as error:
+        raise BadMessage("image_base64: not base64 (RFC 4648, without line breaks)") from error
+
+
+def _below_roots(source: str, roots: tuple[Path, ...]) -> Path:
+    """The file behind all links. The same answer for every refusal, so that nobody can ask which files exist."""
+    refused = PathRefused("the path is not below a folder opened to jobs (IMGV_QUEUE_PATHS); send the file's bytes")
+    if not roots:
+        raise refused
+    try:
+        resolved = Path(source).resolve()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise refused from error
+    if not any(resolved.is_relative_to(root) for root in roots):
+        raise refused
+    return resolved
+
+
+def _callback_url(fields: Mapping[bytes, bytes], rules: Rules) -> str:
+    url = _text(fields, "callback_url")
+    if url and not is_url(url):
+        raise BadMessage("callback_url: not an http or https URL")
+    if url and not rules.callbacks:
+        raise BadMessage("callback_url: this worker sends no callbacks; set IMGV_CALLBACK_SECRET")
+    return url
+
+
+def _artifacts(fields: Mapping[bytes, bytes], rules: Rules) -> bool:
+    given = fields[b"artifacts"].lower()
+    if given not in _TRUE and given not in _FALSE:
+        raise BadMessage("artifacts: give 1 or 0")
+    if given in _TRUE and not rules.artifacts:
+        raise BadMessage("artifacts: this worker keeps none; set IMGV_QUEUE_ARTIFACTS_DIR")
+    return given in _TRUE
+
+
+def _deadline(fields: Mapping[bytes, bytes]) -> int:
+    milliseconds = _number(fields, "deadline_ms", _LONGEST_DEADLINE_MS)
+    if not milliseconds:
+        raise BadMessage(f"deadline_ms: give milliseconds from the XADD on, 1 to {_LONGEST_DEADLINE_MS}")
+    return milliseconds
+
+
+def _text(fields: Mapping[bytes, bytes], name: str) -> str:
+    value = fields.get(name.encode(), b"")
+    if len(value) > _LONGEST_TEXT:
+        raise BadMessage(f"{name}: longer than {_LONGEST_TEXT} bytes")
+    try:
+        text = value.decode()
+    except UnicodeDecodeError as error:
+        raise BadMessage(f"{name}: not UTF-8") from error
+    if not text.isprintable():
+        raise BadMessage(f"{name}: holds control characters")
+    return text
+
+
+def _number(fields: Mapping[bytes, bytes], name: str, most: int) -> int:
+    """A whole number in 0..most, else 0."""
+    value = fields.get(name.encode(), b"")
+    return int(value) if value.isdigit() and len(value) < 20 and int(value) <= most else 0

@@ -1,0 +1,13 @@
+-- Adds a job once, however often a client repeats the call after a lost reply.
+-- KEYS stream, queued, verdict   ARGV most waiting, seconds to remember, then the fields
+-- Returns {'queued' | 'known' | 'answered' | 'full', entry id or number waiting}.
+if redis.call('EXISTS', KEYS[3]) == 1 then return {'answered', ''} end
+local id = redis.call('GET', KEYS[2])
+if id then return {'known', id} end
+local waiting = redis.call('XLEN', KEYS[1])
+if waiting >= tonumber(ARGV[1]) then return {'full', tostring(waiting)} end
+local fields = {}
+for at = 3, #ARGV do fields[at - 2] = ARGV[at] end
+id = redis.call('XADD', KEYS[1], '*', unpack(fields))
+redis.call('SET', KEYS[2], id, 'EX', ARGV[2])
+return {'queued', id}

@@ -1,0 +1,117 @@
+"""What the worker counts, and the three pages that tell it: /metrics, /healthz, /readyz. Decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import sys
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from worker.stream import Depth, Ending, Entry
+
+_SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
+_REQUEST_SECONDS = 5.0
+_LONGEST_REQUEST = 8192  # bytes
+
+Page = Callable[[], Awaitable[tuple[int, str]]]
+
+
+class Metrics:
+    """One worker's numbers, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = at = CollectorRegistry()
+        self.jobs = Counter("imgv_jobs", "jobs ended, by outcome", ["outcome"], registry=at)
+        self.retried = Counter("imgv_retries", "jobs put off for a later attempt", registry=at)
+        self.redelivered = Counter("imgv_redeliveries", "jobs taken over from another worker", registry=at)
+        self.fenced = Counter("imgv_fenced_finishes", "answers refused because the lease had run out", registry=at)
+        self.dead = Counter("imgv_dead_letters", "jobs given up", ["reason"], registry=at)
+        self.disconnected = Counter("imgv_server_errors", "errors of the queue's server", ["error"], registry=at)
+        self.callbacks = Counter("imgv_callbacks", "callbacks sent, by outcome", ["outcome"], registry=at)
+        self.cached = Counter("imgv_cache_hits", "jobs answered from the verdict cache", registry=at)
+        self.seconds = Histogram("imgv_stage_seconds", "time by stage", ["stage"], buckets=_SECONDS, registry=at)
+        self.total = Histogram("imgv_job_seconds", "time from XADD to the answer", buckets=_SECONDS, registry=at)
+        self.batch = Histogram("imgv_batch_images", "images judged together", buckets=(1, 2, 4, 8, 16, 32), registry=at)
+        self.detector = Histogram(
+            "imgv_detector_seconds", "time per image, by part", ["part"], buckets=_SECONDS, registry=at
+        )
+        self._waiting = Gauge("imgv_jobs_waiting", "added and not yet delivered", ["stream"], registry=at)
+        self._pending = Gauge("imgv_jobs_pending", "delivered and not yet ended", ["stream"], registry=at)
+        self._oldest = Gauge("imgv_oldest_waiting_seconds", "age of the oldest waiting job", ["stream"], registry=at)
+        self._idle = Gauge("imgv_oldest_pending_idle_seconds", "since the lease was renewed", ["stream"], registry=at)
+        self._held = Gauge("imgv_jobs_held", "jobs in this worker", registry=at)
+        self._memory = Gauge("imgv_resident_bytes", "memory of this process", registry=at)
+        self._ok, self._error, self._known = (self.jobs.labels(name) for name in ("ok", "error", "duplicate"))
+        self._queued = self.seconds.labels("queued")
+
+    def taken(self, entries: Sequence[Entry]) -> None:
+        """One observation per read, of its oldest entry: at full speed a histogram per job would cost as much as it."""
+        self._queued.observe(_age(entries[0].id))
+
+    def settled(self, batch: Sequence[Ending], refused: Collection[Ending], known: Collection[Ending]) -> None:
+        ok = error = 0
+        for ending in batch:
+            ok += ending.status == "ok"
+            error += ending.status == "error"
+        if refused or known:
+            void = [*refused, *known]
+            ok -= sum(ending.status == "ok" for ending in void)
+            error -= sum(ending.status == "error" for ending in void)
+            self._known.inc(len(known))
+        self._ok.inc(ok)
+        self._error.inc(error)
+        self.total.observe(_age(batch[0].entry.id))
+
+    def render(self, depths: Sequence[Depth], held: int) -> str:
+        for depth in depths:
+            self._waiting.labels(depth.stream).set(depth.waiting)
+            self._pending.labels(depth.stream).set(depth.pending)
+            self._oldest.labels(depth.stream).set(depth.oldest_waiting)
+            self._idle.labels(depth.stream).set(depth.oldest_pending_idle)
+        self._held.set(held)
+        self._memory.set(resident_bytes())
+        return generate_latest(self.registry).decode()
+
+
+def resident_bytes() -> int:
+    """Resident memory now; where the system does not say, its peak."""
+    with contextlib.suppress(OSError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _age(entry_id: str) -> float:
+    return max(0.0, time.time() - int(entry_id.partition("-")[0]) / 1000)
+
+
+async def serve(address: str, pages: Mapping[str, Page]) -> asyncio.Server:
+    """Answer GET requests for a few pages, one request per connection.
+
+    Args:
+        address: ``host:port``; an empty host listens on loopback only.
+
+    Raises:
+        OSError: the port is taken.
+    """
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        status, body = 400, "bad request\n"
+        with contextlib.suppress(TimeoutError, OSError, ValueError, asyncio.IncompleteReadError):
+            async with asyncio.timeout(_REQUEST_SECONDS):
+                request = (await reader.readuntil(b"\r\n\r\n")).split(b" ", 2)
+                page = pages.get(request[1].partition(b"?")[0].decode("ascii", "replace"))
+                status, body = await page() if page and request[0] == b"GET" else (404, "not found\n")
+        with contextlib.suppress(OSError):
+            head = f"HTTP/1.1 {status} {'OK' if status == 200 else 'No'}\r\nContent-Type: text/plain; charset=utf-8\r\n"
+            writer.write(f"{head}Content-Length: {len(body.encode())}\r\nConnection: close\r\n\r\n{body}".encode())
+            await writer.drain()
+            writer.close()
+            await writer.wait_closed()
+
+    host, _, port = address.rpartition(":")
+    return await asyncio.start_server(answer, host or "127.0.0.1", int(port), limit=_LONGEST_REQUEST)

@@ -1,0 +1,221 @@
+"""A worker put together from the settings: queue, handler, callbacks, pages. Knows no command line and no signal."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, RedisError
+
+from utils.errors import BadSettings, SetupError
+from utils.fetch import post_async
+from utils.settings import Settings
+from worker.cache import RedisCache, fingerprint
+from worker.callbacks import Callback, CallbackJobs, Sender, signing_key
+from worker.connect import BLOCK_MS, Client, connect
+from worker.jobs import ImageJobs, Job, Rules
+from worker.loop import Handler, Limits, Loop
+from worker.metrics import Metrics, Page, serve
+from worker.stream import Keys, Queue
+
+log = logging.getLogger(__name__)
+
+MakeHandler = Callable[[Settings, Metrics, Client], AbstractAsyncContextManager[Handler[Job]]]
+
+_REFUSALS = (AuthenticationError, AuthorizationError, NoPermissionError)
+_CALLBACK_SECONDS = 15.0  # the upper end of what Standard Webhooks recommends for one attempt
+_CALLBACKS_AT_ONCE = 16
+_CALLBACK_RETRY_SECONDS = 5.0
+
+
+@asynccontextmanager
+async def judging(settings: Settings, metrics: Metrics, client: Client) -> AsyncIterator[Handler[Job]]:
+    """The real handler: loads every profile's models before the first job is taken.
+
+    Raises:
+        SetupError: this installation is incomplete.
+    """
+    from inference.detector import build_verifier
+    from worker.judge import Judge
+
+    if "decode_in_child" not in settings.model_fields_set:  # here strangers choose the images
+        settings = settings.model_copy(update={"decode_in_child": True})
+    verifiers = {name: build_verifier(settings.model_copy(update={"profile": name})) for name in profiles(settings)}
+    cache, fingerprints = None, {}
+    if settings.queue_cache_seconds:
+        cache = RedisCache(client, Keys(settings.queue_prefix), settings.queue_cache_seconds)
+        fingerprints = {name: fingerprint(verifier) for name, verifier in verifiers.items()}
+    async with Judge(settings, verifiers, metrics, cache, fingerprints) as judge:
+        yield judge
+
+
+class Service:
+    """One worker process. ``run`` returns its exit status."""
+
+    def __init__(self, settings: Settings, url: str, make_handler: MakeHandler = judging) -> None:
+        """
+        Args:
+            make_handler: what does the work; measurements of the queue itself put a handler without work here.
+
+        Raises:
+            BadSettings: a setting that only the worker reads.
+        """
+        self._settings = settings
+        self._make_handler = make_handler
+        self._client = connect(url)
+        self._keys = Keys(settings.queue_prefix)
+        if "+cluster" in url.partition("://")[0] and not ("{" in self._keys.prefix and "}" in self._keys.prefix):
+            raise BadSettings("IMGV_QUEUE_PREFIX: Redis Cluster needs a hash tag, as in {image_verify}")
+        secret = settings.callback_secret.get_secret_value()
+        self._signing_key = signing_key(secret) if secret else None
+        self._rules = rules(settings)
+        self.metrics = Metrics()
+        self.loop: Loop[Job] | None = None
+        self._callbacks: Loop[Callback] | None = None
+        self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+
+    def stop(self) -> None:
+        for loop in (self.loop, self._callbacks):
+            if loop:
+                loop.stop()
+
+    async def run(self, ready: Callable[[], None] = lambda: None) -> SetupError | Exception | None:
+        """Work until ``stop``. Returns why the worker ended by itself, if it did.
+
+        Raises:
+            SetupError: it cannot start.
+        """
+        settings = self._settings
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._client.aclose)
+            await self._check_server()
+            handler = await stack.enter_async_context(self._make_handler(settings, self.metrics, self._client))
+            queue = self._queue(self._keys.streams, settings.queue_attempts)
+            limits = Limits(
+                settings.queue_max_jobs,
+                settings.queue_max_mb << 20,
+                settings.queue_retry_seconds,
+                settings.queue_stuck_seconds,
+                settings.queue_drain_seconds,
+            )
+            self.loop = Loop(queue, ImageJobs(self._rules), handler, limits, self.metrics)
+            await self._ensure(queue)
+            running = [self.loop.run()]
+            if self._signing_key:
+                self._callbacks = self._callback_loop(self._signing_key, limits)
+                await self._ensure(self._callbacks.queue)
+                running.append(self._callbacks.run())
+            if settings.queue_metrics:
+                server = await serve(settings.queue_metrics, self._pages(self.loop))
+                stack.callback(server.close)
+            ready()
+            await asyncio.gather(*(self._together(each) for each in running))
+        return self.loop.failure
+
+    async def _together(self, running: Coroutine[None, None, None]) -> None:
+        try:
+            await running
+        finally:
+            self.stop()
+
+    def _queue(self, streams: tuple[str, ...], attempts: int) -> Queue:
+        settings = self._settings
+        return Queue(
+            self._client,
+            self._keys,
+            self.name,
+            streams=streams,
+            lease_seconds=settings.queue_lease_seconds,
+            attempts=attempts,
+            answer_seconds=settings.queue_answer_seconds,
+            results_kept=settings.queue_results_kept,
+        )
+
+    def _callback_loop(self, key: bytes, limits: Limits) -> Loop[Callback]:
+        settings = self._settings
+        post = functools.partial(
+            post_async,
+            seconds=_CALLBACK_SECONDS,
+            connect_seconds=settings.fetch_connect_seconds,
+            ports=settings.fetch_port_set,
+        )
+        queue = self._queue((self._keys.callbacks,), settings.callback_attempts)
+        fewer = Limits(
+            _CALLBACKS_AT_ONCE, limits.max_bytes, _CALLBACK_RETRY_SECONDS, limits.stuck_seconds, limits.drain_seconds
+        )
+        return Loop(queue, CallbackJobs(), Sender(post, key, self.metrics), fewer, self.metrics)
+
+    async def _check_server(self) -> None:
+        """A wrong password is ours to fix, before the models load; a server that is down may come back."""
+        try:
+            await self._client.ping()
+        except (RedisError, OSError) as error:
+            # redis-py tells a refused login as a lost connection, with the reason as its cause.
+            if isinstance(error, _REFUSALS) or isinstance(error.__cause__, _REFUSALS):
+                raise BadSettings(f"REDIS_URL: the server refuses us: {error}") from None
+            log.warning("the server does not answer yet: %s", error)
+
+    async def _ensure(self, queue: Queue) -> None:
+        try:
+            await queue.ensure()
+        except NoPermissionError as error:
+            raise BadSettings(f"REDIS_URL: the ACL user lacks a permission: {error}; see docs/worker.md") from None
+        except (RedisError, OSError) as error:
+            log.warning("the server does not answer yet: %s", error)  # the loop makes the group when it is back
+
+    def _pages(self, loop: Loop[Job]) -> dict[str, Page]:
+        async def metrics() -> tuple[int, str]:
+            try:
+                depths = await loop.queue.depth()
+            except (RedisError, OSError):
+                depths = []  # our own numbers are true without the server's
+            return 200, self.metrics.render(depths, loop.held)
+
+        async def health() -> tuple[int, str]:
+            # Not whether the server answers: restarting every worker would not bring it back.
+            beats = time.monotonic() - loop.last_beat < 10 * BLOCK_MS / 1000
+            return (200, "ok\n") if beats and not loop.failure else (503, "the reader stands still\n")
+
+        async def readiness() -> tuple[int, str]:
+            reads = time.monotonic() - loop.last_read < 2 * BLOCK_MS / 1000
+            return (200, "ok\n") if reads else (503, "the server does not answer\n")
+
+        return {"/metrics": metrics, "/healthz": health, "/readyz": readiness}
+
+
+def profiles(settings: Settings) -> tuple[str, ...]:
+    """
+    Raises:
+        BadSettings: there is no such profile.
+    """
+    names = (settings.profile, *(name.strip() for name in settings.queue_profiles.split(",") if name.strip()))
+    for name in names:
+        if name not in ("embedded", "full"):
+            raise BadSettings(f"IMGV_QUEUE_PROFILES: no profile {name!r}; there are embedded and full")
+    return tuple(dict.fromkeys(names))
+
+
+def rules(settings: Settings) -> Rules:
+    """
+    Raises:
+        BadSettings: a folder opened to jobs does not exist.
+    """
+    roots = tuple(Path(path).expanduser().resolve() for path in settings.queue_paths.split(":") if path)
+    for root in roots:
+        if not root.is_dir():
+            raise BadSettings(f"IMGV_QUEUE_PATHS: {root} is not a folder")
+    return Rules(
+        profiles(settings),
+        settings.max_bytes,
+        roots,
+        callbacks=bool(settings.callback_secret.get_secret_value()),
+        artifacts=bool(settings.queue_artifacts_dir),
+    )

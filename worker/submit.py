@@ -1,0 +1,202 @@
+"""Queue images and wait for the answers: python -m worker.submit photo.jpg https://… folder/"""
+
+# ruff: noqa: T201 - a command line prints
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import secrets
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from redis.exceptions import RedisError
+from rich.console import Console
+from rich.progress import Progress
+
+from utils.contracts import Json
+from utils.errors import FetchFailed, InputError, QueueFull, SetupError, VerifyError
+from utils.image_io import read_file
+from utils.ingress import expand, is_url
+from utils.settings import Settings, load_settings
+from utils.verdict_json import dump, error_dict
+from worker.connect import Client, connect
+from worker.embedded import find_url
+from worker.stream import PRIORITIES, Keys, rows_of, run_script
+
+EXIT_JUDGED, EXIT_NOT_JUDGED, EXIT_SETUP, EXIT_INTERRUPTED = 0, 3, 4, 130
+_WINDOW = 32  # jobs of ours in the queue at a time: a folder must not fill the server's memory
+_BLOCK_MS = 1000
+
+
+async def enqueue(
+    client: Client,
+    keys: Keys,
+    job_id: str,
+    fields: Mapping[str, str | bytes],
+    *,
+    max_waiting: int,
+    remember_seconds: int,
+    priority: str = "normal",
+) -> str:
+    """Add a job once, however often this is called for one job id.
+
+    Returns:
+        "queued", "known" (it waits or runs already) or "answered".
+
+    Raises:
+        QueueFull: ``max_waiting`` jobs of this priority wait already; nothing was added.
+    """
+    stream = keys.streams[PRIORITIES.index(priority)]
+    flat = [part for pair in ({"job_id": job_id} | dict(fields)).items() for part in pair]
+    names = (stream, keys.queued(job_id), keys.verdict(job_id))
+    state, detail = await run_script(client, "enqueue", names, (max_waiting, remember_seconds, *flat))
+    if state == b"full":
+        raise QueueFull(
+            f"{detail.decode()} jobs wait already (IMGV_QUEUE_MAX_WAITING); try again later, or add workers"
+        )
+    return str(state.decode())
+
+
+class Submitter:
+    """Queues sources in order, a window at a time, and gives answers in the order they come."""
+
+    def __init__(
+        self, client: Client, settings: Settings, options: Mapping[str, str], priority: str = "normal"
+    ) -> None:
+        self._client = client
+        self._keys = Keys(settings.queue_prefix)
+        self._settings = settings
+        self._options = options
+        self._priority = priority
+        self._waiting: dict[str, str] = {}  # job id -> source
+        self._left: deque[str] = deque()
+
+    async def answers(self, sources: Iterable[str]) -> AsyncIterator[tuple[str, dict[str, Json]]]:
+        """Source and answer, a verdict or ``{"error": …}``, of every source.
+
+        Raises:
+            QueueFull: no job of ours is in the queue, and no other fits.
+        """
+        newest: Any = await self._client.xrevrange(self._keys.results, count=1)
+        cursor: bytes = newest[0][0] if newest else b"0-0"
+        self._left.extend(sources)
+        while True:
+            for refused in await self._fill():
+                yield refused
+            if not self._waiting:
+                return
+            replies = await self._client.xread({self._keys.results: cursor}, block=_BLOCK_MS, count=1000)
+            rows = rows_of(replies)
+            for _, entry_id, fields in rows:
+                cursor = entry_id
+                if source := self._waiting.pop(fields[b"job_id"].decode(), None):
+                    yield source, json.loads(fields.get(b"verdict") or fields[b"error"])
+            if not rows:
+                async for each in self._look_up():
+                    yield each
+
+    async def _look_up(self) -> AsyncIterator[tuple[str, dict[str, Json]]]:
+        """Answers by their keys: what the stream has dropped, or had given before we looked."""
+        for job_id in tuple(self._waiting):
+            if found := await self._client.get(self._keys.verdict(job_id)):
+                yield self._waiting.pop(job_id), json.loads(found)
+
+    async def _fill(self) -> list[tuple[str, dict[str, Json]]]:
+        """Queue more. Returns the sources that could not even be read."""
+        refused: list[tuple[str, dict[str, Json]]] = []
+        while len(self._waiting) < _WINDOW and self._left:
+            source, job_id = self._left.popleft(), secrets.token_hex(12)
+            try:
+                fields = await asyncio.to_thread(self._fields, source)
+                await self._enqueue(job_id, fields)
+            except InputError as error:
+                refused.append((source, error_dict(source, error)))
+            except QueueFull:
+                self._left.appendleft(source)
+                if not self._waiting:
+                    raise
+                break  # answers to our own jobs make room
+            else:
+                self._waiting[job_id] = source
+        return refused
+
+    async def _enqueue(self, job_id: str, fields: Mapping[str, str | bytes]) -> None:
+        """A lost reply is asked for again; the job is added once."""
+        settings = self._settings
+        for tries_left in (2, 1, 0):
+            try:
+                await enqueue(
+                    self._client,
+                    self._keys,
+                    job_id,
+                    {**fields, **self._options},
+                    max_waiting=settings.queue_max_waiting,
+                    remember_seconds=settings.queue_answer_seconds,
+                    priority=self._priority,
+                )
+                return
+            except (RedisError, OSError):
+                if not tries_left:
+                    raise
+                await asyncio.sleep(0.5)
+
+    def _fields(self, source: str) -> dict[str, str | bytes]:
+        if is_url(source):
+            return {"source": source}
+        path = Path(source)  # the worker may be another machine, so the bytes travel
+        return {"image": read_file(path, self._settings.max_bytes), "filename": path.name}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m worker.submit", description="Queue images and wait for verdicts.")
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image file, folder or http(s) URL")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
+    parser.add_argument("--profile", choices=("embedded", "full"), help="as the job's field")
+    parser.add_argument("--priority", choices=PRIORITIES, default="normal")
+    args = parser.parse_args(argv)
+    try:
+        settings = load_settings()
+        url = find_url(settings.redis_url.get_secret_value(), settings.queue_embedded_dir)
+        return asyncio.run(run(args, settings, connect(url)))
+    except VerifyError as error:
+        print(f"{error.code}: {error}", file=sys.stderr)
+        return EXIT_SETUP if isinstance(error, SetupError) else EXIT_NOT_JUDGED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+async def run(args: argparse.Namespace, settings: Settings, client: Client) -> int:
+    """
+    Raises:
+        FetchFailed: the server cannot be reached.
+    """
+    sources, status = list(expand(args.inputs)), EXIT_JUDGED
+    submitter = Submitter(client, settings, {"profile": args.profile} if args.profile else {}, args.priority)
+    try:
+        async with client:
+            with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+                task = progress.add_task("waiting", total=len(sources))
+                async for source, answer in submitter.answers(sources):
+                    progress.advance(task)
+                    if "error" in answer:
+                        status = EXIT_NOT_JUDGED
+                    print(dump(answer) if args.json else line(source, answer), flush=True)
+    except (RedisError, OSError) as error:
+        raise FetchFailed(f"the queue's server: {error}; check REDIS_URL") from error
+    return status
+
+
+def line(source: str, answer: Mapping[str, Json]) -> str:
+    """One answer for a person; control characters in a name would drive the terminal."""
+    name = "".join(char if char.isprintable() else "?" for char in source)
+    if error := answer.get("error"):
+        return f"error   {error['code']}: {error['message']}  {name}"
+    return f"{answer['label']:<7} {answer['fusion_prob']:.2f}  {answer['tier']:<13} {name}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

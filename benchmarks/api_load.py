@@ -156,7 +156,7 @@ def report(args: argparse.Namespace, tell: Counter[str], latencies: list[float],
         print(f"{len(latencies) / args.seconds:.1f} verdicts/s; latency p50 {p50:.2f} p95 {p95:.2f} p99 {p99:.2f} s")
     half = len(memory) // 2
     print(
-        f"server and its decoders: {memory[0]:.0f} MiB at the start, at most {max(memory[:half]):.0f} in the first half "
+        f"server and decoders: {memory[0]:.0f} MiB at the start, at most {max(memory[:half]):.0f} in the first half "
         f"and {max(memory[half:]):.0f} in the second"
     )
 

@@ -298,4 +298,4 @@ def test_a_command_without_the_checkpoint_names_the_next_one(
 def test_the_table_of_detectors_says_the_same() -> None:
     for name, detector in CLIP_DETECTORS.items():
         assert dict(DETECTORS[name].features) == dict(detector.tiny().features) == dict(detector.features)
-        assert DETECTORS[name].weights[0] == name
+        assert DETECTORS[name].weights == (detector.text_card(), name)

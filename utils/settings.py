@@ -99,7 +99,7 @@ class Settings(BaseSettings):
     api_keys: str = Field(
         "",
         pattern=r"^([\w.-]+=[0-9a-f]{64}(,|$))*$",
-        description="who may call: name=sha256 of the key, comma separated; python -m api --new-key NAME; empty: anyone",
+        description="who may call: name=sha256 of a key, comma separated; python -m api --new-key NAME; empty: all",
     )
     api_rate_per_minute: int = Field(600, gt=0, description="images one key, or one address without keys, may send")
     api_wait_seconds: float = Field(30.0, gt=0, description="how long a request waits for its verdict by default")

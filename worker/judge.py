@@ -80,6 +80,7 @@ class Judge:
         self._wake, self._room = asyncio.Event(), asyncio.Event()
         self._ingresses: list[Ingress] = []
         self._decoders = ThreadPoolExecutor(settings.queue_decoders, "decode")
+        self._decoding = asyncio.Semaphore(settings.queue_decoders)
         self._models = ThreadPoolExecutor(1, "models")
         self._batching: asyncio.Task[None] | None = None
 
@@ -126,16 +127,18 @@ class Judge:
             if cached := await self._cached(job, raw):
                 answer(job, cached)
                 return
-            while self._pixels > self._most_pixels:
-                self._room.clear()
-                await self._room.wait()
-            check_deadline(job)
-            with self._metrics.seconds.labels("decode").time():
-                sample = await asyncio.get_running_loop().run_in_executor(self._decoders, self._decode, raw, job.source)
+            async with self._decoding:  # room is looked for when a decoder is free: at most these go beyond the limit
+                while self._pixels > self._most_pixels:
+                    self._room.clear()
+                    await self._room.wait()
+                check_deadline(job)
+                with self._metrics.seconds.labels("decode").time():
+                    decoding = asyncio.get_running_loop().run_in_executor(self._decoders, self._decode, raw, job.source)
+                    sample = await decoding
+                self._pixels += sample.rgb.nbytes
         except Exception as error:  # noqa: BLE001 - the loop decides what it means
             answer(job, error)
             return
-        self._pixels += sample.rgb.nbytes
         self._ready.append(_Ready(job, sample, answer))
         self._wake.set()
 

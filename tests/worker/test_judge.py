@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from contextlib import asynccontextmanager
 from io import BytesIO
 
@@ -42,6 +43,12 @@ class Recording(Verifier):
         return super().verify(samples, job_ids)
 
 
+class Slow(Recording):
+    def verify(self, samples, job_ids=None):
+        time.sleep(0.2)
+        return super().verify(samples, job_ids)
+
+
 class Fragile(Recording):
     def verify(self, samples, job_ids=None):
         judgements = super().verify(samples, job_ids)
@@ -77,6 +84,18 @@ def test_images_become_verdicts_in_batches(db, keys, server, run_worker):
     answer = verdict(db, keys, "7")
     assert (answer["job_id"], answer["source"], answer["format"], answer["label"]) == ("7", "7.png", "PNG", "NON-AI")
     assert answer["dino_prob"] == pytest.approx(70 / 255, abs=1e-4)
+
+
+def test_pixels_in_memory_stay_within_the_limit(db, keys, server, run_worker):
+    buffer = BytesIO()
+    Image.new("RGB", (700, 700)).save(buffer, "PNG")  # 1.5 MB of pixels in a few bytes of file: one fills the limit
+    for number in range(8):
+        db.xadd(keys.streams[1], {"image": buffer.getvalue(), "job_id": str(number)})
+    recording = Slow(verifier())  # so that decoding could run ahead of it
+    run_worker(
+        judging(recording), lambda s: answered(s, server.url, keys, 8), queue_max_mb=1, queue_decoders=1, queue_batch=8
+    )
+    assert recording.batches == [1] * 8
 
 
 def test_a_file_that_is_no_image_is_answered_once_from_the_decoding_child(db, keys, server, run_worker):

@@ -1,0 +1,125 @@
+"""Serve verdicts and the page over HTTP: python -m api"""
+
+# ruff: noqa: T201 - a command line prints
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # imported where used: --help answers at once
+    from utils.settings import Settings
+
+EXIT_OK, EXIT_SETUP, EXIT_AT_ONCE = 0, 4, 130
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+EPILOG = """\
+keys        python -m api --new-key NAME prints one, and the line for IMGV_API_KEYS; without keys anyone may call
+queue       with REDIS_URL images go to workers (python -m worker); without it this process judges them
+signals     SIGTERM or Ctrl-C: take nothing new, finish what is in work; a second one: end at once
+exit codes  0 stopped     4 this installation is incomplete, or the port is taken
+settings    environment variables and .env; .env.example lists them
+"""
+
+log = logging.getLogger("api")
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m api",
+        description="Serve verdicts and a page over HTTP.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, help="port to listen on (default: 8000; 0: any free one)")
+    parser.add_argument("--profile", choices=("embedded", "full"), help="which detectors run (default: embedded)")
+    parser.add_argument("--new-key", metavar="NAME", help="print a fresh API key for NAME and exit")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    from utils.errors import SetupError
+    from utils.settings import load_settings
+
+    try:
+        if args.new_key is not None:
+            return print_key(args.new_key)
+        given = {"api_host": args.host, "api_port": args.port, "profile": args.profile}
+        return serve(load_settings(**{name: value for name, value in given.items() if value is not None}))
+    except SetupError as error:
+        print(f"{error.code}: {error}", file=sys.stderr)
+        return EXIT_SETUP
+
+
+def print_key(name: str) -> int:
+    from api.limits import new_key
+    from utils.settings import load_settings
+
+    key, digest = new_key()
+    load_settings(api_keys=f"{name}={digest}")  # refuses a name that the setting could not hold
+    print(f"key, for the caller only:  {key}\nfor IMGV_API_KEYS:         {name}={digest}")
+    return EXIT_OK
+
+
+def serve(settings: Settings) -> int:
+    import uvicorn
+
+    from api.app import create_app
+    from worker.logs import configure_worker_logging
+
+    configure_worker_logging(settings.log_level, as_json=settings.log_json)
+    logging.getLogger("api.access").setLevel(logging.INFO)
+    if settings.api_host not in _LOOPBACK and not settings.api_keys:
+        log.warning("anyone who reaches %s may call: IMGV_API_KEYS is empty", settings.api_host)
+    app = create_app(settings)
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            if self.should_exit:
+                os._exit(EXIT_AT_ONCE)
+            super().handle_exit(sig, frame)
+            app.state.server.stopping.set()  # event streams would otherwise hold us for the whole grace
+
+        async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+            await super().startup(sockets)  # type: ignore[arg-type]
+            if self.started:
+                host, port = self.servers[0].sockets[0].getsockname()[:2]
+                shown = f"[{host}]" if ":" in host else host
+                print(f"ready. Open  http://{shown}:{port}/", file=sys.stderr, flush=True)
+
+    server = Server(
+        uvicorn.Config(
+            app,
+            host=settings.api_host,
+            port=settings.api_port,
+            log_config=None,
+            log_level=logging.WARNING,
+            access_log=False,  # ours names routes, not paths: a path may hold the id that opens an answer
+            server_header=False,
+            proxy_headers=bool(settings.api_proxies),
+            forwarded_allow_ips=settings.api_proxies or None,
+            timeout_graceful_shutdown=round(settings.queue_drain_seconds),
+            ws="none",
+        )
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again at the end, which would be our status
+        signal.signal(number, lambda *_: None)
+    try:
+        asyncio.run(server.serve())
+    except SystemExit:  # uvicorn's way to say that it cannot listen
+        return EXIT_SETUP
+    return EXIT_OK if server.started else EXIT_SETUP
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stderr.flush()
+    os._exit(status)  # a thread that still judges, past the grace, would keep the interpreter from ending

@@ -1,0 +1,115 @@
+"""The application put together: a backend, the routes, and the layers around them. Knows no single route."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TypeAlias
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+
+from api import page, routes
+from api.catalogue import catalogue
+from api.documents import finish_openapi
+from api.edge import Edge
+from api.jobs import Backend
+from api.limits import Gate, RateLimiter, split
+from api.metrics import Metrics
+from api.problems import respond
+from api.server import Server
+from utils.errors import BadRequest, NotFound, VerifyError
+from utils.settings import Settings
+
+MakeBackend: TypeAlias = Callable[[Settings, Metrics], Backend]
+
+
+def default_backend(settings: Settings, metrics: Metrics) -> Backend:
+    """Workers when there is a REDIS_URL, else this process with its models loaded.
+
+    Raises:
+        SetupError: this installation is incomplete.
+    """
+    if url := settings.redis_url.get_secret_value():
+        from api.queued import QueueBackend
+
+        return QueueBackend(settings, url, metrics)
+    from api.local import LocalBackend
+    from inference.detector import build_verifier
+
+    return LocalBackend(settings, build_verifier(settings), metrics)
+
+
+def create_app(settings: Settings, make_backend: MakeBackend = default_backend) -> FastAPI:
+    """The ASGI application, with its models loaded.
+
+    Raises:
+        SetupError: this installation is incomplete.
+    """
+    metrics, limiter = Metrics(), RateLimiter(settings.api_rate_per_minute)
+    backend = make_backend(settings, metrics)
+    server = Server(settings, backend, limiter, metrics, catalogue(settings, backend.where), asyncio.Event())
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with backend:
+            yield
+
+    origins = split(settings.api_origins)
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["Authorization", "X-API-Key", "Content-Type", "X-Request-ID"],
+        expose_headers=["Location", "Retry-After", "X-Request-ID"],
+    )
+    app = FastAPI(
+        title="img_ml_verify",
+        version="1",
+        summary="Tells whether an image is AI-generated, and shows why.",
+        docs_url=None,  # both load scripts from another host
+        redoc_url=None,
+        lifespan=lifespan,
+        middleware=[
+            Middleware(Edge, metrics=metrics),
+            *([cors] if origins else []),
+            Middleware(Gate, settings=settings, limiter=limiter, metrics=metrics),
+        ],
+        exception_handlers={
+            VerifyError: _on_coded,
+            RequestValidationError: _on_invalid,
+            HTTPException: _on_http,
+        },
+    )
+    app.state.server = server
+    app.include_router(routes.router)
+    app.include_router(page.router)
+    finish_openapi(app)
+    return app
+
+
+async def _on_coded(request: Request, error: Exception) -> Response:
+    assert isinstance(error, VerifyError)
+    return respond(error, request.state.request_id)
+
+
+async def _on_invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return respond(BadRequest(f"{where}: {first['msg']}"), request.state.request_id)
+
+
+async def _on_http(request: Request, error: Exception) -> Response:
+    """No such page, or not by this method."""
+    assert isinstance(error, HTTPException)
+    coded = NotFound("no such page") if error.status_code == 404 else BadRequest(str(error.detail))
+    answer = respond(coded, request.state.request_id)
+    answer.status_code = error.status_code
+    answer.headers.update(error.headers or {})
+    return answer

@@ -1,0 +1,74 @@
+"""What judges on this installation: profile, fusion artifact, detectors, weight files. Loads no network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from api.schemas import DetectorInfo, FusionInfo, Models, WeightsFile
+from forensics.registry import load_forensics
+from fusion.meta_model import FusionModel
+from inference.detector import FUSION_OF_PROFILE
+from inference.registry import DETECTORS, select_detectors
+from inference.report import HEATMAP_TITLES
+from inference.terminal import TIER_WORDS
+from models.loaders import SHIPPED, Card, Weights, find
+from utils.errors import WeightsMissing
+from utils.settings import Settings
+
+
+def catalogue(settings: Settings, where: str) -> Models:
+    """As this machine sees it; workers on other machines may have other weights, and each verdict names its own.
+
+    Raises:
+        SetupError: the fusion artifact or a card file is damaged.
+    """
+    weights = Weights.at(settings.weights_dir)
+    enabled = select_detectors(settings.profile, settings.detectors)
+    name = settings.fusion or FUSION_OF_PROFILE[settings.profile]
+    fusion = FusionModel.load(SHIPPED / name if (SHIPPED / name).is_dir() else Path(name))
+    thresholds = fusion.thresholds.to_json()
+    if settings.threshold is not None:
+        thresholds["label"] = settings.threshold
+    return Models(
+        profile=settings.profile,
+        runs="workers" if where == "workers" else "in process",
+        fusion=FusionInfo(
+            name=fusion.name, inputs=list(fusion.inputs), thresholds=thresholds, metrics=dict(fusion.metrics)
+        ),
+        detectors=[_detector(name, weights, name in enabled) for name in DETECTORS],
+        forensics=[forensic.name for forensic in load_forensics()],
+        tiers=dict(TIER_WORDS),
+        heatmaps=HEATMAP_TITLES,
+    )
+
+
+def _detector(name: str, weights: Weights, enabled: bool) -> DetectorInfo:
+    spec = DETECTORS[name]
+    cards = [weights.card(card) for card in spec.weights]
+    reason = ""
+    try:
+        for card in cards:
+            find(card, weights.folders)
+    except WeightsMissing as error:
+        reason = error.message
+    return DetectorInfo(
+        name=name,
+        enabled=enabled,
+        available=not reason,
+        reason=reason,
+        features=dict(spec.features),
+        weights=[_file(card) for card in cards],
+    )
+
+
+def _file(card: Card) -> WeightsFile:
+    return WeightsFile(
+        name=card.name,
+        file=card.file,
+        sha256=card.sha256,
+        size=card.size,
+        licence=card.licence,
+        commercial=card.commercial,
+        upstream=card.upstream,
+        install=card.command,
+    )

@@ -1,0 +1,234 @@
+"""Who may call, and how much: API keys, rates, and the size of bodies while they stream. Knows no route's meaning."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import ipaddress
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from urllib.parse import SplitResult, urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.metrics import Metrics
+from api.problems import RateExceeded, respond
+from utils.errors import BadRequest, QueueFull, TooManyBytes, Unauthorized, VerifyError
+from utils.settings import Settings
+
+PUBLIC = ("/", "/favicon.ico", "/healthz", "/readyz", "/health", "/openapi.json", "/v1/schema")  # no key is asked
+BATCH = "/v1/verify/batch"
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_FORM_BYTES = 64 << 10  # boundaries, names and options around the images
+_MOST_CALLERS = 10_000  # addresses whose rate is remembered
+
+
+def new_key() -> tuple[str, str]:
+    """A fresh key of 256 random bits, and its hash.
+
+    Plain SHA-256 is enough for a secret that nobody can guess; slow hashes are for passwords.
+    """
+    key = "imgv_" + secrets.token_urlsafe(32)
+    return key, _hash(key)
+
+
+def _hash(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+class KeyRing:
+    """The accepted keys, by their hashes."""
+
+    def __init__(self, setting: str) -> None:
+        """
+        Args:
+            setting: ``name=sha256,name=sha256``; empty: no key is asked.
+        """
+        self._hashes = dict(entry.split("=", 1) for entry in setting.split(",") if entry)
+
+    def __bool__(self) -> bool:
+        return bool(self._hashes)
+
+    def name_of(self, headers: Headers) -> str:
+        """Whose key it is, from ``Authorization: Bearer`` or ``X-API-Key``. Every hash is compared, in constant time.
+
+        Raises:
+            Unauthorized: no key, or not one of ours.
+        """
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        key = given.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        digest = _hash(key)
+        found = [name for name, known in self._hashes.items() if hmac.compare_digest(digest, known)]
+        if not found:
+            raise Unauthorized("give a known API key: Authorization: Bearer …, or X-API-Key: …")
+        return found[0]
+
+
+class RateLimiter:
+    """A token bucket per caller: a minute's worth at once, then the steady rate."""
+
+    def __init__(self, per_minute: int) -> None:
+        self._most = float(per_minute)
+        self._per_second = per_minute / 60
+        self._buckets: dict[str, tuple[float, float]] = {}  # caller -> tokens, and when
+
+    def take(self, caller: str) -> None:
+        """One image.
+
+        Raises:
+            RateExceeded: too many; says when to come back. Nothing is taken then.
+        """
+        tokens = self._tokens(caller)
+        if tokens < 1:
+            seconds = (1 - tokens) / self._per_second
+            raise RateExceeded(f"more than {self._most:.0f} images a minute; try again in {seconds:.0f} s", seconds)
+        self._keep(caller, tokens - 1)
+
+    def charge(self, caller: str, images: int) -> None:
+        """Further images of a request that was taken. They may be owed: a batch has its own limit."""
+        self._keep(caller, self._tokens(caller) - images)
+
+    def _tokens(self, caller: str) -> float:
+        now = time.monotonic()
+        tokens, since = self._buckets.get(caller, (self._most, now))
+        return min(self._most, tokens + (now - since) * self._per_second)
+
+    def _keep(self, caller: str, tokens: float) -> None:
+        self._buckets.pop(caller, None)
+        self._buckets[caller] = (tokens, time.monotonic())
+        if len(self._buckets) > _MOST_CALLERS:  # the one that called longest ago has a full bucket, or nearly
+            del self._buckets[next(iter(self._buckets))]
+
+
+def caller_of(scope: Scope) -> str:
+    """The address, for callers without a key. An IPv6 customer owns a /64."""
+    host = scope["client"][0] if scope.get("client") else "local"
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:  # a unix socket has no address
+        return str(host)
+    return str(ipaddress.ip_network((address, 64), strict=False)) if address.version == 6 else str(address)
+
+
+class Gate:
+    """ASGI middleware that refuses before a body is read what can be refused then, and the rest while it streams."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, limiter: RateLimiter, metrics: Metrics) -> None:
+        self._app = app
+        self._keys = KeyRing(settings.api_keys)
+        self._limiter = limiter
+        self._metrics = metrics
+        self._origins = frozenset(split(settings.api_origins))
+        self._hosts = frozenset(split(settings.api_hosts))
+        if not self._hosts and settings.api_host in _LOOPBACK:
+            self._hosts = frozenset(_LOOPBACK)  # else a page could reach us by a name that it points here
+        # Base64 takes 4 bytes for 3.
+        self._most = {BATCH: settings.api_batch_mb << 20}
+        self._most_single = settings.max_bytes * 4 // 3 + _FORM_BYTES
+        self._most_held = max(settings.queue_max_mb << 20, self._most_single, *self._most.values())
+        self._most_requests = settings.queue_max_jobs
+        self._seconds = settings.api_upload_seconds
+        self._requests = self._held = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        state = scope.setdefault("state", {})
+        try:
+            state["caller"] = self._check(scope)
+        except VerifyError as error:
+            await respond(error, state.get("request_id", ""))(scope, receive, send)
+            return
+        if scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        body = _Body(receive, self._reserve, self._most.get(scope["path"], self._most_single), self._seconds)
+        self._requests += 1
+        try:
+            await self._app(scope, body, send)
+        finally:
+            self._requests -= 1
+            self._held -= body.received
+            self._metrics.received.inc(body.received)
+
+    def _check(self, scope: Scope) -> str:
+        """Who calls.
+
+        Raises:
+            VerifyError: not to be served.
+        """
+        headers = Headers(scope=scope)
+        self._check_site(headers, scope["method"])
+        path = scope["path"]
+        public = path in PUBLIC or path.startswith("/static/")
+        caller = caller_of(scope) if public or not self._keys else self._keys.name_of(headers)
+        if scope["method"] == "POST" and not public:
+            most = self._most.get(path, self._most_single)
+            announced = headers.get("content-length", "0")
+            if announced.isdigit() and int(announced) > most:
+                raise _too_large(most)
+            if self._requests >= self._most_requests:
+                raise QueueFull("as many requests are open as this server takes; try again shortly")
+            self._limiter.take(caller)
+        return caller
+
+    def _check_site(self, headers: Headers, method: str) -> None:
+        """Pages of other sites may call only when they are on the list."""
+        host = headers.get("host", "")
+        if self._hosts and _parts(f"//{host}").hostname not in self._hosts:
+            raise BadRequest("this server does not answer to that name; see IMGV_API_HOSTS")
+        origin = headers.get("origin")
+        if method == "POST" and origin and origin not in self._origins and _parts(origin).netloc != host:
+            raise BadRequest("pages of that origin may not call; see IMGV_API_ORIGINS")
+
+    def _reserve(self, size: int) -> None:
+        if self._held + size > self._most_held:
+            raise QueueFull("as many bytes are in work as this server takes; try again shortly")
+        self._held += size
+
+
+class _Body:
+    """A request's body that counts itself while it arrives, and may not take for ever."""
+
+    def __init__(self, receive: Receive, reserve: Callable[[int], None], most: int, seconds: float) -> None:
+        self.received = 0
+        self._receive: Callable[[], Awaitable[Message]] = receive
+        self._reserve = reserve
+        self._most = most
+        self._deadline = time.monotonic() + seconds
+        self._whole = False
+
+    async def __call__(self) -> Message:
+        if self._whole:  # what follows is only the client's going away, for which nobody is in a hurry
+            return await self._receive()
+        try:
+            async with asyncio.timeout(self._deadline - time.monotonic()):
+                message = await self._receive()
+        except TimeoutError:
+            raise BadRequest("the request's body took too long to arrive; see IMGV_API_UPLOAD_SECONDS") from None
+        size = len(message.get("body", b""))
+        if self.received + size > self._most:
+            raise _too_large(self._most)
+        self._reserve(size)
+        self.received += size
+        self._whole = not message.get("more_body", False)
+        return message
+
+
+def _parts(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")
+
+
+def _too_large(most: int) -> TooManyBytes:
+    return TooManyBytes(f"the request is larger than {most:,} bytes; send a smaller one")
+
+
+def split(setting: str) -> list[str]:
+    return [part.strip().rstrip("/") for part in setting.split(",") if part.strip()]

@@ -1,0 +1,350 @@
+"""Every address of the API: what a request means, and the shape of its answer. Knows neither callers nor limits."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import FileResponse, Response, StreamingResponse
+
+from api.documents import ACCEPTED, PROBLEMS, body_of, image_body
+from api.intake import read_many, read_one, read_url
+from api.jobs import Image, Job
+from api.problems import BUG, problem
+from api.schemas import (
+    MAX_WAIT_SECONDS,
+    BatchRequest,
+    Classification,
+    Health,
+    JobAnswer,
+    ModelInfo,
+    Models,
+    Options,
+    Prediction,
+    UrlRequest,
+    VerifyRequest,
+)
+from api.server import Server, server_of
+from utils.contracts import Json, Verdict
+from utils.errors import DeadlinePassed, Internal, NotFound, QueueFull, VerifyError
+from utils.verdict_json import dump, json_schema
+
+log = logging.getLogger(__name__)
+
+_IDLE_SECONDS = 15.0  # between signs of life on a stream; proxies close silent ones after 30 to 60
+_FULL_SECONDS = 0.2  # how soon a batch looks for room again
+_ARTIFACT_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".html": "text/html; charset=utf-8"}
+
+router = APIRouter()
+Given = Annotated[Options, Query()]
+
+
+def _json(value: Json, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(dump(value), status, headers, "application/json")
+
+
+# ------------------------------------------------------------------------------------------------------------- verdicts
+
+
+@router.post(
+    "/v1/verify",
+    tags=["verdicts"],
+    summary="Judge one image",
+    response_model=Verdict,
+    responses={202: ACCEPTED, **PROBLEMS},
+    openapi_extra=image_body(VerifyRequest),
+)
+async def verify(request: Request, given: Given) -> Response:
+    """A verdict, or 202 with a job when `async` is set or the wait ends first; the job then goes on."""
+    server = server_of(request)
+    image, options = await read_one(request, given, server.settings.max_bytes)
+    job = await server.backend.submit(image, artifacts=options.artifacts)
+    seconds = server.settings.api_wait_seconds if options.wait_seconds is None else options.wait_seconds
+    if options.run_async or not await job.wait(seconds):
+        where = f"/v1/jobs/{job.id}"
+        return _json(_job_answer(job), 202, {"Location": where})
+    return _json(_verdict_of(job))
+
+
+@router.post(
+    "/v1/verify/batch",
+    tags=["verdicts"],
+    summary="Judge many images",
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "description": "one JSON object a line, as images are done",
+            "content": {"application/x-ndjson": {"schema": {"$ref": "#/components/schemas/BatchLine"}}},
+        },
+        **PROBLEMS,
+    },
+    openapi_extra=image_body(BatchRequest, many=True),
+)
+async def verify_batch(request: Request) -> Response:
+    """Every image gets a line: its verdict, or the error that says why there is none."""
+    server = server_of(request)
+    images, artifacts = await read_many(request, server.settings.max_bytes, server.settings.api_batch_images)
+    server.limiter.charge(request.state.caller, len(images) - 1)
+    lines = _batch_lines(server, images, artifacts, request.state.request_id)
+    return StreamingResponse(lines, media_type="application/x-ndjson")
+
+
+async def _batch_lines(
+    server: Server, images: Sequence[Image | VerifyError], artifacts: bool, request_id: str
+) -> AsyncIterator[str]:
+    window = asyncio.Semaphore(server.settings.queue_batch)  # one caller's batch must not fill the server
+
+    async def answer(index: int, image: Image | VerifyError) -> str:
+        source, error = "", image
+        if isinstance(image, Image):
+            source = image.source
+            try:
+                async with window:
+                    job = await _submit_patiently(server, image, artifacts)
+                    if not await job.wait(MAX_WAIT_SECONDS):
+                        raise DeadlinePassed(f"not judged within {MAX_WAIT_SECONDS:.0f} s; send it on its own, async")
+                return dump({"index": index, "source": source, "verdict": _verdict_of(job)}) + "\n"
+            except VerifyError as failure:
+                error = failure
+            except Exception:  # a bug of ours must not cost the other images their answer
+                log.exception("request %s, image %d", request_id, index)
+                error = Internal(BUG)
+        assert isinstance(error, VerifyError)
+        return dump({"index": index, "source": source, "error": problem(error, request_id)}) + "\n"
+
+    tasks = [asyncio.create_task(answer(index, image)) for index, image in enumerate(images)]
+    try:
+        for done in asyncio.as_completed(tasks):
+            yield await done
+    finally:  # the client went away
+        for task in tasks:
+            task.cancel()
+
+
+async def _submit_patiently(server: Server, image: Image, artifacts: bool) -> Job:
+    """
+    Raises:
+        QueueFull: no room during the whole wait.
+    """
+    deadline = asyncio.get_running_loop().time() + MAX_WAIT_SECONDS
+    while True:
+        try:
+            return await server.backend.submit(image, artifacts=artifacts)
+        except QueueFull:
+            if asyncio.get_running_loop().time() > deadline:
+                raise
+            await asyncio.sleep(_FULL_SECONDS)
+
+
+def _verdict_of(job: Job) -> dict[str, Json]:
+    if job.error:
+        raise job.error
+    assert job.verdict is not None
+    return job.verdict
+
+
+# ----------------------------------------------------------------------------------------------------------------- jobs
+
+
+def _job_answer(job: Job, request_id: str = "") -> dict[str, Json]:
+    where = f"/v1/jobs/{job.id}"
+    return {
+        "job_id": job.id,
+        "status": job.stage if job.stage in ("done", "failed") else "running",
+        "stage": job.stage,
+        "links": {"self": where, "events": f"{where}/events"},
+        "verdict": job.verdict,
+        "error": problem(job.error, request_id) if job.error else None,
+    }
+
+
+@router.get(
+    "/v1/jobs/{job_id}", tags=["jobs"], summary="Where a job stands", response_model=JobAnswer, responses=PROBLEMS
+)
+async def get_job(request: Request, job_id: str) -> Response:
+    return _json(_job_answer(await server_of(request).backend.find(job_id), request.state.request_id))
+
+
+@router.get(
+    "/v1/jobs/{job_id}/events",
+    tags=["jobs"],
+    summary="A job's stages as they begin, then its verdict",
+    response_class=StreamingResponse,
+    responses={
+        200: {"description": "events: stage, then verdict or error", "content": {"text/event-stream": {}}},
+        **PROBLEMS,
+    },
+)
+async def get_events(request: Request, job_id: str) -> Response:
+    server = server_of(request)
+    job = await server.backend.find(job_id)
+    return StreamingResponse(_events(job, server.stopping, request.state.request_id), media_type="text/event-stream")
+
+
+async def _events(job: Job, stopping: asyncio.Event, request_id: str) -> AsyncIterator[str]:
+    """WHATWG HTML, section 9.2. A comment now and then shows proxies that somebody is there."""
+    idle = 0.0
+    async for each in job.stages(idle_seconds=1.0):
+        if each is not None:
+            idle = 0.0
+            yield _event("stage", {"stage": each[0], "seconds": round(each[1], 3)})
+        elif stopping.is_set():
+            return
+        elif (idle := idle + 1.0) >= _IDLE_SECONDS:
+            idle = 0.0
+            yield ": still here\n\n"
+    yield _event("error", problem(job.error, request_id)) if job.error else _event("verdict", job.verdict)
+
+
+def _event(name: str, data: Json) -> str:
+    return f"event: {name}\ndata: {dump(data)}\n\n"  # one line: dump() escapes line breaks
+
+
+@router.get(
+    "/v1/verdicts/{job_id}/artifacts/{name}",
+    tags=["jobs"],
+    summary="A heatmap, the preview or the HTML report",
+    response_class=FileResponse,
+    responses={
+        200: {
+            "description": "always an attachment",
+            "content": {
+                "image/png": {"schema": {"type": "string", "format": "binary"}},
+                "image/jpeg": {"schema": {"type": "string", "format": "binary"}},
+                "text/html": {"schema": {"type": "string"}},
+            },
+        },
+        **PROBLEMS,
+    },
+)
+async def get_artifact(request: Request, job_id: str, name: str) -> Response:
+    """Only what the job's own table lists is served: a name is looked up there, and is never part of a path."""
+    job = await server_of(request).backend.find(job_id)
+    path = job.files.get(name)
+    if path is None or not await asyncio.to_thread(path.is_file):
+        raise NotFound("no such artifact, or it has expired; ask for artifacts when you send the image")
+    headers = {"Content-Security-Policy": "default-src 'none'; sandbox"}
+    return FileResponse(path, media_type=_ARTIFACT_TYPES[path.suffix], filename=name, headers=headers)
+
+
+# ----------------------------------------------------------------------------------------------------- about the server
+
+
+@router.get("/v1/models", tags=["about"], summary="What judges here", response_model=Models, responses=PROBLEMS)
+async def get_models(request: Request) -> Response:
+    return _json(server_of(request).models.model_dump())
+
+
+@router.get("/v1/schema", tags=["about"], summary="JSON Schema of a verdict", responses=PROBLEMS)
+async def get_schema() -> dict[str, Any]:
+    return json_schema()
+
+
+@router.get("/healthz", tags=["about"], summary="The process answers", response_model=Health, responses=PROBLEMS)
+async def get_health() -> Response:
+    return _json({"status": "ok", "reason": ""})
+
+
+@router.get(
+    "/readyz",
+    tags=["about"],
+    summary="Images can be judged",
+    response_model=Health,
+    responses={503: {"model": Health}, **{code: each for code, each in PROBLEMS.items() if code != 503}},
+)
+async def get_readiness(request: Request) -> Response:
+    reason = await server_of(request).backend.trouble()
+    return _json({"status": "unavailable" if reason else "ok", "reason": reason}, 503 if reason else 200)
+
+
+@router.get(
+    "/metrics",
+    tags=["about"],
+    summary="Numbers for Prometheus",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **PROBLEMS},
+)
+async def get_metrics(request: Request) -> Response:
+    return Response(server_of(request).metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+# ------------------------------------------------------------------------------------ the names that older clients know
+
+
+async def _judged(request: Request, image: Image) -> dict[str, Json]:
+    server = server_of(request)
+    job = await server.backend.submit(image, artifacts=False)
+    if not await job.wait(server.settings.api_wait_seconds):
+        raise DeadlinePassed("not judged in time; use /v1/verify, which answers 202 with a job then")
+    return _verdict_of(job)
+
+
+async def _judged_upload(request: Request) -> dict[str, Json]:
+    image, _ = await read_one(request, Options(), server_of(request).settings.max_bytes)
+    return await _judged(request, image)
+
+
+def _classification(verdict: dict[str, Json]) -> Response:
+    return _json({"classification": verdict["label"], "confidence": verdict["confidence"], "tier": verdict["tier"]})
+
+
+@router.post(
+    "/classify",
+    tags=["aliases"],
+    summary="Judge one image, in short",
+    response_model=Classification,
+    responses=PROBLEMS,
+    openapi_extra=image_body(VerifyRequest),
+)
+async def classify(request: Request) -> Response:
+    return _classification(await _judged_upload(request))
+
+
+@router.post(
+    "/classify_url",
+    tags=["aliases"],
+    summary="Judge the image behind a URL, in short",
+    response_model=Classification,
+    responses=PROBLEMS,
+    openapi_extra=body_of({"application/json": UrlRequest.model_json_schema()}),
+)
+async def classify_url(request: Request) -> Response:
+    return _classification(await _judged(request, await read_url(request)))
+
+
+@router.post(
+    "/predict",
+    tags=["aliases"],
+    summary="Judge one image, in short, with its probability",
+    response_model=Prediction,
+    responses=PROBLEMS,
+    openapi_extra=image_body(VerifyRequest),
+)
+async def predict(request: Request) -> Response:
+    verdict = await _judged_upload(request)
+    names = {"prediction": "label", "probability": "fusion_prob", "confidence": "confidence", "tier": "tier"}
+    return _json({name: verdict[field] for name, field in names.items()})
+
+
+@router.get("/health", tags=["aliases"], summary="As /healthz", response_model=Health, responses=PROBLEMS)
+async def get_health_alias() -> Response:
+    return await get_health()
+
+
+@router.get(
+    "/model_info", tags=["aliases"], summary="/v1/models, in short", response_model=ModelInfo, responses=PROBLEMS
+)
+async def get_model_info(request: Request) -> Response:
+    models = server_of(request).models
+    info = ModelInfo(
+        model="img_ml_verify",
+        version=models.fusion.name,
+        profile=models.profile,
+        threshold=models.fusion.thresholds["label"],
+        detectors=[each.name for each in models.detectors if each.enabled and each.available],
+        features=len(models.fusion.inputs),
+    )
+    return _json(info.model_dump())

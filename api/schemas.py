@@ -1,0 +1,168 @@
+"""What crosses the wire besides the verdict (utils/contracts.py), as types; the OpenAPI document is made from them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from utils.contracts import Tier, Verdict
+
+MAX_WAIT_SECONDS = 300.0
+_MOST_TEXT = 8192  # characters of a URL; what browsers and servers accept
+
+
+class Options(BaseModel):
+    """How an answer is given. In the query, or beside the image in the body, which comes first."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    run_async: bool = Field(False, alias="async", description="answer 202 with the job at once")
+    artifacts: bool = Field(False, description="also make heatmaps, a preview and an HTML report")
+    wait_seconds: float | None = Field(
+        None,
+        ge=0,
+        le=MAX_WAIT_SECONDS,
+        description="deadline of a synchronous answer; when it passes, 202 with the job",
+    )
+
+
+class Item(BaseModel):
+    """One image in JSON: ``url`` or ``image_base64``."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    url: str | None = Field(
+        None,
+        max_length=_MOST_TEXT,
+        description="public http(s) address of an image",
+        json_schema_extra={"format": "uri"},
+    )
+    image_base64: str | None = Field(None, description="the file, RFC 4648 base64 without line breaks")
+    filename: str = Field("", max_length=1000, description="a name for the verdict's source")
+
+
+class VerifyRequest(Item, Options):
+    """The JSON body of POST /v1/verify."""
+
+
+class BatchRequest(BaseModel):
+    """The JSON body of POST /v1/verify/batch."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    images: list[Item] = Field(min_length=1)
+    artifacts: bool = False
+
+
+class UrlRequest(BaseModel):
+    """The JSON body of POST /classify_url."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: str = Field(max_length=_MOST_TEXT, json_schema_extra={"format": "uri"})
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details; ``code`` is one of docs/errors.md and never changes its meaning."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str
+
+
+class JobAnswer(BaseModel):
+    """Where a job stands. ``verdict`` when it is done, ``error`` when it failed."""
+
+    job_id: str
+    status: Literal["running", "done", "failed"]
+    stage: Literal["queued", "fetching", "decoding", "judging", "reporting", "done", "failed"]
+    links: dict[str, str] = Field(description="self, events")
+    verdict: Verdict | None = None
+    error: Problem | None = None
+
+
+class BatchLine(BaseModel):
+    """One line of a batch's answer. Lines come as images are done; ``index`` is the image's place in the request."""
+
+    index: int
+    source: str
+    verdict: Verdict | None = None
+    error: Problem | None = None
+
+
+class WeightsFile(BaseModel):
+    """One weight file's card."""
+
+    name: str
+    file: str
+    sha256: str
+    size: int
+    licence: str
+    commercial: bool
+    upstream: str
+    install: str
+
+
+class DetectorInfo(BaseModel):
+    name: str
+    enabled: bool = Field(description="part of this profile")
+    available: bool = Field(description="its weights are installed")
+    reason: str = Field(description="why it is not available, with the command that installs it")
+    features: dict[str, str] = Field(description="what it measures, and what the number means")
+    weights: list[WeightsFile]
+
+
+class FusionInfo(BaseModel):
+    name: str
+    inputs: list[str]
+    thresholds: dict[str, Any]
+    metrics: dict[str, Any]
+
+
+class Models(BaseModel):
+    """What judges here, and the words that go with its answers."""
+
+    profile: str
+    runs: Literal["in process", "workers"]
+    fusion: FusionInfo
+    detectors: list[DetectorInfo]
+    forensics: list[str]
+    tiers: dict[Tier, str]
+    heatmaps: dict[str, str]
+
+
+class Health(BaseModel):
+    status: Literal["ok", "unavailable"]
+    reason: str = ""
+
+
+class Classification(BaseModel):
+    """The short answer of POST /classify and /classify_url."""
+
+    classification: Literal["AI", "NON-AI"]
+    confidence: float = Field(ge=0, le=1, description="in the classification")
+    tier: Tier = Field(description="`inconclusive` when the classification should not be relied on")
+
+
+class Prediction(BaseModel):
+    """The short answer of POST /predict."""
+
+    prediction: Literal["AI", "NON-AI"]
+    probability: float = Field(ge=0, le=1, description="of AI, from the pixels")
+    confidence: float = Field(ge=0, le=1, description="in the prediction")
+    tier: Tier
+
+
+class ModelInfo(BaseModel):
+    """The short answer of GET /model_info."""
+
+    model: str
+    version: str
+    profile: str
+    threshold: float
+    detectors: list[str] = Field(description="those that run")
+    features: int

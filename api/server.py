@@ -1,0 +1,31 @@
+"""What every route may use. Decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from api.jobs import Backend
+from api.limits import RateLimiter
+from api.metrics import Metrics
+from api.schemas import Models
+from utils.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One for the whole application."""
+
+    settings: Settings
+    backend: Backend
+    limiter: RateLimiter
+    metrics: Metrics
+    models: Models
+    stopping: asyncio.Event  # set on the first signal, so that streams end by themselves
+
+
+def server_of(request: Request) -> Server:
+    server: Server = request.app.state.server
+    return server

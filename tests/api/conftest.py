@@ -1,0 +1,125 @@
+"""The application with a small verifier, by ASGI; and the real product behind a real server, for what needs sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+from PIL import Image
+from sklearn.datasets import load_sample_image
+
+from api.app import create_app
+from api.local import LocalBackend
+from inference.detector import Ensemble, Verifier
+from tests.fakes import FakeDetector, fusion_model
+from utils.settings import Settings
+
+Work = Callable[[httpx.AsyncClient], Awaitable[object]]
+
+
+def photo(name: str = "china.jpg", kind: str = "JPEG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(load_sample_image(name)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def flat_png(level: int = 200) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((24, 32, 3), level, np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+class Watched(Verifier):
+    """Judges by brightness; remembers its batches, and waits while it is held."""
+
+    def __init__(self, error: Exception | None = None, fails_on: str | None = None) -> None:
+        super().__init__(
+            Ensemble([FakeDetector("effnet")], [], {}), fusion_model("effnet_prob"), {"effnet_prob": "brightness"}
+        )
+        self.meanings = dict.fromkeys(_PUBLIC, "") | {"effnet_prob": "brightness"}
+        self.batches: list[int] = []
+        self.free = threading.Event()
+        self.free.set()
+        self.error = error
+        self.fails_on = fails_on
+
+    def verify(self, samples, job_ids=None):
+        self.batches.append(len(samples))
+        assert self.free.wait(30)
+        if self.error and any(self.fails_on in (None, sample.source) for sample in samples):
+            raise self.error
+        return super().verify(samples, job_ids)
+
+
+_PUBLIC = (
+    *("dino_prob", "fatformer_prob", "ghostnet_score", "clip_h14_prob", "clip_bigg_prob"),
+    *("mantra_anomaly", "exif_score", "image_entropy", "compression_level"),
+)
+
+
+@pytest.fixture
+def verifier() -> Watched:
+    return Watched()
+
+
+def settings_of(**changed: object) -> Settings:
+    return Settings(_env_file=None, **{"redis_url": "", "queue_drain_seconds": 5, **changed})
+
+
+@pytest.fixture
+def serve(verifier) -> Callable[..., object]:
+    """Run ``work(client)`` against the application; by ASGI, so without a socket."""
+
+    def run(
+        work: Work, judge: Watched | None = None, headers: dict[str, str] | None = None, **changed: object
+    ) -> object:
+        settings = settings_of(**changed)
+        app = create_app(settings, lambda given, metrics: LocalBackend(given, judge or verifier, metrics))
+
+        async def main() -> object:
+            async with app.router.lifespan_context(app):
+                transport = httpx.ASGITransport(app)
+                base = "http://127.0.0.1"
+                async with httpx.AsyncClient(transport=transport, base_url=base, headers=headers) as client:
+                    return await work(client)
+
+        return asyncio.run(main())
+
+    return run
+
+
+class LiveServer:
+    """uvicorn on loopback, in a thread."""
+
+    def __init__(self, app) -> None:
+        config = uvicorn.Config(app, port=0, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=5)
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run)
+
+    def __enter__(self) -> LiveServer:
+        self._thread.start()
+        while not self._server.started:
+            assert self._thread.is_alive()
+            time.sleep(0.01)
+        host, port = self._server.servers[0].sockets[0].getsockname()
+        self.url = f"http://{host}:{port}"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.should_exit = True
+        self._thread.join(30)
+
+
+@pytest.fixture(scope="session")
+def live() -> Iterator[LiveServer]:
+    """The embedded profile as it ships."""
+    settings = settings_of(api_rate_per_minute=100_000, fetch_seconds=0.5, api_wait_seconds=60)
+    with LiveServer(create_app(settings)) as server:
+        yield server

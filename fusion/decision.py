@@ -226,7 +226,7 @@ def _at_least_inconclusive(decision: Decision, claim: Claim) -> Decision:
 
 def _strongest(claims: Sequence[Claim]) -> Claim | None:
     grades: tuple[Grade, ...] = get_args(Grade)
-    return min(claims, key=lambda claim: grades.index(claim.grade), default=None)
+    return min(claims, key=lambda claim: (grades.index(claim.grade), not claim.generator), default=None)
 
 
 def _name(claim: Claim) -> str:

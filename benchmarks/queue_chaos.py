@@ -1,10 +1,13 @@
 """Does every job get exactly one answer while workers die, freeze, and the server is killed?
 
     python benchmarks/queue_chaos.py --jobs 10000 --workers 3
+    python benchmarks/queue_chaos.py --real --jobs 300
 
 No-op jobs of 0 to 60 ms on a fresh embedded server (AOF, always synced, so that the server itself loses nothing).
 Every second or so a worker gets SIGKILL or is frozen (SIGSTOP) for longer than its lease; the server is killed and
 restarted twice; the consumer group is destroyed once. Prints what was lost, answered twice, and every dead letter.
+With --real every job is a photograph (crops of those that scikit-learn carries) for the installed models, and all of it
+is slower: a worker needs seconds to start.
 """
 
 from __future__ import annotations
@@ -22,16 +25,19 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import asynccontextmanager
+from io import BytesIO
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import redis
+import sklearn.datasets
+from PIL import Image
 
 from utils.settings import load_settings
 from worker.__main__ import serve
 from worker.embedded import EmbeddedServer
-from worker.service import Service
+from worker.service import Service, judging
 
 PREFIX = "image_verify"
 JOBS = f"{PREFIX}:jobs"
@@ -60,36 +66,50 @@ class ShortNaps:
         return 0.0
 
 
-def work(url: str) -> None:
+def work(url: str, real: bool) -> None:
     @asynccontextmanager
     async def naps(*_):
         yield ShortNaps()
 
-    service = Service(load_settings(queue_max_jobs=16, queue_attempts=8, log_level="ERROR"), url, naps)
-    asyncio.run(serve(service, lambda: None))
+    settings = load_settings(queue_max_jobs=16, queue_attempts=8, log_level="ERROR")
+    asyncio.run(serve(Service(settings, url, judging if real else naps), lambda: None))
+
+
+def photographs(count: int) -> list[bytes]:
+    """Different JPEG files, all real."""
+    sources = [Image.open(path) for path in sorted(Path(sklearn.datasets.__file__).parent.glob("images/*.jpg"))]
+    files = []
+    for number in range(count):
+        source = sources[number % len(sources)]
+        left, top = random.randrange(source.width // 2), random.randrange(source.height // 2)
+        buffer = BytesIO()
+        source.crop((left, top, left + source.width // 2, top + source.height // 2)).save(buffer, "JPEG", quality=92)
+        files.append(buffer.getvalue())
+    return files
 
 
 class Chaos:
-    def __init__(self, server: EmbeddedServer, jobs: int, workers: int, lease: float) -> None:
-        self.server, self.jobs, self.lease = server, jobs, lease
+    def __init__(self, server: EmbeddedServer, jobs: int, workers: int, lease: float, real: bool) -> None:
+        self.server, self.jobs, self.lease, self.real = server, jobs, lease, real
+        self.images = photographs(jobs) if real else [b"x"] * jobs
         self.workers = [self._start() for _ in range(workers)]
         self.counts: collections.Counter[str] = collections.Counter()
-        self.fenced = 0
         # An undisturbed client would see the server's deaths, too; one that asks again does not.
         self.db = redis.Redis.from_url(server.url, retry=redis.retry.Retry(redis.backoff.ConstantBackoff(0.1), 100))
 
     def _start(self) -> subprocess.Popen[bytes]:
         environment = os.environ | {"IMGV_QUEUE_LEASE_SECONDS": str(self.lease)}
-        return subprocess.Popen([sys.executable, __file__, "--work", self.server.url], env=environment)
+        command = [sys.executable, __file__, "--work", self.server.url, *(["--real"] if self.real else [])]
+        return subprocess.Popen(command, env=environment)
 
     def enqueue(self) -> None:
         """At a rate that keeps the workers busy for the whole run; each job is added once, whatever is lost."""
         add = self.db.register_script(
             "if redis.call('SET', KEYS[2], 1, 'NX') then "
-            "redis.call('XADD', KEYS[1], '*', 'image', 'x', 'job_id', ARGV[1]) end"
+            "redis.call('XADD', KEYS[1], '*', 'image', ARGV[2], 'job_id', ARGV[1]) end"
         )
         for number in range(self.jobs):
-            add(keys=[JOBS, f"{PREFIX}:seen:{number}"], args=[f"job-{number}"])
+            add(keys=[JOBS, f"{PREFIX}:seen:{number}"], args=[f"job-{number}", self.images[number]])
             time.sleep(0.002)
 
     def kill(self) -> None:
@@ -121,7 +141,7 @@ class Chaos:
         milestones = [self.jobs * part // 4 for part in (1, 2, 3)]
         deadline = time.monotonic() + seconds
         while self.answered() < self.jobs and time.monotonic() < deadline:
-            time.sleep(random.uniform(0.3, 1.0))
+            time.sleep(random.uniform(0.3, 1.0) * (self.lease if not self.real else 2 * self.lease))
             if once and self.answered() >= milestones[0]:
                 milestones.pop(0)
                 act = once.pop(0)
@@ -137,16 +157,19 @@ class Chaos:
             worker.send_signal(signal.SIGCONT)
             worker.terminate()
         for worker in self.workers:
-            worker.wait(30)
+            worker.wait(60)
 
     def report(self) -> int:
         answers: collections.Counter[bytes] = collections.Counter()
+        statuses: collections.Counter[str] = collections.Counter()
         for _, fields in self.db.xrange(f"{PREFIX}:results"):
             answers[fields[b"job_id"]] += 1
+            statuses[fields[b"status"].decode()] += 1
         lost = [number for number in range(self.jobs) if not answers[b"job-%d" % number]]
         twice = [job for job, count in answers.items() if count > 1]
         letters = self.db.xrange(f"{PREFIX}:dead")
         print(f"{self.jobs} jobs, {len(self.workers)} workers, lease {self.lease} s: {dict(self.counts)}")
+        print(f"answers {dict(statuses)}")
         print(f"lost {len(lost)} {lost[:5]}, answered twice {len(twice)} {twice[:5]}, dead letters {len(letters)}")
         for reason, count in collections.Counter(fields[b"dead.reason"] for _, fields in letters).items():
             print(f"  {count} x {reason.decode()}")
@@ -158,20 +181,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=10_000)
     parser.add_argument("--workers", type=int, default=3)
-    parser.add_argument("--lease", type=float, default=1.0, help="seconds")
-    parser.add_argument("--seconds", type=float, default=300, help="give up after")
+    parser.add_argument("--real", action="store_true", help="photographs and the installed models")
+    parser.add_argument("--lease", type=float, help="seconds; 1, or 6 with --real")
+    parser.add_argument("--seconds", type=float, default=600, help="give up after")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.work:
-        work(args.work)
+        work(args.work, args.real)
         return 0
+    args.lease = args.lease or (6.0 if args.real else 1.0)
     random.seed(args.seed)
     with (
         tempfile.TemporaryDirectory(prefix="imgv") as folder,
         EmbeddedServer(Path(folder), "--appendfsync", "always") as server,
     ):
-        chaos = Chaos(server, args.jobs, args.workers, args.lease)
+        chaos = Chaos(server, args.jobs, args.workers, args.lease, args.real)
         started = time.monotonic()
         try:
             chaos.run(args.seconds)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from utils.errors import BadMessage, DeadlinePassed, PathRefused, TooManyBytes, VerifyError
 from utils.ingress import is_url
@@ -27,6 +28,7 @@ _JOB_ID = re.compile(rb"[\x21-\x7e]{1,200}")  # part of a key and of an HTTP hea
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}.*")  # W3C Trace Context, level 1
 _LONGEST_TEXT = 8192  # bytes of a URL or a path; what browsers and servers accept
 _LONGEST_DEADLINE_MS = 30 * 86_400_000
+_IMAGE_FIELDS = frozenset((b"source", b"url", b"image_url", b"path", b"image", b"image_base64"))
 _TRUE, _FALSE = (b"1", b"true", b"yes"), (b"", b"0", b"false", b"no")
 
 # Fields that a retry adds. A producer that sets them only shortens its own job's life.
@@ -44,14 +46,11 @@ class Rules:
     artifacts: bool = False
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Job:
+class Job(NamedTuple):
     """One image to judge. Exactly one of ``url``, ``path`` and ``raw`` is there."""
 
     entry: Entry
     job_id: str
-    attempt: int  # this one, from 1
-    queued_ms: int  # first added, by the server's clock
     source: str  # for people
     profile: str
     url: str | None = None
@@ -59,7 +58,7 @@ class Job:
     raw: bytes | None = None
     callback_url: str = ""
     artifacts: bool = False
-    deadline_ms: int | None = None  # by the clock of queued_ms
+    deadline_ms: int | None = None  # by the server's clock
     traceparent: str = ""
 
 
@@ -106,8 +105,8 @@ def _shown(entry: Entry) -> str:
 
 def job_id_of(entry: Entry) -> str:
     """The producer's, when it is usable; else the entry's id, with the priority where ids could meet."""
-    given = entry.fields.get(b"job_id", b"")
-    if _JOB_ID.fullmatch(given):
+    given = entry.fields.get(b"job_id")
+    if given is not None and _JOB_ID.fullmatch(given):
         return given.decode()
     priority = PRIORITIES[entry.stream - 1]
     return entry.id if priority == "normal" else f"{entry.id}-{priority}"
@@ -127,6 +126,12 @@ def traceparent_of(entry: Entry) -> str:
     return given.decode("ascii", "replace") if len(given) < 256 and _TRACEPARENT.fullmatch(given) else ""
 
 
+def log_fields(entry: Entry) -> dict[str, str]:
+    """What a log record about an entry carries."""
+    trace = traceparent_of(entry)
+    return {"job_id": job_id_of(entry)} | ({"trace_id": trace.split("-")[1]} if trace else {})
+
+
 def parse(entry: Entry, rules: Rules) -> Job:
     """
     Raises:
@@ -137,54 +142,52 @@ def parse(entry: Entry, rules: Rules) -> Job:
     fields = entry.fields
     if len(fields) > MOST_FIELDS:
         raise BadMessage(f"{len(fields)} fields; a job has at most {MOST_FIELDS}")
-    given = fields.get(b"job_id")
-    if given is not None and not _JOB_ID.fullmatch(given):
+    job_id = job_id_of(entry)
+    if b"job_id" in fields and fields[b"job_id"] != job_id.encode():
         raise BadMessage("job_id: give 1 to 200 printable ASCII characters without spaces")
     source, url, path, raw = _image(fields, rules)
-    profile = _text(fields, "profile") or rules.profiles[0]
-    if profile not in rules.profiles:
-        raise BadMessage(f"profile {profile!r} does not run here; this worker has {', '.join(rules.profiles)}")
-    queued_ms = queued_ms_of(entry)
     return Job(
         entry,
-        job_id_of(entry),
-        attempt_of(entry),
-        queued_ms,
+        job_id,
         source,
-        profile,
+        _profile(fields, rules) if b"profile" in fields else rules.profiles[0],
         url,
         path,
         raw,
         _callback_url(fields, rules) if b"callback_url" in fields else "",
         _artifacts(fields, rules) if b"artifacts" in fields else False,
-        queued_ms + _deadline(fields) if b"deadline_ms" in fields else None,
-        traceparent_of(entry),
+        queued_ms_of(entry) + _deadline(fields) if b"deadline_ms" in fields else None,
+        traceparent_of(entry) if b"traceparent" in fields else "",
     )
 
 
 def _image(fields: Mapping[bytes, bytes], rules: Rules) -> tuple[str, str | None, Path | None, bytes | None]:
     """Source, URL, path and bytes; one of the last three."""
-    named = [
-        name for name in ("source", "url", "image_url", "path", "image", "image_base64") if name.encode() in fields
-    ]
+    named = _IMAGE_FIELDS & fields.keys()
     if len(named) != 1:
-        raise BadMessage(
-            f"give one of source, url, image_url, path, image, image_base64; got {', '.join(named) or 'none'}"
-        )
-    name = named[0]
+        got = b", ".join(sorted(named)).decode() or "none"
+        raise BadMessage(f"give one of source, url, image_url, path, image, image_base64; got {got}")
+    name = next(iter(named)).decode()
     if name in ("image", "image_base64"):
         raw = fields[name.encode()]
         if name == "image_base64":
             raw = _base64(raw, rules.max_bytes)
         if len(raw) > rules.max_bytes:
             raise TooManyBytes(f"the image is larger than {rules.max_bytes} bytes; send a smaller one")
-        return _text(fields, "filename") or name, None, None, raw
+        return (_text(fields, "filename") if b"filename" in fields else "") or name, None, None, raw
     source = _text(fields, name)
     if name != "path" and is_url(source):
         return source, source, None, None
     if name in ("url", "image_url"):
         raise BadMessage(f"{name}: not an http or https URL")
     return source, None, _below_roots(source, rules.roots), None
+
+
+def _profile(fields: Mapping[bytes, bytes], rules: Rules) -> str:
+    profile = _text(fields, "profile") or rules.profiles[0]
+    if profile not in rules.profiles:
+        raise BadMessage(f"profile {profile!r} does not run here; this worker has {', '.join(rules.profiles)}")
+    return profile
 
 
 def _base64(encoded: bytes, max_bytes: int) -> bytes:

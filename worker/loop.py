@@ -13,15 +13,19 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar
 
 from redis.exceptions import RedisError
 
 from utils.errors import InputError, Internal, SetupError, TransientError, VerifyError, WorkerLost
+from worker import tracing
 from worker.connect import BLOCK_MS
-from worker.jobs import ATTEMPT, QUEUED_MS, attempt_of, job_id_of, queued_ms_of
+from worker.jobs import ATTEMPT, QUEUED_MS, attempt_of, job_id_of, log_fields, queued_ms_of
 from worker.metrics import Metrics
 from worker.stream import Ending, Entry, Queue, is_group_missing
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +43,9 @@ class Held(Protocol):
 
     @property
     def entry(self) -> Entry: ...
+
+    @property
+    def traceparent(self) -> str: ...
 
 
 J = TypeVar("J", bound=Held)
@@ -111,6 +118,7 @@ class Loop(Generic[J]):
         self._limits = limits
         self._held: dict[tuple[int, str], Entry] = {}
         self._held_bytes = 0
+        self._spans: dict[tuple[int, str], Span | None] = {}
         self._endings: list[Ending] = []
         self._postponed: list[_Postponed] = []
         self._freed, self._ended, self._stop = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -158,8 +166,11 @@ class Loop(Generic[J]):
             return
         entries = await self.queue.take(min(room, _AT_ONCE), room_bytes) or await self.queue.wait()
         self.last_read = time.monotonic()
-        if entries:
+        self._hold(entries)
+        if len(entries) < _AT_ONCE:
             self._begin(entries)
+        else:  # more waits: first ask for it, then begin these while the server works
+            asyncio.get_running_loop().call_soon(self._begin, entries)
 
     async def _reclaim(self) -> None:
         room, room_bytes = self._limits.max_jobs - len(self._held), self._limits.max_bytes - self._held_bytes
@@ -170,15 +181,20 @@ class Loop(Generic[J]):
         if entries:
             log.warning("took over %d jobs of workers that died or froze", len(entries))
             self.metrics.redelivered.inc(len(entries))
+            self._hold(entries)
             self._begin(entries)
+
+    def _hold(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            self._held[entry[:2]] = entry
+            self._held_bytes += entry.size
 
     def _begin(self, entries: Sequence[Entry]) -> None:
         if self._stop.is_set():
-            return  # ours, but not begun: _drain hands them back
+            self._release(entries)  # ours, but not begun: _drain hands them back
+            return
         jobs = []
         for entry in entries:
-            self._held[entry[:2]] = entry
-            self._held_bytes += _size(entry)
             if entry.deliveries > 1 and attempt_of(entry) > self.queue.attempts:
                 self._bury(entry, WorkerLost(_WORKER_LOST.format(self.queue.attempts)), "worker_lost")
                 continue
@@ -188,7 +204,11 @@ class Loop(Generic[J]):
                 self._decide(entry, error)
             else:
                 jobs.append(job)
-        self.metrics.taken(entries)
+                if job.traceparent:
+                    name = f"process {self.queue.streams[entry.stream - 1]}"
+                    self._spans[entry[:2]] = tracing.start(name, job.traceparent, job_id_of(entry), attempt_of(entry))
+        if entries:
+            self.metrics.taken(entries)
         if jobs:
             self._handler.begin(jobs, self._answer)
 
@@ -196,6 +216,8 @@ class Loop(Generic[J]):
 
     def _answer(self, job: J, outcome: Outcome) -> None:
         entry = job.entry
+        if entry[:2] in self._spans:
+            tracing.end(self._spans.pop(entry[:2]), outcome if isinstance(outcome, Exception) else None)
         if entry[:2] not in self._held:  # the lease was lost, so another worker answers
             self.metrics.fenced.inc()
         elif isinstance(outcome, Exception):
@@ -217,11 +239,11 @@ class Loop(Generic[J]):
             return
         attempt = attempt_of(entry)
         if not isinstance(error, TransientError):
-            log.error("job failed", exc_info=error, extra={"job_id": job_id_of(entry), "attempt": attempt})
+            log.error("job failed", exc_info=error, extra=log_fields(entry) | {"attempt": attempt})
         if attempt < self.queue.attempts:
             longest = min(self._limits.retry_seconds * 2 ** (attempt - 1), _LONGEST_RETRY_SECONDS)
             delay_ms = round(random.uniform(0, longest) * 1000)  # noqa: S311 - spreads load, hides nothing
-            log.info("will retry", extra={"job_id": job_id_of(entry), "attempt": attempt, "delay_ms": delay_ms})
+            log.info("will retry", extra=log_fields(entry) | {"attempt": attempt, "delay_ms": delay_ms})
             self._postponed.append(_Postponed(entry, delay_ms, attempt))
             self._ended.set()
             return
@@ -230,7 +252,7 @@ class Loop(Generic[J]):
         self._bury(entry, answer, "retries_exhausted" if known else f"bug: {type(error).__name__}")
 
     def _bury(self, entry: Entry, error: VerifyError, reason: str) -> None:
-        log.error("dead letter: %s", reason, extra={"job_id": job_id_of(entry), "code": error.code})
+        log.error("dead letter: %s", reason, extra=log_fields(entry) | {"code": error.code})
         self.metrics.dead.labels(reason.partition(":")[0]).inc()
         burial = {
             "reason": reason,
@@ -278,7 +300,9 @@ class Loop(Generic[J]):
     def _release(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
             if self._held.pop(entry[:2], None) is not None:
-                self._held_bytes -= _size(entry)
+                self._held_bytes -= entry.size
+                if self._spans:
+                    tracing.end(self._spans.pop(entry[:2], None))  # lost or handed back before it was done
         self._freed.set()
 
     # ------------------------------------------------------------------------------------------------- staying healthy
@@ -346,10 +370,6 @@ class Loop(Generic[J]):
 
 _WORKER_LOST = "none of {} workers that held this job lived to answer; the image may exhaust memory"
 _INTERNAL = "an internal error, which the operator finds in the worker's log under this job_id"
-
-
-def _size(entry: Entry) -> int:
-    return sum(map(len, entry.fields.values()))
 
 
 async def _cancel(*tasks: asyncio.Task[None]) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import resource
 import sys
 import time
+from collections import Counter as Counted
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -54,17 +55,11 @@ class Metrics:
         self._queued.observe(_age(entries[0].id))
 
     def settled(self, batch: Sequence[Ending], refused: Collection[Ending], known: Collection[Ending]) -> None:
-        ok = error = 0
-        for ending in batch:
-            ok += ending.status == "ok"
-            error += ending.status == "error"
-        if refused or known:
-            void = [*refused, *known]
-            ok -= sum(ending.status == "ok" for ending in void)
-            error -= sum(ending.status == "error" for ending in void)
-            self._known.inc(len(known))
-        self._ok.inc(ok)
-        self._error.inc(error)
+        counts = Counted(ending.status for ending in batch)
+        counts.subtract(ending.status for ending in (*refused, *known))
+        self._ok.inc(counts["ok"])
+        self._error.inc(counts["error"])
+        self._known.inc(len(known))
         self.total.observe(_age(batch[0].entry.id))
 
     def render(self, depths: Sequence[Depth], held: int) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha1
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,6 +66,7 @@ class Entry(NamedTuple):
     id: str
     fields: dict[bytes, bytes]
     deliveries: int
+    size: int  # bytes of names and values
 
     @property
     def key(self) -> tuple[int, str]:
@@ -206,7 +208,7 @@ class Queue:
         rows = await run_script(
             self.client, "take", self.streams, (self.group, self.consumer, max(count, 1), max(most_bytes, 1))
         )
-        return [Entry(row[0], row[1].decode(), _fields(row[2]), 1) for row in rows]
+        return [Entry(number, entry_id.decode(), _fields(flat), 1, size) for number, entry_id, flat, size in rows]
 
     async def wait(self, block_ms: int = BLOCK_MS) -> list[Entry]:
         """The first new entry of each stream, as soon as there is one."""
@@ -215,7 +217,7 @@ class Queue:
         )
         numbers = {stream: number for number, stream in enumerate(self.streams, 1)}
         taken = [
-            Entry(numbers[stream.decode()], entry_id.decode(), fields, 1)
+            Entry(numbers[stream.decode()], entry_id.decode(), fields, 1, sum(map(len, chain(*fields.items()))))
             for stream, entry_id, fields in rows_of(replies)
         ]
         return sorted(taken, key=lambda entry: entry.stream)
@@ -226,14 +228,19 @@ class Queue:
         Returns:
             Those refused because we own the entry no longer, and those whose job id had been answered before.
         """
+        endings = sorted(endings, key=lambda ending: ending.entry.stream)
+        verdict = self.keys.verdict("")
         keys = [self.keys.results, self.keys.callbacks, self.keys.dead, *self.streams]
-        keys += [self.keys.verdict(ending.job_id) for ending in endings]
+        keys += [verdict + ending.job_id for ending in endings]
         args: list[Any] = [self.group, self.consumer, len(self.streams), self._answer_seconds, self._results_kept]
-        for ids in self._by_stream(ending.entry.key for ending in endings).values():
-            args += _range(ids)
-        for entry, job_id, status, body, url, trace, burial in endings:
-            extra = {"url": url, "traceparent": trace, "burial": burial} if url or trace or burial else None
-            args += (entry[0], entry[1], job_id, status, body, _json(extra) if extra else "")
+        for ids in self._by_stream([ending.entry[:2] for ending in endings]).values():
+            args += (len(ids), *_range(ids))
+        extras: list[Any] = []
+        for number, (entry, job_id, status, body, url, trace, burial) in enumerate(endings, 1):
+            args += (entry.id, job_id, status, body)
+            if url or trace or burial:
+                extras += (number, _json({"url": url, "traceparent": trace, "burial": burial}))
+        args += extras
         refused, known = await run_script(self.client, "settle", keys, args)
         return [endings[at - 1] for at in refused], [endings[at - 1] for at in known]
 
@@ -272,7 +279,7 @@ class Queue:
             more = (most_bytes, self.attempts, int(suspect), *by_stream[number])
             cursor, rows = await run_script(self.client, "reclaim", (stream,), (*args, *more))
             self._cursors[number - 1] = cursor.decode()
-            taken += [Entry(number, row[0].decode(), _fields(row[2]), row[1]) for row in rows]
+            taken += [Entry(number, row[0].decode(), _fields(row[2]), row[1], sum(map(len, row[2]))) for row in rows]
         return taken
 
     async def hand_back(self, begun: Iterable[tuple[int, str]]) -> int:
@@ -322,10 +329,16 @@ class Queue:
 
 
 def _range(ids: Sequence[str]) -> tuple[str, str]:
-    """The smallest and the largest id. As text they compare like numbers only when they are equally long."""
-    if len({(len(each), each.find("-")) for each in ids}) == 1:
-        return min(ids), max(ids)
-    return ("-", "+") if ids else ("", "")
+    """The first and the last id. As text, milliseconds compare like numbers when they are equally long."""
+    dashes = {each.find("-") for each in ids}
+    if len(dashes) != 1:
+        return ("-", "+") if ids else ("", "")
+    (dash,) = dashes
+    first, last = min(ids)[:dash], max(ids)[:dash]
+    return (
+        min((each for each in ids if each.startswith(first)), key=lambda each: (len(each), each)),
+        max((each for each in ids if each.startswith(last)), key=lambda each: (len(each), each)),
+    )
 
 
 def _json(values: Mapping[str, Any]) -> str:

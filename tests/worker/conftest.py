@@ -1,4 +1,7 @@
-"""A real server of our own for the whole run, and a prefix for each test."""
+"""A real server of our own for the whole run, and a prefix for each test.
+
+IMGV_TEST_SERVER=/path/to/redis-server runs the tests on that server instead of the one that worker.embedded finds.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,17 @@ from worker.stream import Keys
 LEASE = 0.6  # seconds; enough for a noisy machine to renew in time
 
 
+@pytest.fixture(scope="session", autouse=True)
+def chosen_server(tmp_path_factory) -> Iterator[None]:
+    """Under the first name that find_server looks for, also in the processes that tests start."""
+    with pytest.MonkeyPatch.context() as patch:
+        if chosen := os.environ.get("IMGV_TEST_SERVER"):
+            folder = tmp_path_factory.mktemp("server")
+            (folder / "valkey-server").symlink_to(chosen)
+            patch.setenv("PATH", str(folder), prepend=os.pathsep)
+        yield
+
+
 @pytest.fixture
 def own_server() -> Iterator[EmbeddedServer]:
     """A server that the test may kill."""
@@ -32,7 +46,7 @@ def own_server() -> Iterator[EmbeddedServer]:
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[EmbeddedServer]:
+def server(chosen_server) -> Iterator[EmbeddedServer]:
     yield from _server()
 
 

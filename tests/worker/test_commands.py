@@ -223,7 +223,7 @@ def test_a_single_node_cluster_runs_the_same_scripts(server, settings, run_worke
     with EmbeddedServer(
         folder, "--port", str(unused_port), "--bind", "127.0.0.1", "--cluster-enabled", "yes"
     ) as node, redis.Redis.from_url(node.url) as db:  # fmt: skip
-        db.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        db.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
         eventually(lambda: b"cluster_state:ok" in db.execute_command("CLUSTER", "INFO"))
         db.xadd("{q}:jobs", {"image": "ok", "job_id": "a"})
         db.xadd("{q}:jobs", {"image": "transient", "job_id": "b"})

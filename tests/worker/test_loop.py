@@ -3,6 +3,8 @@
 import asyncio
 import json
 
+import pytest
+
 from tests.worker.conftest import answered
 from tests.worker.work import Obedient, obedient
 
@@ -20,6 +22,29 @@ def test_a_plain_xadd_is_answered_on_the_stream_and_by_key(db, keys, server, run
     assert fields[b"traceparent"].startswith(b"00-aaaa")
     assert db.xlen(keys.streams[1]) == 0
     assert not db.xpending(keys.streams[1], "workers")["pending"], entry
+
+
+def test_a_traced_job_gets_a_span_below_its_producers_and_logs_its_trace(
+    db, keys, server, run_worker, monkeypatch, caplog
+):
+    trace = pytest.importorskip("opentelemetry.trace", reason="pip install opentelemetry-api")
+    spans = []
+
+    class Recorder(trace.NoOpTracer):
+        def start_span(self, name, context, kind, attributes):
+            spans.append((name, trace.get_current_span(context).get_span_context(), attributes))
+            return super().start_span(name, context)
+
+    monkeypatch.setattr(trace, "get_tracer", lambda _: Recorder())
+    traceparent = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
+    db.xadd(keys.streams[1], {"image": "bug", "job_id": "mine", "traceparent": traceparent})
+    db.xadd(keys.streams[1], {"image": "ok", "job_id": "untraced"})
+    run_worker(obedient(), lambda service: answered(service, server.url, keys, 2), queue_attempts=2)
+    assert {(name, f"{parent.trace_id:x}", f"{parent.span_id:x}") for name, parent, _ in spans} == {
+        (f"process {keys.streams[1]}", "a" * 32, "b" * 16)
+    }
+    assert [attributes["imgv.attempt"] for _, _, attributes in spans] == [1, 2]
+    assert {record.trace_id for record in caplog.records if getattr(record, "job_id", "") == "mine"} == {"a" * 32}
 
 
 def test_a_job_without_an_id_is_answered_under_its_entry_id(db, keys, server, run_worker):

@@ -1,18 +1,16 @@
 -- Ends entries that we still own: answer, callback, dead letter, acknowledge and delete.
 -- KEYS results, callbacks, dead, streams ..., then one verdict key per entry
--- ARGV group, consumer, number of streams, answer seconds, results kept; per stream the first and the last id, or '';
---      then per entry: stream number, id, job id, status ('' = no answer), body, '' or JSON {url, traceparent, burial}
+-- ARGV group, consumer, number of streams, answer seconds, results kept; per stream how many of its entries end, and the
+--      first and the last id of those; then per entry, stream by stream: id, job id, status ('' = no answer), body;
+--      then for the few that have more: position, JSON {url, traceparent, burial}
 -- Returns {positions refused because we own the entry no longer, positions whose job id had an answer already}.
 -- Should the server refuse a write half-way (out of memory), entries stay pending, and those that have an answer are
 -- known by it when the script is called again: still one answer, one callback and one dead letter each.
 local call, KEYS, ARGV = redis.call, KEYS, ARGV
 local group, me, streams, seconds, kept = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
-local mine, ended, refused, known = {}, {}, {}, {}
-for number = 1, streams do
-  local first, last = ARGV[4 + 2 * number], ARGV[5 + 2 * number]
-  mine[number] = first ~= '' and owned(KEYS[3 + number], group, me, first, last) or {}
-  ended[number] = {}
-end
+local refused, known, extras, n = {}, {}, {}, 0
+local at = 6 + 3 * streams
+for more = at + 4 * (#KEYS - 3 - streams), #ARGV, 2 do extras[tonumber(ARGV[more])] = cjson.decode(ARGV[more + 1]) end
 
 local function bury(stream, id, facts)
   local entry = call('XRANGE', stream, id, id)[1]
@@ -24,45 +22,44 @@ local function bury(stream, id, facts)
   call('XADD', KEYS[3], '*', unpack(fields))
 end
 
-local at = 6 + 2 * streams
-for n = 1, #KEYS - 3 - streams do
-  local number, id, job, status, body, extra = tonumber(ARGV[at]), ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5]
-  at = at + 6
-  if not mine[number][id] then
-    refused[#refused + 1] = n
+local function answer(key, job, status, body, extra)
+  local name, trace = status == 'ok' and 'verdict' or 'error', extra and extra.traceparent
+  if trace then
+    call('XADD', KEYS[1], '*', 'job_id', job, 'status', status, name, body, 'traceparent', trace)
   else
-    local key = KEYS[3 + streams + n]
-    if extra == '' then
-      extra = nil
-    else
-      extra = cjson.decode(extra)
-    end
-    if status ~= '' and not call('SET', key, body, 'EX', seconds, 'NX') then
-      known[#known + 1] = n
-    else
-      if status ~= '' then
-        local name, trace = status == 'ok' and 'verdict' or 'error', extra and extra.traceparent
-        if trace then
-          call('XADD', KEYS[1], 'MAXLEN', '~', kept, '*', 'job_id', job, 'status', status, name, body, 'traceparent', trace)
-        else
-          call('XADD', KEYS[1], 'MAXLEN', '~', kept, '*', 'job_id', job, 'status', status, name, body)
-        end
-        call('PUBLISH', key, body)
-        if extra and extra.url then
-          call('XADD', KEYS[2], '*', 'url', extra.url, 'job_id', job, 'body', body, 'traceparent', trace or '')
-        end
-      end
-      if extra and extra.burial then bury(KEYS[3 + number], id, extra.burial) end
-    end
-    mine[number][id] = nil
-    local list = ended[number]
-    list[#list + 1] = id
+    call('XADD', KEYS[1], '*', 'job_id', job, 'status', status, name, body)
+  end
+  call('PUBLISH', key, body)
+  if extra and extra.url then
+    call('XADD', KEYS[2], '*', 'url', extra.url, 'job_id', job, 'body', body, 'traceparent', trace or '')
   end
 end
+
 for number = 1, streams do
-  if #ended[number] > 0 then
-    call('XACK', KEYS[3 + number], group, unpack(ended[number]))
-    call('XDEL', KEYS[3 + number], unpack(ended[number]))
+  local stream, count, ended = KEYS[3 + number], tonumber(ARGV[3 + 3 * number]), {}
+  local mine = count > 0 and owned(stream, group, me, ARGV[4 + 3 * number], ARGV[5 + 3 * number])
+  for _ = 1, count do
+    n = n + 1
+    local id, job, status, body, extra = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], extras[n]
+    at = at + 4
+    if not mine[id] then
+      refused[#refused + 1] = n
+    else
+      local key = KEYS[3 + streams + n]
+      if status ~= '' and not call('SET', key, body, 'EX', seconds, 'NX') then
+        known[#known + 1] = n
+      else
+        if status ~= '' then answer(key, job, status, body, extra) end
+        if extra and extra.burial then bury(stream, id, extra.burial) end
+      end
+      mine[id] = nil
+      ended[#ended + 1] = id
+    end
+  end
+  if #ended > 0 then
+    call('XACK', stream, group, unpack(ended))
+    call('XDEL', stream, unpack(ended))
   end
 end
+call('XTRIM', KEYS[1], 'MAXLEN', '~', kept)
 return {refused, known}

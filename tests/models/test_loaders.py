@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from models import loaders
-from models.loaders import Card, Weights, cards, check, find, load_into, load_state
+from models.loaders import SHIPPED, Card, Weights, cards, check, find, load_into, load_state
 from utils.errors import WeightsCorrupt, WeightsMismatch, WeightsMissing
 from utils.persistence import sha256_file
 
@@ -39,8 +39,17 @@ def test_our_cards_state_only_what_can_be_used() -> None:
     for card in cards().values():
         assert re.fullmatch(r"([0-9a-f]{64})?", card.sha256), card.name
         assert card.url == "" or re.fullmatch(r"https://.+/[0-9a-f]{40}/.+", card.url), f"{card.name} pins no commit"
-        assert not card.file or (card.licence and card.page), card.name
+        shipped = bool(card.file) and (SHIPPED / card.file).is_file()
+        assert not card.file or (card.licence and (card.page or shipped)), card.name
         assert not card.sha256 or card.size, f"{card.name} has a hash but no size"
+
+
+def test_every_file_we_ship_is_the_one_on_its_card() -> None:
+    shipped = [card for card in cards().values() if card.file and (SHIPPED / card.file).is_file()]
+    assert "effnet" in [card.name for card in shipped]
+    for card in shipped:
+        check(card, SHIPPED / card.file)
+        assert (SHIPPED / card.file).with_suffix(".md").is_file(), f"{card.name} has no model card"
 
 
 def test_weights_that_may_not_be_used_commercially_belong_to_no_profile() -> None:

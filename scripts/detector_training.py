@@ -1,0 +1,174 @@
+"""What the trainers of whole-image detectors share: files to pixels, deliveries, command line, measurement. No command.
+
+Knows no network.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import TypeAlias
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from fusion.metrics import Interval, evaluate
+from models.training import Picture, Recipe
+from utils.contracts import RgbArray, Sample
+from utils.deliveries import deliver_at_random
+from utils.errors import VerifyError
+from utils.ingress import Ingress
+from utils.settings import load_settings
+
+LOSSY = ("JPEG", "MPO")  # formats that surely were compressed before; a WebP may be lossless
+TRIES = 4
+WINDOW = 1024  # px; how much of an image is kept at native size, larger than most deliveries
+SMOOTHING = 0.05  # of the labels; some of the sources' own claims are wrong
+THRESHOLD = 0.5  # where metrics are measured; fusion, not one detector, decides
+
+Logits: TypeAlias = Mapping[str, NDArray[np.float64]]  # delivery -> one logit per picture
+
+
+def read_sample(path: Path) -> Sample:
+    """Decode a file as the product does.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    cv2.setNumThreads(1)
+    try:
+        with Ingress(load_settings()) as ingress:
+            return ingress.load(str(path))
+    except VerifyError as error:
+        raise ValueError(f"{error.code}: {error}") from error
+
+
+def load_native(path: Path) -> tuple[RgbArray, bool]:
+    """The centre of the stored pixels, cut on multiples of 8 so that JPEG's block grid keeps its phase."""
+    sample = read_sample(path)
+    top, left = (max(0, side - WINDOW) // 2 // 8 * 8 for side in sample.rgb.shape[:2])
+    return sample.rgb[top : top + WINDOW, left : left + WINDOW], sample.format in LOSSY
+
+
+def square(rgb: RgbArray, side: int, step: int, rng: np.random.Generator) -> RgbArray:
+    """A random square of ``side`` px that starts on a multiple of ``step``; a smaller image is mirrored first."""
+    short = [max(0, side - length) for length in rgb.shape[:2]]
+    if any(short):
+        rgb = np.pad(rgb, ((0, short[0]), (0, short[1]), (0, 0)), mode="symmetric")
+    top, left = (int(rng.integers(0, (length - side) // step + 1)) * step for length in rgb.shape[:2])
+    return rgb[top : top + side, left : left + side]
+
+
+def delivered(picture: Picture, rng: np.random.Generator, smallest: int) -> RgbArray:
+    """The pixels of one random delivery.
+
+    One with a shorter side below ``smallest`` px is drawn again, up to TRIES times: cut to a square it would be mostly
+    mirror images.
+    """
+    pixels = picture.pixels
+    for _ in range(TRIES):
+        found = pixels_of(deliver_at_random(pixels, rng, compressed_before=picture.lossy))
+        if min(found.shape[:2]) >= smallest:
+            break
+    return found
+
+
+def pixels_of(raw: bytes) -> RgbArray:
+    """Of an image that we encoded ourselves."""
+    with Image.open(BytesIO(raw)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def smoothed_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross-entropy against labels moved SMOOTHING towards the middle."""
+    target = labels * (1 - SMOOTHING) + SMOOTHING / 2
+    return functional.binary_cross_entropy_with_logits(logits.float(), target)
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    return ((logits > 0) == (labels > 0.5)).float().mean()
+
+
+# --- calibration and measurement
+
+
+def fit_temperature(logits: Logits, pictures: Sequence[Picture]) -> float:
+    """What to divide logits by for the lowest log loss over all deliveries, both classes weighing the same.
+
+    Guo et al., ICML 2017. 1 where one of the labels is missing.
+    """
+    labels = np.array([each.label for each in pictures])
+    if len(np.unique(labels)) < 2:
+        return 1.0
+    balance = 0.5 / np.where(labels == 1, (labels == 1).mean(), (labels == 0).mean())
+
+    def cost(temperature: float) -> float:
+        signed = [np.where(labels == 1, -each, each) / temperature for each in logits.values()]
+        return float(np.mean([balance * np.logaddexp(0, each) for each in signed]))
+
+    return float(min(np.geomspace(0.2, 10, 200), key=cost))
+
+
+def measure(logits: Logits, pictures: Sequence[Picture], temperature: float) -> dict[str, dict[str, Interval]]:
+    """Metrics at THRESHOLD by delivery: over all pictures, then over those of each content that both labels have."""
+    labels = np.array([each.label for each in pictures], np.int64)
+    sources = np.array([each.source for each in pictures])
+    contents = np.array([each.content for each in pictures])
+    groups = {"all": np.ones(len(pictures), bool), **{name: contents == name for name in np.unique(contents) if name}}
+    measured = {}
+    for delivery, values in logits.items():
+        probabilities = 1 / (1 + np.exp(-values / temperature))
+        for name, rows in groups.items():
+            if len(np.unique(labels[rows])) == 2:
+                found = evaluate(labels[rows], probabilities[rows], sources[rows], THRESHOLD)
+                measured[f"{delivery}, {name}"] = found
+    return measured
+
+
+def plain(measured: Mapping[str, Mapping[str, Interval]]) -> dict[str, dict[str, list[float]]]:
+    """For JSON: value, low, high."""
+    return {
+        name: {key: [round(each, 5) for each in (value.value, value.low, value.high)] for key, value in metrics.items()}
+        for name, metrics in measured.items()
+    }
+
+
+# --- the command line
+
+
+def parser(module: str, description: str | None, minutes: float, rate: float) -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
+    columns = "CSV: filepath,label,source[,split,content]"
+    found.add_argument("--dataset", type=Path, nargs="+", required=True, help=columns)
+    found.add_argument("--out", type=Path, required=True, help="folder for weights, checkpoint, log and metrics")
+    found.add_argument("--cache", type=Path, required=True, help="folder for decoded pixels, about 1 MB per image")
+    found.add_argument("--minutes", type=float, default=minutes, help="training time (default: %(default)s)")
+    found.add_argument("--steps", type=int, default=10**9, help="batches at most")
+    found.add_argument("--batch", type=int, default=32)
+    found.add_argument("--rate", type=float, default=rate, help="highest learning rate (default: %(default)s)")
+    found.add_argument("--seed", type=int, default=0)
+    found.add_argument("--workers", type=int, default=1, help="processes that make samples")
+    found.add_argument("--jobs", type=int, default=2, help="processes that decode the images once, beforehand")
+    found.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    return found
+
+
+def recipe(arguments: argparse.Namespace) -> Recipe:
+    return Recipe(
+        minutes=arguments.minutes,
+        steps=arguments.steps,
+        batch=arguments.batch,
+        rate=arguments.rate,
+        seed=arguments.seed,
+        workers=arguments.workers,
+    )
+
+
+def score(logit: Callable[[Picture, str], float], pictures: Sequence[Picture], deliveries: Sequence[str]) -> Logits:
+    return {name: np.array([logit(each, name) for each in pictures], float) for name in deliveries}

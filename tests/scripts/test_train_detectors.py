@@ -1,0 +1,172 @@
+"""The trainers of networks, from files on disk to weights that the detectors load, with architectures of a toy size."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from sklearn.datasets import load_sample_image
+
+from inference.effnet import EffNetDetector
+from inference.ghostnet import GhostNetDetector
+from inference.mantranet import CompactManTraNetDetector
+from inference.views import IMAGENET
+from models.loaders import Card, Weights
+from models.training import Picture
+from scripts import detector_training as shared
+from scripts import train_effnet, train_ghostnet, train_mantranet
+from utils.contracts import Sample
+
+PHOTOGRAPHS = [np.asarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")]
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """Crops of photographs; the "generated" ones are smeared, which any network finds."""
+    rng = np.random.default_rng(0)
+    lines = ["filepath,label,source,split"]
+    for label in ("real", "ai"):
+        for index in range(8):
+            top, left = int(rng.integers(0, 150)), int(rng.integers(0, 300))
+            pixels = PHOTOGRAPHS[index % 2][top : top + 270, left : left + 300]
+            if label == "ai":
+                pixels = np.asarray(cv2.medianBlur(np.ascontiguousarray(pixels), 9), dtype=np.uint8)
+            name = f"{label}{index}.{'jpg' if index % 3 else 'png'}"
+            Image.fromarray(pixels).save(tmp_path / name)
+            lines.append(f"{name},{label},{label}-{index},{'val' if index > 5 else 'train'}")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    lines.append("broken.png,real,real-0,train")
+    (tmp_path / "dataset.csv").write_text("\n".join(lines))
+    return tmp_path / "dataset.csv"
+
+
+def arguments(dataset: Path, steps: int, batch: int = 4) -> list[str]:
+    folder = dataset.parent
+    given = ["--dataset", str(dataset), "--out", str(folder / "out"), "--cache", str(folder / "cache")]
+    return [*given, "--steps", str(steps), "--batch", str(batch), "--workers", "0", "--jobs", "1"]
+
+
+def installed(name: str, folder: Path) -> Weights:
+    path = folder / f"{name}.safetensors"
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    card = Card(name=name, file=path.name, size=path.stat().st_size, sha256=digest)
+    return Weights({name: card}, (folder,))
+
+
+def photograph() -> Sample:
+    return Sample("china.jpg", b"", PHOTOGRAPHS[0], "JPEG")
+
+
+def test_effnet_is_trained_measured_and_loaded(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train_effnet.main([*arguments(dataset, 2), "--architecture", "test_efficientnet"]) == 0
+    out = dataset.parent / "out"
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert set(metrics) == {"clean, all", "web, all", "hard, all"}
+    assert (out / "effnet.toml").read_text() in capsys.readouterr().out
+    detector = EffNetDetector.load(installed("effnet", out), "cpu")
+    (found,) = detector.score([photograph()])
+    assert 0 < found.features["effnet_prob"] < 1
+    state = load_file(out / "effnet.safetensors")
+    assert {value.dtype for value in state.values() if value.is_floating_point()} == {torch.float16}
+
+
+def test_ghostnet_is_trained_measured_and_loaded(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_ghostnet, "DELIVERIES", ("clean",))
+    assert train_ghostnet.main(arguments(dataset, 1, batch=2)) == 0
+    detector = GhostNetDetector.load(installed("ghostnet", dataset.parent / "out"), "cpu")
+    (found,) = detector.score([photograph()])
+    assert 0 < found.features["ghostnet_score"] < 1
+
+
+def test_mantranet_is_trained_measured_and_loaded(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_mantranet, "MEASURED", 4)
+    assert train_mantranet.main(arguments(dataset, 1, batch=2)) == 0
+    metrics = json.loads((dataset.parent / "out" / "metrics.json").read_text())
+    assert 0 <= metrics["pixel_auroc"] <= 1
+    detector = CompactManTraNetDetector.load(installed("mantranet_compact", dataset.parent / "out"), "cpu")
+    (found,) = detector.score([photograph()])
+    assert 0 <= found.features["mantra_anomaly"] <= 1
+
+
+def test_a_run_with_more_steps_goes_on(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_effnet, "DELIVERIES", ("clean",))
+    for steps in (1, 2):
+        train_effnet.main([*arguments(dataset, steps), "--architecture", "test_efficientnet", "--resume"])
+    saved = torch.load(dataset.parent / "out" / "checkpoint.pt", weights_only=True)
+    assert saved["step"] == 2
+
+
+def test_random_views_have_one_size_and_range_whatever_the_picture(tmp_path: Path) -> None:
+    for index, shape in enumerate([(1, 1), (1, 4000), (200, 90), (700, 768)]):
+        np.save(tmp_path / f"{index}.npy", np.full((*shape, 3), 90, np.uint8))
+        for seed in range(3):
+            picture = Picture(tmp_path / f"{index}.npy", 1, "s", "train")
+            view, label = train_effnet.random_view(picture, np.random.default_rng(seed))
+            assert view.shape == (3, train_effnet.CROP, train_effnet.CROP)
+            assert torch.isfinite(view).all()
+            assert label == 1
+            tile, _ = train_ghostnet.random_tile(picture, np.random.default_rng(seed))
+            assert 0 <= float(tile.min()) <= float(tile.max()) <= 255
+
+
+def test_folding_keeps_the_networks_function() -> None:
+    torch.manual_seed(0)
+    network = timm.create_model("test_efficientnet", num_classes=3).eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eps = train_effnet.WHEEL_EPS
+            module.running_mean.normal_(0, 0.1)  # type: ignore[union-attr]  # it has one
+            module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
+    grey = torch.full((1, 3, 64, 64), 140.0)  # flat inside, so that only the padded border differs
+    state = {key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
+    theirs = network.conv_stem((grey - train_effnet.WHEEL_MEAN) / train_effnet.WHEEL_STD)
+    expected = torch.nn.functional.batch_norm(
+        theirs, network.bn1.running_mean, network.bn1.running_var, network.bn1.weight, network.bn1.bias, False, 0, 1e-3
+    )
+    mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in (IMAGENET.mean, IMAGENET.std))
+    network.load_state_dict(train_effnet.folded(state), strict=False)
+    ours = network.conv_stem((grey / 255 - mean) / std)
+    found = torch.nn.functional.batch_norm(
+        ours, network.bn1.running_mean, network.bn1.running_var, network.bn1.weight, network.bn1.bias, False, 0, 1e-5
+    )
+    assert torch.allclose(expected[..., 2:-2, 2:-2], found[..., 2:-2, 2:-2], atol=1e-4)
+
+
+def test_another_networks_weights_are_refused(tmp_path: Path) -> None:
+    torch.save({"conv_stem.weight": torch.zeros(1)}, tmp_path / "w.pt")
+    with pytest.raises((ValueError, RuntimeError)):
+        train_effnet.start("test_efficientnet", tmp_path / "w.pt")
+    torch.save({"stem": torch.zeros(1)}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match="not weights of"):
+        train_effnet.start("test_efficientnet", tmp_path / "w.pt")
+
+
+def test_the_temperature_undoes_an_overconfident_scale() -> None:
+    rng = np.random.default_rng(0)
+    odds = rng.normal(0, 2, 4000)
+    labels = (rng.random(4000) < 1 / (1 + np.exp(-odds))).astype(int)
+    given = [Picture(Path("x"), int(label), "s", "val") for label in labels]
+    assert shared.fit_temperature({"clean": odds * 4}, given) == pytest.approx(4, rel=0.15)
+    assert shared.fit_temperature({"clean": odds[:1]}, given[:1]) == 1
+
+
+def test_matched_contents_are_measured_apart() -> None:
+    given = [
+        Picture(Path(f"{label}{content}{index}"), label, f"{label}{content}{index}", "val", content)
+        for label in (0, 1)
+        for content in ("photo", "art")
+        for index in range(3)
+    ]
+    logits = {"clean": np.array([each.label * (4.0 if each.content == "art" else -4.0) - 1 for each in given])}
+    measured = shared.measure(logits, given, temperature=1.0)
+    assert set(measured) == {"clean, all", "clean, art", "clean, photo"}
+    assert measured["clean, art"]["auroc"].value == 1
+    assert measured["clean, photo"]["auroc"].value == 0

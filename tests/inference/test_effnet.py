@@ -114,8 +114,13 @@ def test_a_batch_gives_what_single_images_give(photograph: np.ndarray) -> None:
 def installed(folder: Path, state: dict[str, Tensor], metadata: dict[str, str], sha256: str = "") -> Weights:
     path = folder / "effnet.safetensors"
     save_file(state, path, metadata)
-    (folder / "weights.toml").write_text(f'[effnet]\nfile = "{path.name}"\nsha256 = "{sha256 or sha256_file(path)}"\n')
+    register(path, sha256 or sha256_file(path))
     return Weights.at(folder)
+
+
+def register(path: Path, sha256: str) -> None:
+    card = f'[effnet]\nfile = "{path.name}"\nsize = {path.stat().st_size}\nsha256 = "{sha256}"\n'
+    (path.parent / "weights.toml").write_text(card)
 
 
 def test_the_file_names_its_network_and_temperature(tmp_path: Path, photograph: np.ndarray) -> None:
@@ -156,6 +161,6 @@ def test_each_thing_wrong_with_the_weights_is_named(tmp_path: Path) -> None:
         load({"temperature": "1"})
     path = tmp_path / "effnet.safetensors"
     torch.save(state, path)
-    (tmp_path / "weights.toml").write_text(f'[effnet]\nfile = "{path.name}"\nsha256 = "{sha256_file(path)}"\n')
+    register(path, sha256_file(path))
     with pytest.raises(WeightsCorrupt, match="not a safetensors file"):
         EffNetDetector.load(Weights.at(tmp_path), "cpu")

@@ -24,8 +24,7 @@ from api.metrics import Metrics
 from api.problems import BUG
 from utils.contracts import Sample
 from utils.errors import Internal, NotFound, QueueFull, VerifyError
-from utils.fetch import fetch_async
-from utils.ingress import Ingress
+from utils.ingress import Ingress, fetch_within
 from utils.settings import Settings
 from utils.verdict_json import verdict_dict
 
@@ -204,19 +203,11 @@ class LocalBackend:
             self._metrics.jobs.labels(job.stage).inc()
 
     async def _fetch(self, job: Job, url: str) -> bytes:
-        settings = self._settings
         async with self._fetches:
             await self._wait_for_room()
             job.advance("fetching")
             with self._metrics.stage.labels("fetching").time():
-                return await fetch_async(
-                    url,
-                    max_bytes=settings.max_bytes,
-                    seconds=settings.fetch_seconds,
-                    connect_seconds=settings.fetch_connect_seconds,
-                    redirects=settings.fetch_redirects,
-                    ports=settings.fetch_port_set,
-                )
+                return await fetch_within(self._settings, url)
 
     async def _wait_for_room(self) -> None:
         """Pixels of the images before this one must leave memory first. A single image always gets through."""

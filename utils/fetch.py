@@ -76,22 +76,6 @@ _PASSING_4XX = frozenset({408, 425, 429})
 _SEND_THE_FILE = "download the image yourself and send the file"
 
 
-def fetch(
-    url: str, *, max_bytes: int, seconds: float, connect_seconds: float, redirects: int, ports: frozenset[int]
-) -> bytes:
-    """``fetch_async`` for a caller without an event loop; the same arguments and errors."""
-    return asyncio.run(
-        fetch_async(
-            url,
-            max_bytes=max_bytes,
-            seconds=seconds,
-            connect_seconds=connect_seconds,
-            redirects=redirects,
-            ports=ports,
-        )
-    )
-
-
 async def fetch_async(
     url: str, *, max_bytes: int, seconds: float, connect_seconds: float, redirects: int, ports: frozenset[int]
 ) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Self
 
 from utils.contracts import Sample
 from utils.errors import FileMissing
-from utils.fetch import fetch
+from utils.fetch import fetch_async
 from utils.image_io import Limits, decode, read_file, read_stream
 from utils.sandbox import DecodeChild
 from utils.settings import Settings
@@ -40,6 +41,18 @@ def expand(inputs: Iterable[str]) -> Iterator[str]:
 
 def is_url(source: str) -> bool:
     return source.partition("://")[0].lower() in ("http", "https") and "://" in source
+
+
+async def fetch_within(settings: Settings, url: str) -> bytes:
+    """Download one URL within the settings' limits, for callers that have an event loop; errors as ``fetch_async``."""
+    return await fetch_async(
+        url,
+        max_bytes=settings.max_bytes,
+        seconds=settings.fetch_seconds,
+        connect_seconds=settings.fetch_connect_seconds,
+        redirects=settings.fetch_redirects,
+        ports=settings.fetch_port_set,
+    )
 
 
 class Ingress:
@@ -78,14 +91,7 @@ class Ingress:
             return read_stream(sys.stdin.buffer, settings.max_bytes)
         if not is_url(source):
             return read_file(Path(source), settings.max_bytes)
-        return fetch(
-            source,
-            max_bytes=settings.max_bytes,
-            seconds=settings.fetch_seconds,
-            connect_seconds=settings.fetch_connect_seconds,
-            redirects=settings.fetch_redirects,
-            ports=settings.fetch_port_set,
-        )
+        return asyncio.run(fetch_within(settings, source))
 
     def __enter__(self) -> Self:
         return self

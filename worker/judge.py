@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from utils.contracts import Json, Sample
 from utils.errors import FileMissing
-from utils.fetch import fetch_async
 from utils.image_io import read_file
-from utils.ingress import Ingress
+from utils.ingress import Ingress, fetch_within
 from utils.settings import Settings
 from utils.verdict_json import dump, verdict_dict
 from worker.jobs import Job, check_deadline
@@ -152,14 +151,7 @@ class Judge:
             except FileMissing:
                 raise FileMissing(f"cannot read {job.source}") from None  # not where its links lead
         assert job.url is not None
-        return await fetch_async(
-            job.url,
-            max_bytes=settings.max_bytes,
-            seconds=settings.fetch_seconds,
-            connect_seconds=settings.fetch_connect_seconds,
-            redirects=settings.fetch_redirects,
-            ports=settings.fetch_port_set,
-        )
+        return await fetch_within(settings, job.url)
 
     def _decode(self, raw: bytes, source: str) -> Sample:
         ingress = self._ingresses.pop()  # as many as threads

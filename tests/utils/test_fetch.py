@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from utils import fetch as subject
 from utils.errors import FetchFailed, FetchTimeout, TooManyBytes, UrlNotFound, UrlRefused, VerifyError
-from utils.fetch import fetch, fetch_async
+from utils.fetch import fetch_async
 
 SECRET = b"SECRET"
 PUBLIC, OTHER_PUBLIC = "93.184.215.14", "2606:2800:21f:cb07:6820:80da:af6b:8b2c"
@@ -227,7 +227,8 @@ ATTACKS = {
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS.keys())
 def test_an_attack_is_refused_and_nobody_is_called(attack: str, listener: Listener, attempts: list[str]) -> None:
     with pytest.raises(UrlRefused) as refused:
-        fetch(attack.replace("{port}", str(listener.port)), ports=frozenset({80, 443, listener.port}), **LIMITS)
+        url = attack.replace("{port}", str(listener.port))
+        asyncio.run(fetch_async(url, ports=frozenset({80, 443, listener.port}), **LIMITS))
     assert (listener.hits, attempts) == (0, [])
     assert "127" not in refused.value.message
     assert "word" not in refused.value.message
@@ -376,7 +377,7 @@ def test_proxies_of_the_environment_are_ignored(
         monkeypatch.setenv(name, f"http://127.0.0.1:{victim.port}")
     assert download(f"http://photos.example.com:{listener.port}/", listener) == SECRET
     with pytest.raises(UrlRefused):
-        fetch(f"http://127.0.0.1:{listener.port}/", ports=frozenset({listener.port}), **LIMITS)
+        asyncio.run(fetch_async(f"http://127.0.0.1:{listener.port}/", ports=frozenset({listener.port}), **LIMITS))
     assert (listener.hits, victim.hits) == (1, 0)
 
 

@@ -28,10 +28,12 @@ from models.training import (
     Picture,
     draw_weights,
     fit,
+    fold,
     plot_log,
     prepare,
     read_datasets,
     save_weights,
+    unfold,
     write_card,
 )
 from scripts import detector_training as shared
@@ -59,9 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     pictures = prepare(read_datasets(arguments.dataset), arguments.cache, load_reduced, arguments.jobs)
     training, validation = ([each for each in pictures if each.split == split] for split in ("train", "val"))
     print(f"{len(training)} training and {len(validation)} validation images", flush=True)
-    network = start(arguments.architecture, arguments.weights).to(device).to(memory_format=torch.channels_last)
+    network = start(arguments.architecture, arguments.weights)
+    if arguments.weights or arguments.architecture == ARCHITECTURE:
+        network = fold(network)  # random weights have no statistics worth keeping
+    network = network.to(device).to(memory_format=torch.channels_last)
     samples = Drawn(training, draw_weights(training), random_view, arguments.seed)
-    trained = fit(network, samples, loss, shared.recipe(arguments), arguments.out, arguments.resume)
+    trained = unfold(fit(network, samples, loss, shared.recipe(arguments), arguments.out, arguments.resume))
     plot_log(arguments.out)
 
     detector = EffNetDetector(trained, "training", device)

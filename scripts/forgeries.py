@@ -1,7 +1,8 @@
 """Manipulated images with exact masks, made from photographs, for the trainer of ManTraNet. No command.
 
 Kinds after Wu, AbdAlmageed and Natarajan, CVPR 2019: splice, copy-move and removal, and of the manipulations that their
-traces are trained on, blur, noise, resampling and compression. Knows no file and no network.
+traces are trained on, blur, noise, resampling and compression. What is done to the whole image afterwards is what the
+CoMoFoD set does (Tralic et al., ELMAR 2013). Knows no file and no network.
 """
 
 from __future__ import annotations
@@ -33,14 +34,31 @@ def forge(rgb: RgbArray, donor: RgbArray, rng: Rng) -> tuple[RgbArray, Mask]:
     rgb = _history(rgb, rng)
     mask = np.zeros(rgb.shape[:2], np.uint8)
     if rng.random() >= UNTOUCHED:
-        kind = KINDS[list(KINDS)[rng.integers(len(KINDS))]]
+        kind = KINDS[str(rng.choice(list(KINDS), p=SHARES))]
         mask = region(rgb.shape[0], rgb.shape[1], rng)
         changed, mask = kind(rgb, donor, mask, rng)
         soft = cv2.GaussianBlur(mask, (0, 0), rng.uniform(0.3, 1.5)).astype(np.float32)[..., None] / 255
         rgb = np.asarray(rgb + soft * (changed.astype(np.float32) - rgb) + 0.5, dtype=np.uint8)
+    if rng.random() < 0.25:
+        rgb = _finished(rgb, rng)
     if rng.random() < 0.7:
         rgb = _through_jpeg(rgb, int(rng.integers(60, 99)))
     return rgb, mask
+
+
+def _finished(rgb: RgbArray, rng: Rng) -> RgbArray:
+    """The whole image brightened, with other contrast, slightly blurred or with fewer grey levels."""
+    match rng.integers(4):
+        case 0:
+            changed = rgb + rng.uniform(-40, 40)
+        case 1:
+            changed = (rgb - 128.0) * rng.uniform(0.7, 1.3) + 128
+        case 2:
+            changed = cv2.GaussianBlur(rgb, (0, 0), rng.uniform(0.4, 1.0))
+        case _:
+            step = 256 / rng.integers(32, 129)
+            changed = (np.floor(rgb / step) + 0.5) * step
+    return np.asarray(np.clip(changed, 0, 255), dtype=np.uint8)
 
 
 def region(height: int, width: int, rng: Rng) -> Mask:
@@ -129,6 +147,8 @@ KINDS: dict[str, Callable[[RgbArray, RgbArray, Mask, Rng], tuple[RgbArray, Mask]
     "resample": resample,
     "compress": compress,
 }
+# A forgery moves, adds or removes something; the other kinds teach the traces that this leaves.
+SHARES = np.array([2, 2, 2, 1, 1, 1, 1]) / 10
 
 
 def _history(rgb: RgbArray, rng: Rng) -> RgbArray:

@@ -35,16 +35,14 @@ def test_a_region_is_one_to_thirty_percent_and_inside() -> None:
             assert (mask > 0).mean() < 0.5
 
 
-def test_outside_the_mask_only_compression_changes_pixels() -> None:
+def test_outside_the_mask_only_what_is_done_to_the_whole_changes_pixels() -> None:
     quiet = 0
     for seed in range(30):
         rgb, mask = forge(CHINA, FLOWER, np.random.default_rng(seed))
-        difference = np.abs(rgb.astype(int) - CHINA).mean(axis=2)
-        outside = difference[mask == 0].mean()
-        assert outside < 12
-        quiet += outside < 0.5
-        if mask.any():
-            assert rgb.shape == CHINA.shape
+        assert rgb.shape == CHINA.shape
+        before, after = CHINA[mask == 0].ravel(), rgb[mask == 0].ravel()
+        assert np.corrcoef(before, after)[0, 1] > 0.97  # brighter or of more contrast, but the same scene
+        quiet += np.abs(after.astype(int) - before).mean() < 0.5
     assert quiet > 0  # some are not compressed at all
 
 

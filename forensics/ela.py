@@ -10,12 +10,9 @@ Source:   Krawetz, "A Picture's Worth", Hacker Factor 2007; quality 90 as there,
 
 from __future__ import annotations
 
-from io import BytesIO
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from utils.contracts import Heatmap, Measurement, RgbArray, Sample
 
@@ -33,6 +30,11 @@ LONGEST_SIDE = 65_500  # what libjpeg can hold
 FLOOR = 0.25  # grey levels; keeps ratios of nothing to nothing near 1
 MIN_BLOCKS = 64  # fewer have no quarters to compare
 
+_ENCODER = (
+    *(cv2.IMWRITE_JPEG_QUALITY, QUALITY),
+    *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
+)
+
 
 def measure(sample: Sample) -> Measurement:
     """Re-compress the window and describe the change."""
@@ -40,10 +42,11 @@ def measure(sample: Sample) -> Measurement:
     if max(sample.window.shape) > LONGEST_SIDE:
         return Measurement(features, skipped=f"longer than the {LONGEST_SIDE} pixels a JPEG can hold")
     change = _change(sample.window)
-    blocks = _block_means(change)
+    counts = np.asarray(cv2.calcHist([change], [0], None, [3 * 255 + 1], [0, 3 * 255 + 1]), dtype=np.float64).ravel()
+    blocks = _block_means(change) / np.float32(3)
     features |= {
-        "ela.mean": float(change.mean()),
-        "ela.max": float(np.quantile(change, 0.999)),
+        "ela.mean": float(np.arange(counts.size) @ counts) / change.size / 3,
+        "ela.max": _quantile(counts, 0.999) / 3,
         "ela.block_std": float(blocks.std()),
         "ela.block_contrast": float((np.quantile(blocks, 0.95) + FLOOR) / (np.median(blocks) + FLOOR)),
     }
@@ -58,19 +61,26 @@ def measure(sample: Sample) -> Measurement:
     return Measurement(features, heatmaps=heatmaps)
 
 
-def _change(rgb: RgbArray) -> NDArray[np.float32]:
-    """Absolute change per pixel by re-compression, mean over the three channels, in grey levels; H x W."""
-    buffer = BytesIO()
-    Image.fromarray(rgb).save(buffer, "JPEG", quality=QUALITY, subsampling=0)
-    with Image.open(buffer, formats=("JPEG",)) as image:
-        difference = cv2.absdiff(np.ascontiguousarray(rgb), np.asarray(image))
-    return np.asarray(cv2.transform(difference.astype(np.float32), np.full((1, 3), 1 / 3, dtype=np.float32)))
+def _change(rgb: RgbArray) -> NDArray[np.uint16]:
+    """Absolute change per pixel by re-compression, sum over the three channels, 0..765; H x W."""
+    _, coded = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), _ENCODER)
+    decoded = np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR_RGB))
+    red, green, blue = cv2.split(cv2.absdiff(rgb, decoded))
+    return np.asarray(cv2.add(cv2.add(red, green, dtype=cv2.CV_16U), blue, dtype=cv2.CV_16U), dtype=np.uint16)
 
 
-def _block_means(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def _quantile(counts: NDArray[np.float64], share: float) -> float:
+    """Quantile of whole numbers 0, 1, ... from their histogram, linear between neighbours as np.quantile."""
+    below = counts.cumsum()
+    place = share * (below[-1] - 1)
+    low, high = np.searchsorted(below, (np.floor(place), np.ceil(place)), side="right")
+    return float(low + (high - low) * (place % 1))
+
+
+def _block_means(values: NDArray[np.uint16] | NDArray[np.float32]) -> NDArray[np.float32]:
     """Means of blocks of BLOCK x BLOCK; the last row and column repeat pixels when a side is no multiple."""
     bottom, right = (-side % BLOCK for side in values.shape)
-    padded = cv2.copyMakeBorder(values, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
+    padded = cv2.copyMakeBorder(values.astype(np.float32, copy=False), 0, bottom, 0, right, cv2.BORDER_REPLICATE)
     rows, columns = padded.shape[0] // BLOCK, padded.shape[1] // BLOCK
     return np.asarray(cv2.resize(padded, (columns, rows), interpolation=cv2.INTER_AREA), dtype=np.float32)
 

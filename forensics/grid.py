@@ -49,11 +49,11 @@ def measure(sample: Sample) -> Measurement:
         reason = f"image too small for a block grid: {sample.width} x {sample.height}"
         return Measurement(dict.fromkeys(FEATURES, float("nan")), skipped=reason)
     cells = _votes_per_cell(_votes(_zeros(sample.grey)))
-    votes = cells.sum(axis=(0, 1), dtype=np.float64)
+    votes = cells.sum(axis=(1, 2), dtype=np.float64)
     origin = int(votes.argmax())
     log_nfa = _log_nfa(votes, origin)
     present = log_nfa < 0
-    evidence = _foreign(cells, origin) if present else np.zeros(cells.shape[:2], dtype=np.float32)
+    evidence = _foreign(cells, origin) if present else np.zeros(cells.shape[1:], dtype=np.float32)
     shift = divmod(origin, BLOCK)
     foreign_area = float((evidence > 0).mean())
     return Measurement(
@@ -113,13 +113,18 @@ def _zeros(grey: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 def _zeros_of_tile(tile: NDArray[np.float32]) -> NDArray[np.uint8]:
     rows, columns = tile.shape[0] - BLOCK + 1, tile.shape[1] - BLOCK + 1
+    along = np.empty_like(tile, order="C")
+    # rows x 8 x columns: the eight rows below each row, without a copy
+    below = as_strided(along, (rows, BLOCK, columns), (along.strides[0], *along.strides))
+    coefficients = np.zeros(below.shape, dtype=np.float32)
+    is_zero = np.empty(below.shape, dtype=np.bool_)
     count = np.zeros((rows, columns), dtype=np.uint8)
     for frequency, basis in enumerate(_DCT):
-        along = cv2.filter2D(tile, cv2.CV_32F, basis[None], anchor=(0, 0))
-        # rows x 8 x columns: the eight rows below each row, without a copy
-        below = as_strided(along, (rows, BLOCK, columns), (along.strides[0], *along.strides))
-        coefficients = np.matmul(_DCT[int(frequency == 0) :], below)
-        count += (np.abs(coefficients, out=coefficients) < ZERO).sum(axis=1, dtype=np.uint8)
+        cv2.filter2D(tile, cv2.CV_32F, basis[None], dst=along, anchor=(0, 0))
+        first = int(frequency == 0)  # DC is not counted
+        np.matmul(_DCT[first:], below, out=coefficients[:, first:])
+        np.less(np.abs(coefficients, out=coefficients), ZERO, out=is_zero)
+        count += np.add.reduce(is_zero[:, first:].view(np.uint8), axis=1, dtype=np.uint8)
     return count
 
 
@@ -128,26 +133,32 @@ def _votes(zeros: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
     Pixels that fewer than 64 blocks cover do not vote, so the result is (H-14) x (W-14) and starts at pixel (7, 7).
     """
-    rows, columns = zeros.shape
-    origin = (np.arange(rows)[:, None] % BLOCK * BLOCK + np.arange(columns) % BLOCK).astype(np.uint16)
-    key = zeros.astype(np.uint16) * ORIGINS
-    kernel = np.ones((BLOCK, BLOCK), dtype=np.uint8)
-    inside = np.s_[BLOCK - 1 :, BLOCK - 1 :]
+    rows, columns = (np.arange(side, dtype=np.uint16) % BLOCK for side in zeros.shape)
+    key = np.left_shift(zeros, 6, dtype=np.uint16) | (rows[:, None] * np.uint16(BLOCK) + columns)
     # Among equals the first maximum keeps the largest origin and the second the smallest: they differ on a tie.
-    anchor = (BLOCK - 1, BLOCK - 1)
-    largest = cv2.dilate(key + origin, kernel, anchor=anchor)[inside] % ORIGINS
-    smallest = ORIGINS - 1 - cv2.dilate(key + (ORIGINS - 1 - origin), kernel, anchor=anchor)[inside] % ORIGINS
-    return np.where(largest == smallest, largest, ORIGINS).astype(np.uint8)
+    largest, smallest = _block_maximum(key), _block_maximum(key ^ np.uint16(ORIGINS - 1))
+    differ = (largest ^ smallest) != ORIGINS - 1
+    votes = (largest & np.uint16(ORIGINS - 1)).astype(np.uint8)
+    votes[differ] = ORIGINS
+    return votes
 
 
-def _votes_per_cell(votes: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Votes for each origin in each 8 x 8 cell of the window; h x w x 64."""
-    row, column = ((np.arange(side) + BLOCK - 1) // BLOCK for side in votes.shape)
+def _block_maximum(key: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    kernel = np.ones((BLOCK, BLOCK), dtype=np.uint8)
+    return np.asarray(cv2.dilate(key, kernel, anchor=(BLOCK - 1, BLOCK - 1))[BLOCK - 1 :, BLOCK - 1 :])
+
+
+def _votes_per_cell(votes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Votes for each origin in each 8 x 8 cell of the window; 64 x h x w."""
     height, width = (-(-(side + 2 * (BLOCK - 1)) // BLOCK) for side in votes.shape)
-    shape = (height, width, ORIGINS + 1)
-    index = (row[:, None] * shape[1] + column) * shape[2] + votes
-    count = np.bincount(index.ravel(), minlength=height * width * (ORIGINS + 1)).reshape(shape)
-    return count[..., :ORIGINS].astype(np.float32)
+    pixels = np.full((height, BLOCK, width * BLOCK), ORIGINS, dtype=np.uint8)
+    inside = pixels.reshape(height * BLOCK, width * BLOCK)[BLOCK - 1 :, BLOCK - 1 :]
+    inside[: votes.shape[0], : votes.shape[1]] = votes
+    first = np.arange(width).repeat(BLOCK) * (ORIGINS + 1)
+    count = np.empty((height, width, ORIGINS + 1), dtype=np.uint8)
+    for row in range(height):  # one row of cells stays in the cache
+        count[row] = np.bincount((pixels[row] + first).ravel(), minlength=count[row].size).reshape(width, -1)
+    return np.ascontiguousarray(count[..., :ORIGINS].transpose(2, 0, 1))
 
 
 def _log_tail(
@@ -164,30 +175,38 @@ def _log_tail(
     return np.asarray(-trials * divergence)
 
 
-def _foreign(cells: NDArray[np.float32], main: int) -> Heatmap:
+def _foreign(cells: NDArray[np.uint8], main: int) -> Heatmap:
     """Share of the local votes for another origin than the main one, per cell; 0 outside significant windows.
 
     The origins half a block off are no candidates: a block in the middle between two smooth ones is odd about its
     centre, which alone makes half of its coefficients zero (96 % of the false votes in JPEGs of quality 50 and 75).
     """
-    local = _box_sums(cells, 3)
-    winner = local.argmax(axis=2)
-    tests = np.log10(ORIGINS * len(WINDOWS) * winner.size)
-    evidence = np.zeros(winner.shape, dtype=np.float32)
+    others = np.setdiff1d(np.arange(ORIGINS), _half_shifts(main))
+    candidates, total = cells[others], cells.sum(axis=0, dtype=np.uint8)[None]
+    tests = np.log10(ORIGINS * len(WINDOWS) * total.size)
+    evidence = np.zeros(total.shape[1:], dtype=np.float32)
     for size in WINDOWS:
-        votes = _box_sums(cells, size)
-        trials = votes.sum(axis=2, dtype=np.float64) / ORIGINS
-        votes[..., _half_shifts(main)] = 0
-        best = votes.argmax(axis=2)
-        significant = _log_tail(trials, votes.max(axis=2).astype(np.float64) / ORIGINS, 1 / ORIGINS) + tests < 0
+        votes = _box_sums(candidates, size)
+        trials, hits = _box_sums(total, size)[0] / ORIGINS, votes.max(axis=0) / ORIGINS
+        significant = _log_tail(trials, hits, 1 / ORIGINS) + tests < 0
+        if not significant.any():
+            continue
+        local = _box_sums(cells, 3)
+        winner, local_total = local.argmax(axis=0), np.maximum(_box_sums(total, 3)[0], 1)
+        best = np.where(significant, others[votes.argmax(axis=0)], -1)
         for origin in np.unique(best[significant]):
-            window = cv2.dilate((significant & (best == origin)).astype(np.uint8), np.ones((size, size), np.uint8))
-            inside = (window > 0) & (winner == origin)
-            share = local[..., origin] / np.maximum(local.sum(axis=2), 1)
-            evidence = np.where(inside, np.maximum(evidence, share), evidence)
+            window = cv2.dilate((best == origin).astype(np.uint8), np.ones((size, size), np.uint8))
+            share = np.where((window > 0) & (winner == origin), local[origin] / local_total, 0)
+            evidence = np.maximum(evidence, share, dtype=np.float32)
     return evidence
 
 
-def _box_sums(cells: NDArray[np.float32], size: int) -> NDArray[np.float32]:
-    """Sums over size x size cells around each cell; nothing beyond the border."""
-    return np.asarray(cv2.boxFilter(cells, -1, (size, size), normalize=False, borderType=cv2.BORDER_CONSTANT))
+def _box_sums(cells: NDArray[np.uint8], size: int) -> NDArray[np.uint16]:
+    """Sums over size x size cells around each cell of n x h x w; nothing beyond the border."""
+    count, height, width = cells.shape
+    # Zeros between the planes, so that one call sums them all and none sees its neighbour.
+    padded = np.zeros((count, height + size // 2, width), dtype=np.uint8)
+    padded[:, :height] = cells
+    rows = padded.reshape(-1, width)
+    sums = cv2.boxFilter(rows, cv2.CV_16U, (size, size), normalize=False, borderType=cv2.BORDER_CONSTANT)
+    return np.asarray(sums, dtype=np.uint16).reshape(padded.shape)[:, :height]

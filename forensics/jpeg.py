@@ -18,7 +18,9 @@ Measured: 60 images of about 0.2 megapixels, down-scaled so that nothing is left
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy.fft import dct
@@ -44,6 +46,7 @@ FEATURES = {
 
 BLOCK = 8
 MAX_BLOCKS = 16_384  # 1 megapixel of blocks: histograms no longer change, time stays bounded
+BLAS_THREADS_FROM = 2**18  # multiplications; OpenBLAS starts threads above, which would compete with ours
 MAX_SEGMENTS = 4096  # a 64 MB file of empty segments must not keep us
 SUBSAMPLING = {(1, 1): "4:4:4", (2, 1): "4:2:2", (2, 2): "4:2:0", (1, 2): "4:4:0", (4, 1): "4:1:1", (4, 2): "4:1:0"}
 
@@ -84,7 +87,8 @@ ANNEX_K_LUMA = np.array(
 ANNEX_K_CHROMA = np.full(64, 99)
 ANNEX_K_CHROMA.reshape(8, 8)[:4, :4] = [[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66, 99, 99]]
 
-_DCT = dct(np.eye(BLOCK, dtype=np.float32), axis=0, norm="ortho")
+_DCT = dct(np.eye(BLOCK), axis=0, norm="ortho")
+_DCT_2D = np.kron(_DCT, _DCT).astype(np.float32)  # rows: frequencies, columns: pixels, both row by row
 
 
 def _ijg_tables(base: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -98,6 +102,13 @@ LUMA_TABLES = _ijg_tables(ANNEX_K_LUMA)
 CHROMA_TABLES = _ijg_tables(ANNEX_K_CHROMA)
 
 
+# The parts of _histogram_gain that no image changes. Half-level bins: the cells of odd steps end between two levels.
+_CENTRES = np.arange(0.25, RANGE, 0.5)
+_SPAN = RANGE + int(PRIMARY_STEPS[-1])  # an earlier step can round a value up beyond RANGE
+_FIRST = np.rint(_CENTRES / PRIMARY_STEPS[:, None]).astype(np.intp) * PRIMARY_STEPS[:, None]
+_FIRST_INDEX = (_FIRST + _SPAN * np.arange(len(PRIMARY_STEPS))[:, None]).ravel()  # earlier step x level
+
+
 def measure(sample: Sample) -> Measurement:
     """Read the header, then look for an earlier compression in the luma of the window."""
     features = dict.fromkeys(FEATURES, float("nan"))
@@ -109,9 +120,10 @@ def measure(sample: Sample) -> Measurement:
         return Measurement(features, skipped="the JPEG header has no luma quantisation table")
     features |= _header_features(header, table)
     reasons = [] if len(header.components) >= 3 else ["a JPEG without chroma"]
-    coefficients = _coefficients(sample.grey)
+    blocks = _blocks(sample.grey)
+    coefficients = _transform(blocks, _DCT_2D)
     if _sits_on_lattice(coefficients, table):
-        features["jpeg.double_score"] = _double_score(coefficients, _coefficients(sample.grey[4:, 4:]), table)
+        features["jpeg.double_score"] = _double_score(coefficients, _blocks(sample.grey[4:, 4:]), table)
         ghost_quality, ghost_depth = _ghost(coefficients, int(features["jpeg.quality"]))
         features |= {"jpeg.ghost_quality": ghost_quality, "jpeg.ghost_depth": ghost_depth}
         if np.isnan(features["jpeg.double_score"]):
@@ -237,36 +249,60 @@ def _read_tables(header: Header, data: bytes) -> None:
         data = data[1 + size :]
 
 
-def _coefficients(grey: NDArray[np.float32]) -> NDArray[np.float32]:
-    """DCT coefficients of at most MAX_BLOCKS blocks, evenly spread, none with clipped pixels; n x 64."""
+def _blocks(grey: NDArray[np.float32]) -> NDArray[np.float32]:
+    """At most MAX_BLOCKS blocks of 8 x 8 pixels, evenly spread, none with clipped pixels; n x 64."""
     rows, columns = grey.shape[0] // BLOCK, grey.shape[1] // BLOCK
-    tiles = grey[: rows * BLOCK, : columns * BLOCK].reshape(rows, BLOCK, columns, BLOCK)
-    blocks = tiles.swapaxes(1, 2).reshape(-1, BLOCK, BLOCK)
-    blocks = blocks[:: max(1, -(-len(blocks) // MAX_BLOCKS))]
-    is_whole = (blocks.min(axis=(1, 2), initial=255) > 1) & (blocks.max(axis=(1, 2), initial=0) < 254)
-    return np.asarray(_DCT @ blocks[is_whole] @ _DCT.T).reshape(-1, BLOCK * BLOCK)
+    strips = grey[: rows * BLOCK, : columns * BLOCK].reshape(rows, BLOCK, columns * BLOCK)
+    blocks = strips.reshape(rows, BLOCK, columns, BLOCK).swapaxes(1, 2).reshape(-1, BLOCK * BLOCK)
+    # Down the columns first: whole rows of pixels are compared at once.
+    darkest = strips.min(axis=1).reshape(-1, BLOCK).min(axis=1)
+    lightest = strips.max(axis=1).reshape(-1, BLOCK).max(axis=1)
+    is_whole = (darkest > 1) & (lightest < 254)
+    every = max(1, -(-len(blocks) // MAX_BLOCKS))
+    blocks, is_whole = blocks[::every], is_whole[::every]
+    return np.asarray(blocks if is_whole.all() else blocks[is_whole])
+
+
+def _transform(blocks: NDArray[np.float32], basis: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Coefficients of n x 64 blocks at the frequencies of the basis, f x 64; f x n."""
+    coefficients = np.empty((len(basis), len(blocks)), dtype=np.float32)
+    step = BLAS_THREADS_FROM // basis.size
+    for start in range(0, len(blocks), step):
+        some = np.s_[start : start + step]
+        np.matmul(basis, blocks[some].T, out=coefficients[:, some])
+    return coefficients
 
 
 def _sits_on_lattice(coefficients: NDArray[np.float32], table: NDArray[np.int64]) -> bool:
     """False when the pixels are clearly not what the table decodes to; finer steps than 4 drown in rounding."""
     coarse = table >= 4
     coarse[0] = False  # DC carries the level shift
-    multiples = coefficients[:, coarse] / table[coarse]
-    multiples = multiples[np.abs(multiples) > 0.75]  # nearer to 0, rounding noise outnumbers what a file left
-    if multiples.size < MIN_VALUES:
+    multiples = coefficients[coarse]
+    multiples /= table[coarse, None].astype(np.float32)
+    is_far = np.abs(multiples) > 0.75  # nearer to 0, rounding noise outnumbers what a file left
+    count = np.count_nonzero(is_far)
+    if count < MIN_VALUES:
         return True
-    return bool(np.median(np.abs(multiples - np.rint(multiples))) < LATTICE_TOLERANCE)
+    multiples -= np.rint(multiples)
+    # More than half of them within the tolerance: their median is.
+    is_near = np.abs(multiples, out=multiples) < LATTICE_TOLERANCE
+    return bool(2 * np.count_nonzero(is_far & is_near) > count)
 
 
 def _double_score(coefficients: NDArray[np.float32], shifted: NDArray[np.float32], table: NDArray[np.int64]) -> float:
-    """1 - exp(-gain / GAIN_SCALE), with the gain in nats per coefficient that is not zero; NaN with too few."""
+    """1 - exp(-gain / GAIN_SCALE), with the gain in nats per coefficient that is not zero; NaN with too few.
+
+    Args:
+        coefficients: 64 x n.
+        shifted: blocks, n x 64, whose histograms are the reference.
+    """
     low = ZIGZAG[1 : 1 + DOUBLE_FREQUENCIES]
-    observed = [_histogram(coefficients[:, i], int(table[i])) for i in low]
+    observed = [_histogram(coefficients[i], int(table[i])) for i in low]
     count = sum(int(histogram.sum()) for histogram in observed)
     if count < MIN_VALUES or not len(shifted):
         return float("nan")
-    pairs = zip(low, observed, strict=True)
-    gain = sum(_histogram_gain(histogram, shifted[:, i], int(table[i])) for i, histogram in pairs)
+    triples = zip(observed, _transform(shifted, _DCT_2D[low]), table[low], strict=True)
+    gain = sum(_histogram_gain(histogram, reference, int(step)) for histogram, reference, step in triples)
     return float(1 - np.exp(-gain / count / GAIN_SCALE))
 
 
@@ -285,20 +321,22 @@ def _histogram_gain(observed: NDArray[np.intp], reference: NDArray[np.float32], 
     levels = len(observed)
     if not levels:
         return 0.0
-    # Half-level bins, because the cells of odd steps end between two levels.
-    density = np.histogram(np.abs(reference), bins=np.arange(0, RANGE + 0.5, 0.5))[0].astype(np.float64)
+    density = cv2.calcHist([np.abs(reference)], [0], None, [len(_CENTRES)], [0, RANGE]).ravel().astype(np.float64)
     density = gaussian_filter1d(density, REFERENCE_SIGMA) + 1e-3
-    centres = np.arange(0.25, RANGE, 0.5)
-    once = np.bincount(np.rint(centres / step).astype(np.intp), density, minlength=levels + 1)[1 : levels + 1]
+    once = np.bincount(np.rint(_CENTRES / step).astype(np.intp), density, minlength=levels + 1)[1 : levels + 1]
     once = once / once.sum()
-    first = np.rint(centres / PRIMARY_STEPS[:, None]).astype(np.intp) * PRIMARY_STEPS[:, None]
-    size = RANGE + int(PRIMARY_STEPS[-1])
-    mass = np.stack([np.bincount(row, density, minlength=size) for row in first])
-    edges = (np.arange(1, levels + 2) - 0.5) * step
-    twice = mass @ np.diff(ndtr((edges - np.arange(size)[:, None]) / PIXEL_NOISE), axis=1)
+    mass = np.bincount(_FIRST_INDEX, np.tile(density, len(PRIMARY_STEPS)), minlength=len(PRIMARY_STEPS) * _SPAN)
+    twice = mass.reshape(-1, _SPAN) @ _cells(step, levels)
     twice /= np.maximum(twice.sum(axis=1, keepdims=True), np.finfo(float).tiny)
     gain = np.log((1 - OUTLIERS) * twice / once + OUTLIERS) @ observed
     return max(float(gain.max()), 0.0)
+
+
+@lru_cache(maxsize=32)  # the steps of a few common tables; 5 MB
+def _cells(step: int, levels: int) -> NDArray[np.float64]:
+    """Chance that a grey level, with PIXEL_NOISE, is rounded to each multiple of the step; _SPAN x levels."""
+    edges = (np.arange(1, levels + 2) - 0.5) * step
+    return np.diff(ndtr((edges - np.arange(_SPAN)[:, None]) / PIXEL_NOISE), axis=1)
 
 
 def _ghost(coefficients: NDArray[np.float32], own_quality: int) -> tuple[float, float]:
@@ -307,15 +345,26 @@ def _ghost(coefficients: NDArray[np.float32], own_quality: int) -> tuple[float, 
     The error is taken in the coefficients, which is the same as in pixels (Parseval) but for rounding. It should grow
     as quality falls; a ghost is a quality whose error is below that of each quality 3 to 5 above it.
     """
-    if own_quality < GHOST_FROM + GHOST_GAP or not len(coefficients):
+    if own_quality < GHOST_FROM + GHOST_GAP or not coefficients.size:
         return float("nan"), float("nan")
     low = ZIGZAG[1 : 1 + GHOST_FREQUENCIES]
-    values = coefficients[:, low]
     qualities = np.arange(GHOST_FROM, own_quality - GHOST_GAP + 1)
-    ladder = LUMA_TABLES[GHOST_FROM - 1 : own_quality, low].astype(np.float32)
-    error = np.array([np.square(values - np.rint(values / steps) * steps).mean() for steps in ladder]) + GHOST_FLOOR
+    ladder = LUMA_TABLES[GHOST_FROM - 1 : own_quality, low]
+    values = coefficients[low]
+    error = np.full(len(ladder), GHOST_FLOOR)
+    for row, steps in zip(values, ladder.T, strict=True):
+        different, which = np.unique(steps, return_inverse=True)  # neighbouring qualities share many
+        error += np.array([_rounding_energy(row, step) for step in different])[which] / values.size
+    error = error.astype(np.float32)  # the rounding of nothing is no ghost
     count = len(qualities)
     above = np.minimum.reduce([error[higher : higher + count] for higher in (3, 4, 5)])
     depth = 1 - error[:count] / above
     best = int(depth.argmax())
     return (float(qualities[best]), float(depth[best])) if depth[best] > 0 else (float(own_quality), 0.0)
+
+
+def _rounding_energy(values: NDArray[np.float32], step: int) -> float:
+    """Sum of the squared errors of rounding to multiples of the step."""
+    multiples = values * np.float32(1 / step)
+    multiples -= np.rint(multiples)
+    return float(step**2 * np.vdot(multiples, multiples))

@@ -47,13 +47,15 @@ def measure(sample: Sample) -> Measurement:
     2008; Popescu & Farid, "Exposing digital forgeries by detecting traces of resampling", 2005; Gallagher, "Detection
     of linear and cubic interpolation in JPEG compressed images", 2005 (averages along the axes).
     """
-    power = mean_log_power(sample.grey)
+    power = sample.shared(mean_log_power)
     if power is None:
         return Measurement(dict.fromkeys(FEATURES, math.nan), skipped=NO_SPECTRUM)
     deficit = _deficit(power)
-    error = sample.grey - cv2.filter2D(sample.grey, cv2.CV_32F, _PREDICTOR)
-    predictable = np.exp(-np.square(error[2:-2, 2:-2]))  # the filter reflects the picture at its border
-    peak, frequency = max(_strongest_line(predictable.mean(axis=axis, dtype=np.float64)) for axis in (0, 1))
+    error = cv2.subtract(sample.grey, cv2.filter2D(sample.grey, cv2.CV_32F, _PREDICTOR))
+    predictable = np.square(error[2:-2, 2:-2])  # the filter reflects the picture at its border
+    np.exp(np.negative(predictable, out=predictable), out=predictable)
+    profiles = (cv2.reduce(predictable, axis, cv2.REDUCE_AVG, dtype=cv2.CV_64F) for axis in (0, 1))
+    peak, frequency = max(_strongest_line(np.asarray(profile, np.float64).ravel()) for profile in profiles)
     # 13 dB: 95 % of real pictures stay below 11.4. 0.5: the median deficit is 0.17, enlarged twice 0.51 to 0.59.
     features = {
         "resampling.peak": peak,

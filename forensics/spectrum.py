@@ -8,10 +8,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
+from functools import cache
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy import fft, ndimage
+from scipy import fft
 
 from utils.contracts import Measurement, Sample
 
@@ -49,15 +51,15 @@ def measure(sample: Sample) -> Measurement:
     NeurIPS 2020; peaks: Zhang et al., "Detecting and simulating artifacts in GAN fake images", 2019, Frank et al.,
     "Leveraging frequency analysis", ICML 2020, Corvi et al., "Intriguing properties of synthetic images", 2023.
     """
-    power = mean_log_power(sample.grey)
+    power = sample.shared(mean_log_power)
     if power is None:
         return Measurement(dict.fromkeys(FEATURES, math.nan), skipped=NO_SPECTRUM)
     features = {**_radial(power), **_directions(power), **_peaks(power)}
     return Measurement({name: features[name] for name in FEATURES})
 
 
-def mean_log_power(plane: NDArray[np.float32]) -> NDArray[np.float64] | None:
-    """Mean over Hann-windowed tiles of the log power spectrum.
+def mean_log_power(sample: Sample) -> NDArray[np.float64] | None:
+    """Mean over Hann-windowed tiles of the window's log power spectrum.
 
     The mean of logarithms, not of powers: one tile with strong content cannot hide what all tiles share.
 
@@ -65,18 +67,34 @@ def mean_log_power(plane: NDArray[np.float32]) -> NDArray[np.float64] | None:
         size x size decibels with frequency 0 at [0, 0], size 256, 128 or 64 as the picture allows; None where it is
         smaller than that, or flat.
     """
-    if min(plane.shape) < _TILE_SIZES[-1] or plane.std() < 0.1:
+    plane = sample.grey
+    if min(plane.shape) < _TILE_SIZES[-1] or cv2.meanStdDev(plane)[1].item() < 0.1:
         return None
     size = next(size for size in _TILE_SIZES if size <= min(plane.shape))
-    window = np.hanning(size + 1)[:-1].astype(np.float32)  # periodic, so that its transform has three lines
-    taper = np.outer(window, window)
-    total = np.zeros((size, size))
+    taper = _taper(size)
+    half = np.zeros((size, size // 2 + 1))
     tops, lefts = (_starts(length, size) for length in plane.shape)
     for top, left in itertools.product(tops, lefts):
         tile = plane[top : top + size, left : left + size]
-        transform = fft.fft2((tile - tile.mean()) * taper)
-        total += np.log(np.square(transform.real) + np.square(transform.imag) + _FLOOR * size * size)
-    return total * (_DB / (len(tops) * len(lefts)))
+        transform = fft.rfft2((tile - tile.mean()) * taper)
+        power = np.square(transform.real)
+        power += np.square(transform.imag)
+        power += _FLOOR * size * size
+        half += np.log(power, out=power)
+    half *= _DB / (len(tops) * len(lefts))
+    return _with_opposites(half)
+
+
+def _with_opposites(half: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The whole of what is known at horizontal frequencies 0 to 1/2: real pixels give opposite frequencies the same."""
+    size = len(half)
+    return np.concatenate([half, half[-np.arange(size), size // 2 - 1 : 0 : -1]], axis=1)
+
+
+@cache
+def _taper(size: int) -> NDArray[np.float32]:
+    window = np.hanning(size + 1)[:-1].astype(np.float32)  # periodic, so that its transform has three lines
+    return np.outer(window, window)
 
 
 def _starts(length: int, size: int) -> list[int]:
@@ -92,11 +110,18 @@ def _frequencies(size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return rows, columns
 
 
+@cache
+def _rings(size: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The ring of each point, which is its frequency times size, and the points of each ring."""
+    ring = np.rint(np.hypot(*_frequencies(size)) * size).astype(np.intp).ravel()
+    return ring, np.bincount(ring)
+
+
 def radial_profile(power: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Frequencies in cycles per pixel from 1 / size to 1/2, and the mean log power on the ring of each, dB."""
     size = len(power)
-    ring = np.rint(np.hypot(*_frequencies(size)) * size).astype(np.intp).ravel()
-    profile = np.bincount(ring, power.ravel()) / np.bincount(ring)
+    ring, points = _rings(size)
+    profile = np.bincount(ring, power.ravel()) / points
     return np.arange(1, size // 2 + 1) / size, profile[1 : size // 2 + 1]
 
 
@@ -119,19 +144,26 @@ def _radial(power: NDArray[np.float64]) -> dict[str, float]:
     }
 
 
-def _directions(power: NDArray[np.float64]) -> dict[str, float]:
-    rows, columns = _frequencies(len(power))
+@cache
+def _sectors(size: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Of each point: which of 12 directions of the band (12: outside), and 0 diagonal, 1 straight or 2 neither."""
+    rows, columns = _frequencies(size)
     radius = np.hypot(rows, columns)
     angle = np.degrees(np.arctan2(rows, columns)) % 180
-    band = (radius > 0.1) & (radius < 0.45)
-    sector = np.minimum(angle[band] // 15, 11).astype(np.intp)
-    means = np.bincount(sector, power[band], minlength=12) / np.bincount(sector, minlength=12)
-    high = (radius > 0.25) & (radius < 0.5)
+    sector = np.where((radius > 0.1) & (radius < 0.45), np.minimum(angle // 15, 11), 12)
     from_axis = np.abs((angle + 45) % 90 - 45)  # 0 on the axes, 45 on the diagonals
-    diagonal, straight = high & (from_axis > 30), high & (from_axis < 15)
+    slant = np.select([from_axis > 30, from_axis < 15], [0, 1], 2)
+    slant[(radius <= 0.25) | (radius >= 0.5)] = 2
+    return sector.astype(np.intp).ravel(), slant.astype(np.intp).ravel()
+
+
+def _directions(power: NDArray[np.float64]) -> dict[str, float]:
+    means, (diagonal, straight, _) = (
+        np.bincount(group, power.ravel()) / np.bincount(group) for group in _sectors(len(power))
+    )
     return {
-        "spectrum.diagonal": float(power[diagonal].mean() - power[straight].mean()),
-        "spectrum.anisotropy": float(means.std()),
+        "spectrum.diagonal": float(diagonal - straight),
+        "spectrum.anisotropy": float(means[:12].std()),
     }
 
 
@@ -153,26 +185,46 @@ def _peaks(power: NDArray[np.float64]) -> dict[str, float]:
 
 def _excess(power: NDArray[np.float64]) -> NDArray[np.float64]:
     """Power over the median of its surroundings, dB. The axes are ridges of their own, compared along themselves."""
-    along_rows, along_columns = _running_median(power), _running_median(power.T).T
-    around = _running_median(along_rows.T).T  # separable: a median of medians, a tenth of the time of 9 x 9
-    around[0] = along_rows[0]
-    around[:, 0] = along_columns[:, 0]
-    return power - around
+    half = len(power) // 2 + 1
+    along_rows = _with_opposites(_running_median(power[:half]).T).T
+    # Separable: a median of medians, a tenth of the time of 9 x 9.
+    around = _running_median(along_rows[:, :half].T).T
+    around[0] = along_rows[0, :half]
+    around[:, :1] = _running_median(power[:, :1].T).T
+    return power - _with_opposites(around)
 
 
 def _running_median(power: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Median of nine points along each row, periodic."""
+    """Median of nine points along each row, periodic.
+
+    Nine numbers as three sorted triples: their median is that of the largest low, the median middle and the smallest
+    high. Each triple serves three places, and whole rows are compared at once.
+    """
+    size = power.shape[1]
     padded = np.pad(power, ((0, 0), (4, 4)), mode="wrap")
-    return np.asarray(ndimage.median_filter(padded.ravel(), size=9).reshape(padded.shape)[:, 4:-4])
+    triples = _sorted_triple(padded[:, :-2], padded[:, 1:-1], padded[:, 2:])
+    lows, middles, highs = ([part[:, start : start + size] for start in (0, 3, 6)] for part in triples)
+    return _sorted_triple(np.maximum.reduce(lows), _sorted_triple(*middles)[1], np.minimum.reduce(highs))[1]
+
+
+def _sorted_triple(
+    one: NDArray[np.float64], two: NDArray[np.float64], three: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    low, high = np.minimum(one, two), np.maximum(one, two)
+    return np.minimum(low, three), np.maximum(low, np.minimum(high, three)), np.maximum(high, three)
 
 
 def _strongest_free(excess: NDArray[np.float64]) -> float:
     """Largest excess, in robust deviations, away from multiples of 1/8, from the axes and from low frequencies."""
-    size = len(excess)
+    values = excess[_free(len(excess))]
+    return float(values.max() / (np.median(np.abs(values)) / 0.67449 + 0.1))
+
+
+@cache
+def _free(size: int) -> NDArray[np.bool_]:
     line = np.abs(fft.fftfreq(size) * size)
     near_eighth = np.minimum(line % (size // 8), -line % (size // 8)) <= 2  # the window spreads a line over 3 bins
     low = line < size * 0.06
     free = ~(np.logical_and.outer(near_eighth, near_eighth) | np.logical_or.outer(line <= 3, line <= 3))
     free &= ~np.logical_and.outer(low, low)
-    values = excess[free]
-    return float(values.max() / (np.median(np.abs(values)) / 0.67449 + 0.1))
+    return np.asarray(free)

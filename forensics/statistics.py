@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import cv2
@@ -54,24 +54,28 @@ def measure(sample: Sample) -> Measurement:
     images based on cross-band co-occurrences analysis", WIFS 2020; McCloskey & Albright, "Detecting GAN-generated
     imagery using color cues", 2018; Stamm & Liu, "Blind forensics of contrast enhancement", ICIP 2008.
     """
-    red, green, blue = planes = [
-        np.asarray(plane, np.uint8) for plane in cv2.split(np.ascontiguousarray(sample.window))
-    ]
+    red, green, blue = (np.asarray(plane, np.uint8) for plane in cv2.split(sample.window))
     features = {
-        "image_entropy": _entropy(np.bincount(np.rint(sample.grey).astype(np.uint8).ravel(), minlength=256)),
+        "image_entropy": _entropy(_histogram(cv2.convertScaleAbs(sample.grey), 256)),
         "compression_level": _compression_level(sample),
         **_colour(red, green, blue),
         "statistics.unique_colours": _unique_colours(sample.window),
         "statistics.histogram_comb": _histogram_comb(green),
         **_cooccurrence(red, green),
-        **_detail(planes, sample.grey),
+        **_detail(red, blue, sample.grey),
     }
     missing = [name.removeprefix("statistics.") for name, value in features.items() if math.isnan(value)]
     skipped = f"too few pixels or no contrast for {', '.join(missing)}" if missing else None
     return Measurement({name: features[name] for name in FEATURES}, skipped=skipped)
 
 
-def _entropy(counts: NDArray[np.int64]) -> float:
+def _histogram(plane: NDArray[Any], levels: int) -> NDArray[np.float64]:
+    """How often each whole number below ``levels`` occurs. In 16 bits: OpenCV counts those faster than bytes."""
+    counts = cv2.calcHist([plane.astype(np.uint16, copy=False)], [0], None, [levels], [0, levels])
+    return np.asarray(counts, dtype=np.float64).ravel()
+
+
+def _entropy(counts: NDArray[np.float64]) -> float:
     """Shannon entropy of a histogram in bits."""
     shares = counts[counts > 0] / counts.sum()
     return abs(float(-(shares * np.log2(shares)).sum()))  # abs: a single full bin would give -0.0
@@ -89,17 +93,24 @@ def _lossless_bits(rgb: RgbArray) -> float:
     The predictor is the median edge detector of LOCO-I (Weinberger, Seroussi & Sapiro 2000), with zeros outside the
     picture. The order-0 entropy is an upper estimate of JPEG-LS, and close to what PNG reaches.
     """
-    bits = 0.0
     every = max(1, round(rgb.shape[0] * rgb.shape[1] / _CODED_SAMPLE))  # each row needs only the one above it
-    red, green, blue = (plane.astype(np.int16) for plane in cv2.split(np.ascontiguousarray(rgb)))
-    for plane in (green, red - green, blue - green):
-        padded = cv2.copyMakeBorder(plane, 1, 0, 1, 0, cv2.BORDER_CONSTANT, value=0)
-        above, corner = padded[:-1:every, 1:], padded[:-1:every, :-1]
-        actual, left = padded[1::every, 1:], padded[1::every, :-1]
-        low, high = cv2.min(above, left), cv2.max(above, left)
-        residual = actual - cv2.min(cv2.max(above + left - corner, low), high)
-        bits += _entropy(np.bincount((residual + np.int16(1024)).ravel()))
-    return bits
+    actual = rgb[::every]
+    above = np.concatenate([np.zeros_like(rgb[:1]), rgb[every - 1 :: every][: len(actual) - 1]])
+    return math.fsum(_residual_bits(now, before) for now, before in zip(_bands(actual), _bands(above), strict=True))
+
+
+def _bands(rgb: RgbArray) -> tuple[NDArray[np.int16], ...]:
+    """G, R - G and B - G, each with a column of zeros on its left."""
+    padded = cv2.copyMakeBorder(rgb, 0, 0, 1, 0, cv2.BORDER_CONSTANT, value=0)
+    red, green, blue = (np.asarray(plane, dtype=np.int16) for plane in cv2.split(padded))
+    return green, red - green, blue - green
+
+
+def _residual_bits(now: NDArray[np.int16], before: NDArray[np.int16]) -> float:
+    actual, left, above, corner = now[:, 1:], now[:, :-1], before[:, 1:], before[:, :-1]
+    low, high = cv2.min(above, left), cv2.max(above, left)
+    residual = actual - cv2.min(cv2.max(above + left - corner, low), high)
+    return _entropy(_histogram(residual + np.int16(1024), 2048))
 
 
 def _coded_bytes(sample: Sample) -> int:
@@ -147,48 +158,53 @@ def _chunk_bytes(raw: bytes, at: int, header: str, wanted: tuple[bytes, ...]) ->
 def _colour(red: Plane, green: Plane, blue: Plane) -> dict[str, float]:
     highest, lowest = cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue)
     chroma = cv2.subtract(highest, lowest)  # 0 for black, which so has no saturation
-    saturation = np.asarray(chroma) / np.maximum(highest, 1, dtype=np.float32)
-    saturation_mean, saturation_std = _mean_and_deviation(saturation)
-    # The opponent axes of Hasler & Süsstrunk.
-    first_mean, first_std = _mean_and_deviation(cv2.subtract(red, green, dtype=cv2.CV_16S))
-    yellow = cv2.addWeighted(red, 0.5, green, 0.5, 0, dtype=cv2.CV_32F)
-    second_mean, second_std = _mean_and_deviation(cv2.subtract(yellow, blue, dtype=cv2.CV_32F))
+    saturation = cv2.divide(chroma, cv2.max(highest, np.ones_like(highest)), dtype=cv2.CV_32F)
+    means, covariance = _moments(red, green, blue)
+    # The opponent axes of Hasler & Süsstrunk: red - green, and yellow - blue.
+    axes = np.array([[1, -1, 0], [0.5, 0.5, -1]])
+    spread = math.sqrt(max(0.0, float(np.trace(axes @ covariance @ axes.T))))
     return {
-        "statistics.saturation_mean": saturation_mean,
-        "statistics.saturation_std": saturation_std,
-        "statistics.colourfulness": math.hypot(first_std, second_std) + 0.3 * math.hypot(first_mean, second_mean),
-        "statistics.channel_correlation": _channel_correlation(red, green, blue),
+        "statistics.saturation_mean": cv2.mean(saturation)[0],
+        "statistics.saturation_std": math.sqrt(_variance(saturation)),
+        "statistics.colourfulness": spread + 0.3 * float(np.linalg.norm(axes @ means)),
+        "statistics.channel_correlation": _channel_correlation(covariance),
         "statistics.overexposed": np.count_nonzero(highest == 255) / highest.size,
         "statistics.underexposed": np.count_nonzero(lowest == 0) / lowest.size,
     }
 
 
-def _mean_and_deviation(plane: NDArray[Any]) -> tuple[float, float]:
-    mean, deviation = cv2.meanStdDev(plane)
-    return float(mean[0, 0]), float(deviation[0, 0])
+def _variance(plane: NDArray[Any]) -> float:
+    mean = cv2.mean(plane)[0]
+    return max(0.0, cv2.norm(plane, cv2.NORM_L2SQR) / plane.size - mean * mean)
 
 
-def _channel_correlation(*planes: Plane) -> float:
-    centred = []
-    for plane in planes:
-        mean, deviation = _mean_and_deviation(plane)
-        if deviation < 1e-3:
-            return math.nan
-        centred.append((plane.ravel().astype(np.float32) - np.float32(mean)) / np.float32(deviation))
-    red, green, blue = centred
-    total = float(red @ green) + float(green @ blue) + float(red @ blue)
-    return float(np.clip(total / 3 / red.size, -1, 1))
+def _moments(*planes: Plane) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Means and covariances of planes; from sums of squares of their differences, which are whole numbers."""
+    size = planes[0].size
+    means = np.array([cv2.mean(plane)[0] for plane in planes])
+    energy = np.array([cv2.norm(plane, cv2.NORM_L2SQR) / size for plane in planes])
+    apart = np.array([[cv2.norm(one, other, cv2.NORM_L2SQR) / size for other in planes] for one in planes])
+    return means, (energy[:, None] + energy - apart) / 2 - np.outer(means, means)
+
+
+def _channel_correlation(covariance: NDArray[np.float64]) -> float:
+    deviation = np.sqrt(np.maximum(covariance.diagonal(), 0))
+    if deviation.min() < 1e-3:
+        return math.nan
+    correlation = covariance / np.outer(deviation, deviation)
+    return float(np.clip(correlation[np.triu_indices(3, 1)].mean(), -1, 1))
 
 
 def _unique_colours(rgb: RgbArray) -> float:
     pixels = rgb.reshape(-1, 3)
-    chosen = pixels[:: max(1, len(pixels) // _COLOUR_SAMPLE)].astype(np.uint32)
-    return len(np.unique(chosen @ np.array([1, 1 << 8, 1 << 16], dtype=np.uint32))) / len(chosen)
+    red, green, blue = pixels[:: max(1, len(pixels) // _COLOUR_SAMPLE)].astype(np.uint32).T
+    codes = np.sort(red << 16 | green << 8 | blue)
+    return (1 + np.count_nonzero(codes[1:] != codes[:-1])) / len(codes)
 
 
 def _histogram_comb(green: Plane) -> float:
     """Teeth and gaps that a contrast edit leaves. Green, because luma mixes channels and so fills the gaps."""
-    counts = np.bincount(green.ravel(), minlength=256).astype(np.float64)
+    counts = _histogram(green, 256)
     low, high = np.searchsorted(counts.cumsum() / counts.sum(), (0.01, 0.99))  # tails are clipped, not combed
     inner = counts[low : high + 1]
     if len(inner) < 16:  # too few grey levels to tell teeth from content
@@ -200,14 +216,14 @@ def _histogram_comb(green: Plane) -> float:
 
 
 def _cooccurrence(red: Plane, green: Plane) -> dict[str, float]:
-    coarse = green >> 2
-    bands = _joint(red >> 2, coarse)
+    bands = _joint(red, green)
     shared = _entropy(bands.sum(axis=0)) + _entropy(bands.sum(axis=1)) - _entropy(bands.ravel())
     entropy = equal = math.nan
     if green.shape[1] > 1:
-        pairs = _joint(coarse[:, :-1], coarse[:, 1:])
+        left, right = green[:, :-1], green[:, 1:]
+        pairs = _joint(left, right)
         entropy = max(0.0, _entropy(pairs.ravel()) - _entropy(pairs.sum(axis=1)))
-        equal = float((green[:, :-1] == green[:, 1:]).mean())
+        equal = np.count_nonzero(left == right) / left.size
     return {
         "statistics.cooccurrence_entropy": entropy,
         "statistics.equal_neighbours": equal,
@@ -215,36 +231,36 @@ def _cooccurrence(red: Plane, green: Plane) -> dict[str, float]:
     }
 
 
-def _joint(rows: NDArray[Any], columns: NDArray[Any]) -> NDArray[np.int64]:
-    """Joint histogram of two planes of 64 levels."""
-    index = rows.astype(np.uint16) * np.uint16(64) + columns
-    return np.bincount(index.ravel(), minlength=64 * 64).reshape(64, 64)
+def _joint(rows: Plane, columns: Plane) -> NDArray[np.float64]:
+    """Joint histogram of two planes in 64 levels."""
+    index = (rows & np.uint8(0xFC)).astype(np.uint16) << 4 | columns >> 2
+    return _histogram(index, 64 * 64).reshape(64, 64)
 
 
-def _detail(planes: Sequence[Plane], grey: NDArray[np.float32]) -> dict[str, float]:
+def _detail(red: Plane, blue: Plane, grey: NDArray[np.float32]) -> dict[str, float]:
     height, width = grey.shape
     if height < 8 or width < 8:
         return dict.fromkeys(("statistics.sharpness", "statistics.chroma_detail", "statistics.flat_area"), math.nan)
-    edges = _mean_and_deviation(cv2.Laplacian(grey, cv2.CV_32F))[1] ** 2
-    contrast = _mean_and_deviation(grey)[1] ** 2
+    luma = _highest_band(grey)
     # JFIF's Cb and Cr: scaled differences of blue and red from luma.
     chroma = sum(
-        _highest_band((plane - grey) * np.float32(scale))
-        for plane, scale in ((planes[2], 0.564334), (planes[0], 0.713267))
+        scale**2 * cv2.norm(_highest_band(plane), luma, cv2.NORM_L2SQR)
+        for plane, scale in ((blue, 0.564334), (red, 0.713267))
     )
+    chroma_energy, luma_energy = chroma / grey.size, cv2.norm(luma, cv2.NORM_L2SQR) / grey.size
     blocks = grey[: height // 8 * 8, : width // 8 * 8]
     size = (width // 8, height // 8)  # cv2 counts columns first; INTER_AREA by a whole factor is the block mean
     mean = cv2.resize(blocks, size, interpolation=cv2.INTER_AREA)
     variance = cv2.resize(blocks * blocks, size, interpolation=cv2.INTER_AREA) - mean * mean
+    edges, contrast = _variance(cv2.Laplacian(grey, cv2.CV_32F)), _variance(grey)
     return {
         "statistics.sharpness": math.log10((edges + _ROUNDING) / (contrast + _ROUNDING)),
-        "statistics.chroma_detail": math.log10((chroma + _ROUNDING) / (_highest_band(grey) + _ROUNDING)),
-        "statistics.flat_area": float((variance < 1).mean()),
+        "statistics.chroma_detail": math.log10((chroma_energy + _ROUNDING) / (luma_energy + _ROUNDING)),
+        "statistics.flat_area": np.count_nonzero(variance < 1) / variance.size,
     }
 
 
-def _highest_band(plane: NDArray[np.float32]) -> float:
-    """Mean energy of the diagonal second difference (a sixth of the kernel, so white noise keeps its variance)."""
+def _highest_band(plane: NDArray[Any]) -> NDArray[np.float32]:
+    """Diagonal second difference (a sixth of the kernel, so white noise keeps its variance)."""
     kernel = np.array([1, -2, 1], dtype=np.float32)
-    residual = cv2.sepFilter2D(plane, cv2.CV_32F, kernel, kernel / 6)
-    return float(np.vdot(residual, residual)) / residual.size
+    return np.asarray(cv2.sepFilter2D(plane, cv2.CV_32F, kernel, kernel / 6), dtype=np.float32)

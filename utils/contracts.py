@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+T = TypeVar("T")
 
 Json: TypeAlias = Any  # a JSON value; mypy has no finite recursive form that pydantic also accepts
 RgbArray: TypeAlias = NDArray[np.uint8]  # H x W x 3
@@ -108,6 +110,17 @@ class Sample:
         """Luma of the window in 0..255 (ITU-R BT.601 weights, as in JPEG)."""
         weights = np.array([0.299, 0.587, 0.114], dtype=np.float32)
         return np.asarray(self.window @ weights, dtype=np.float32)
+
+    @cached_property
+    def _shared(self) -> dict[Callable[[Sample], Any], Any]:
+        return {}
+
+    def shared(self, quantity: Callable[[Sample], T]) -> T:
+        """``quantity(self)``, kept for the next module that needs the same; two threads may both compute it."""
+        if quantity not in self._shared:
+            self._shared[quantity] = quantity(self)
+        result: T = self._shared[quantity]
+        return result
 
     def window_to_image(self, heatmap: Heatmap) -> Heatmap:
         """Place a heatmap of the window into one at the whole image's aspect; NaN where nobody looked."""

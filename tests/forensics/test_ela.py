@@ -99,3 +99,17 @@ def test_a_large_image_is_looked_at_in_its_middle_and_says_so():
     heatmap = ela.measure(sample(np.zeros((160, 60_000, 3), np.uint8))).heatmaps["ela"]
     assert np.isnan(heatmap[0, 0])
     assert np.isfinite(heatmap[5, heatmap.shape[1] // 2])
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (37, 53), (1, 4000)])
+def test_the_change_is_that_of_a_save_at_full_chroma_resolution(shape):
+    rgb = noise(*shape)
+    again = compressed(rgb, ela.QUALITY, subsampling=0)
+    assert np.array_equal(ela._change(rgb), np.abs(rgb.astype(int) - again).sum(axis=2))
+
+
+@pytest.mark.parametrize("size", [1, 2, 999, 1000, 5001])
+def test_the_quantile_of_a_histogram_is_that_of_its_values(size):
+    values = np.random.default_rng(size).integers(0, 766, size)
+    counts = np.bincount(values, minlength=766).astype(np.float64)
+    assert ela._quantile(counts, 0.999) == pytest.approx(np.quantile(values, 0.999))

@@ -7,6 +7,7 @@ from io import BytesIO
 import cv2
 import numpy as np
 import pytest
+from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 from scipy.fft import dctn
 from scipy.stats import binom
@@ -157,3 +158,11 @@ def test_a_large_image_is_looked_at_in_its_middle_and_says_so():
     heatmap = found.heatmaps["jpeg_grid"]
     assert np.isnan(heatmap).any()
     assert not np.isnan(heatmap).all()
+
+
+@pytest.mark.parametrize("size", [3, *grid.WINDOWS])
+def test_box_sums_see_neither_the_border_nor_another_origin(size):
+    cells = np.random.default_rng(0).integers(0, 65, (3, 12, 20), dtype=np.uint8)
+    padded = np.pad(cells.astype(int), ((0, 0), *[(size // 2, size // 2)] * 2))
+    expected = sliding_window_view(padded, (size, size), axis=(1, 2)).sum(axis=(3, 4))
+    assert np.array_equal(grid._box_sums(cells, size), expected)

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.fft import dctn
 from sklearn.datasets import load_sample_image
 
 from forensics import jpeg
@@ -160,3 +161,16 @@ def test_sixteen_bit_tables_are_read_and_a_zero_step_divides_nothing():
     assert table[0] == 1
     assert table[1] == 8
     assert table[8] == 16  # second in zigzag order is to the right, third is below
+
+
+def test_coefficients_are_those_of_the_block_transform():
+    block = np.random.default_rng(0).uniform(0, 255, (8, 8)).astype(np.float32)
+    assert jpeg._DCT_2D @ block.ravel() == pytest.approx(dctn(block, norm="ortho").ravel(), abs=1e-3)
+
+
+def test_blocks_are_read_row_by_row_without_the_clipped_ones():
+    grey = np.random.default_rng(0).uniform(2, 253, (20, 27)).astype(np.float32)
+    grey[3, 9] = 255
+    grey[12, 20] = 0
+    tiles = [grey[row : row + 8, column : column + 8].ravel() for row, column in ((0, 0), (0, 16), (8, 0), (8, 8))]
+    assert np.array_equal(jpeg._blocks(grey), tiles)

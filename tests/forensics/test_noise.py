@@ -129,3 +129,36 @@ def test_measuring_twice_gives_the_same(flower: RgbArray) -> None:
     first, second = _measure(flower), _measure(flower.copy())
     assert first.features == second.features
     assert np.array_equal(first.heatmaps["noise"], second.heatmaps["noise"])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.random.default_rng(0).exponential(2, (300, 301)),
+        np.random.default_rng(1).exponential(2, (40, 50)),
+        np.random.default_rng(2).integers(0, 3, (200, 300)),
+        np.zeros((90, 90)),
+        np.arange(90_000).reshape(300, 300),
+        np.array([[1.0, 2.0], [4.0, 8.0]]),
+        np.array([[3.0]]),
+    ],
+)
+def test_the_median_is_exact(values: NDArray[Any]) -> None:
+    plane = values.astype(np.float32)
+    assert noise._median(plane) == np.median(plane)
+
+
+def test_the_median_is_exact_when_the_sample_misleads() -> None:
+    plane = np.random.default_rng(0).exponential(2, 99_990).astype(np.float32)
+    plane[:: len(plane) // noise._MEDIAN_SAMPLE | 1] = 1000
+    assert noise._median(plane) == np.median(plane)
+
+
+def test_triples_are_counted_in_both_directions() -> None:
+    green = np.random.default_rng(0).integers(0, 6, (9, 11), dtype=np.uint8)
+    counts = np.zeros(125)
+    for plane in (green.astype(int), green.T.astype(int)):
+        steps = np.clip(np.diff(plane, axis=1), -2, 2) + 2
+        np.add.at(counts, steps[:, :-2] * 25 + steps[:, 1:-1] * 5 + steps[:, 2:], 1)
+    shares = counts[counts > 0] / counts.sum()
+    assert noise._srm_entropy(green) == pytest.approx(-(shares * np.log(shares)).sum() / math.log(125))

@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import ndimage
 from sklearn.datasets import load_sample_image
 
-from forensics import spectrum
+from forensics import resampling, spectrum
 from utils.contracts import RgbArray, Sample
 
 
@@ -128,3 +128,38 @@ def test_a_picture_with_one_bright_pixel_is_finite() -> None:
 
 def test_measuring_twice_gives_the_same(china: RgbArray) -> None:
     assert _features(china) == _features(china.copy())
+
+
+@pytest.mark.parametrize("side", [64, 200, 300])
+def test_half_a_transform_gives_the_whole_spectrum(side: int) -> None:
+    rgb = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    sample = Sample("test", b"", rgb, "PNG")
+    power = spectrum.mean_log_power(sample)
+    assert power is not None
+    size = len(power)
+    taper = spectrum._taper(size)
+    starts = [(top, left) for top in spectrum._starts(side, size) for left in spectrum._starts(side, size)]
+    tiles = [sample.grey[top : top + size, left : left + size].astype(np.float64) for top, left in starts]
+    powers = [np.abs(np.fft.fft2((tile - tile.mean()) * taper)) ** 2 for tile in tiles]
+    expected = np.mean([10 * np.log10(one + spectrum._FLOOR * size * size) for one in powers], axis=0)
+    assert power == pytest.approx(expected, abs=0.01)
+
+
+def test_the_running_median_is_that_of_nine_points() -> None:
+    values = np.random.default_rng(0).normal(size=(5, 64))
+    expected = ndimage.median_filter(values, size=(1, 9), mode="wrap")
+    assert np.array_equal(spectrum._running_median(values), expected)
+
+
+def test_modules_of_one_sample_share_its_spectrum(china: RgbArray, monkeypatch: pytest.MonkeyPatch) -> None:
+    transforms = []
+    rfft2 = spectrum.fft.rfft2
+    monkeypatch.setattr(spectrum.fft, "rfft2", lambda tile: transforms.append(tile.shape) or rfft2(tile))
+    sample = Sample("test", b"", china, "PNG")
+    alone = resampling.measure(sample).features
+    count = len(transforms)
+    spectrum.measure(sample)
+    assert resampling.measure(sample).features == alone
+    assert len(transforms) == count > 0
+    spectrum.measure(Sample("test", b"", china, "PNG"))
+    assert len(transforms) == 2 * count

@@ -6,24 +6,27 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
-if TYPE_CHECKING:  # imported where used: --help and --schema answer without numpy, torch or OpenCV
+if TYPE_CHECKING:  # imported where used: --help and --schema answer without numpy or OpenCV
     from inference.detector import Judgement, Verifier
     from utils.contracts import Sample
     from utils.errors import VerifyError
     from utils.ingress import Ingress
     from utils.settings import Settings
 
+    Answered: TypeAlias = tuple[str, Sample | None, Judgement | VerifyError]
+    Show: TypeAlias = Callable[[str, Judgement | VerifyError], None]
+
 log = logging.getLogger(__name__)
 
 EXIT_JUDGED, EXIT_USAGE, EXIT_NOT_JUDGED, EXIT_SETUP, EXIT_INTERRUPTED = 0, 2, 3, 4, 130
-BATCH = 8  # images judged together: detectors run batched, memory stays bounded
+BATCH = 8  # images judged together: the large detectors run batched, and no core waits for the last part of each
+BATCH_BYTES = 2**26  # of pixels, above which a batch is closed: two of them are in memory at a time
 
 EPILOG = """\
 exit codes  0 every image was judged     2 bad usage
@@ -93,68 +96,111 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Judge every input, and show each answer as soon as its batch is done."""
-    from rich.console import Console
-    from rich.progress import track
-
     from inference.detector import build_verifier
-    from inference.report import write_artifacts
-    from inference.terminal import show_error, show_verdict
     from utils.errors import InputError, VerifyError
     from utils.ingress import Ingress, expand
-    from utils.verdict_json import dump, error_dict, verdict_dict
 
     try:
         sources = list(expand(args.inputs))
     except InputError as error:
         print(f"{error.code}: {error}", file=sys.stderr)
         return EXIT_NOT_JUDGED
-    single = sources == args.inputs and len(sources) == 1
-    console, code = Console(highlight=False), EXIT_JUDGED
+    single, code = sources == args.inputs and len(sources) == 1, EXIT_JUDGED
+    show = _json_lines(single) if args.json else _tables(single)
     with Ingress(settings) as ingress:
         answers = judge(sources, ingress, build_verifier(settings))
-        hidden = single or not sys.stderr.isatty()
-        for source, sample, answer in track(
-            answers, "judging", total=len(sources), console=Console(stderr=True), transient=True, disable=hidden
-        ):
+        if not single and sys.stderr.isatty():
+            answers = _with_progress(answers, len(sources))
+        for source, sample, answer in answers:
             if isinstance(answer, VerifyError):
                 code = EXIT_NOT_JUDGED
-                print(dump(error_dict(source, answer), pretty=single)) if args.json else show_error(
-                    console, source, answer
-                )
-                continue
-            verdict = answer.verdict
-            if args.artifacts and sample:
-                verdict = replace(verdict, artifacts=write_artifacts(args.artifacts, sample, answer))
-            if args.json:
-                print(dump(verdict_dict(verdict), pretty=single), flush=True)
-            else:
-                show_verdict(console, verdict, short=not single)
+            elif args.artifacts and sample:
+                from inference.report import write_artifacts
+
+                verdict = replace(answer.verdict, artifacts=write_artifacts(args.artifacts, sample, answer))
+                answer = replace(answer, verdict=verdict)
+            show(source, answer)
     return code
 
 
-def judge(
-    sources: Sequence[str], ingress: Ingress, verifier: Verifier
-) -> Iterator[tuple[str, Sample | None, Judgement | VerifyError]]:
-    """Answer for every source, in order: a judgement, or the error that says why there is none."""
-    from utils.errors import Internal, VerifyError
+# rich is imported where it is used: one image as JSON, as scripts ask for it, is not to wait for it
+
+
+def _json_lines(single: bool) -> Show:
+    from utils.errors import VerifyError
+    from utils.verdict_json import dump, error_dict, verdict_dict
+
+    def show(source: str, answer: Judgement | VerifyError) -> None:
+        found = error_dict(source, answer) if isinstance(answer, VerifyError) else verdict_dict(answer.verdict)
+        print(dump(found, pretty=single), flush=True)
+
+    return show
+
+
+def _tables(single: bool) -> Show:
+    from rich.console import Console
+
+    from inference.terminal import show_error, show_verdict
+    from utils.errors import VerifyError
+
+    console = Console(highlight=False)
+
+    def show(source: str, answer: Judgement | VerifyError) -> None:
+        if isinstance(answer, VerifyError):
+            show_error(console, source, answer)
+        else:
+            show_verdict(console, answer.verdict, short=not single)
+
+    return show
+
+
+def _with_progress(answers: Iterator[Answered], total: int) -> Iterator[Answered]:
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(answers, "judging", total=total, console=Console(stderr=True), transient=True)
+
+
+def judge(sources: Sequence[str], ingress: Ingress, verifier: Verifier) -> Iterator[Answered]:
+    """Answer for every source, in order: a judgement, or the error that says why there is none.
+
+    While one batch is measured, the next one is read and decoded on a thread of its own.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    from utils.errors import VerifyError
 
     waiting = iter(sources)
-    while batch := list(islice(waiting, BATCH)):
-        loaded: list[Sample | VerifyError] = []
-        for source in batch:
-            try:
-                loaded.append(ingress.load(source))
-            except VerifyError as error:
-                loaded.append(error)
-            except Exception:  # a bug of ours must not cost the other images their answer
-                log.exception("cannot load %s", source)
-                loaded.append(Internal("a bug of ours, not your image's fault; please report the traceback above"))
-        judged = iter(verifier.verify([each for each in loaded if not isinstance(each, VerifyError)]))
-        for source, each in zip(batch, loaded, strict=True):
-            if isinstance(each, VerifyError):
-                yield source, None, each
-            else:
-                yield source, each, next(judged)
+    with ThreadPoolExecutor(1, "load") as loader:
+        coming = loader.submit(_load_batch, waiting, ingress)
+        while batch := coming.result():
+            coming = loader.submit(_load_batch, waiting, ingress)
+            judged = iter(verifier.verify([each for _, each in batch if not isinstance(each, VerifyError)]))
+            for source, each in batch:
+                if isinstance(each, VerifyError):
+                    yield source, None, each
+                else:
+                    yield source, each, next(judged)
+
+
+def _load_batch(waiting: Iterator[str], ingress: Ingress) -> list[tuple[str, Sample | VerifyError]]:
+    """The next BATCH images; fewer once their pixels take BATCH_BYTES. Empty at the end."""
+    from utils.errors import Internal, VerifyError
+
+    batch: list[tuple[str, Sample | VerifyError]] = []
+    size = 0
+    while len(batch) < BATCH and size < BATCH_BYTES and (source := next(waiting, None)) is not None:
+        try:
+            sample = ingress.load(source)
+            size += sample.rgb.nbytes
+            batch.append((source, sample))
+        except VerifyError as error:
+            batch.append((source, error))
+        except Exception:  # a bug of ours must not cost the other images their answer
+            log.exception("cannot load %s", source)
+            internal = Internal("a bug of ours, not your image's fault; please report the traceback above")
+            batch.append((source, internal))
+    return batch
 
 
 if __name__ == "__main__":

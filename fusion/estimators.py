@@ -6,9 +6,11 @@ order, NaN = missing, and is deterministic.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from typing import Any, ClassVar, Protocol, TypeAlias
 
 import numpy as np
@@ -230,8 +232,7 @@ class Trees:
 
     @cached_property
     def _booster(self) -> Any:
-        import xgboost  # only when the artifact is one of trees
-
+        xgboost = _xgboost()
         booster = xgboost.Booster()
         booster.load_model(bytearray(self.ubj))
         booster.set_param({"nthread": 1})  # one row at a time: threads cost more than they give
@@ -252,10 +253,22 @@ class Trees:
         return self._predict(matrix, pred_contribs=True)[:, :-1]
 
     def _predict(self, matrix: FloatArray, **what: bool) -> FloatArray:
-        import xgboost
-
-        rows = xgboost.DMatrix(matrix, nthread=1)
+        rows = _xgboost().DMatrix(matrix, nthread=1)
         return np.asarray(self._booster.predict(rows, **what), float)
+
+
+def _xgboost() -> Any:
+    """XGBoost, imported only for an artifact of trees, and without scikit-learn and pandas.
+
+    It imports both where they are installed, for classes that we do not use: 0.7 s of the first verdict.
+    """
+    if "xgboost" not in sys.modules and "sklearn" not in sys.modules:
+        sys.modules["sklearn"] = None  # type: ignore[assignment]  # says "not installed" to whoever imports it
+        try:
+            import_module("xgboost")
+        finally:
+            del sys.modules["sklearn"]
+    return import_module("xgboost")
 
 
 def estimator_from_json(kind: str, model: Mapping[str, Json], inputs: Sequence[str], ubj: bytes | None) -> Estimator:

@@ -15,11 +15,11 @@ from fusion.metrics import ECE_BINS
 from fusion.table import Table
 from utils.contracts import Json
 
-METRICS = {  # key in model.json -> heading
-    "auroc": "AUROC",
-    "balanced_accuracy": "balanced accuracy",
+METRICS = {  # key in model.json -> heading; false alarms first, because they are what hurts people
     "real_called_real": "real called real",
     "ai_called_ai": "AI called AI",
+    "balanced_accuracy": "balanced accuracy",
+    "auroc": "AUROC",
     "ece": "ECE",
     "brier": "Brier",
 }

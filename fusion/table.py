@@ -1,4 +1,4 @@
-"""The feature table that fusion trains from: one CSV row per image and delivery. Knows no model."""
+"""The feature table that fusion trains from: one row per image and delivery, CSV or Parquet. Knows no model."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from fusion.estimators import FloatArray, clean
 
 IntArray: TypeAlias = NDArray[np.int64]
 NameArray: TypeAlias = NDArray[np.str_]
+Columns: TypeAlias = Mapping[str, Sequence[str] | FloatArray]  # Parquet's number columns are arrays, NaN = missing
 
 REQUIRED_COLUMNS = ("label", "source", "split")
 # Describe an image; never features.
-OTHER_COLUMNS = ("delivery", "generator", "filepath", "sha256", "kind")
+OTHER_COLUMNS = ("delivery", "generator", "filepath", "sha256", "kind", "content", "models")
+PARQUET = ".parquet"  # a table's suffix; any other is CSV
 
 
 class TableError(ValueError):
@@ -55,52 +57,85 @@ class Table:
 
 
 def read_table(path: Path, inputs: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> Table:
-    """Read a CSV table; rows that are neither real nor ai are left out.
+    """Read a table; rows that are neither real nor ai are left out.
 
     Args:
+        path: Parquet by its suffix, else CSV.
         inputs: patterns (``fnmatch``) of the feature columns to use, in the table's order.
         exclude: patterns of those not to use.
 
     Raises:
         TableError: columns are missing, a feature is not a number, or nothing is left.
     """
-    try:
-        raw = path.read_bytes()
-        rows = list(csv.reader(raw.decode("utf-8-sig").splitlines()))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise TableError(f"{path} cannot be read as CSV: {error}") from error
-    header = rows[0] if rows else []
-    absent = [name for name in REQUIRED_COLUMNS if name not in header]
+    columns = read_columns(path)
+    absent = [name for name in REQUIRED_COLUMNS if name not in columns]
     if absent:
         raise TableError(f"{path} has no column {', '.join(absent)}")
-    names = _feature_columns(header, inputs, exclude)
-    body = [row for row in rows[1:] if row]
-    ragged = next((number for number, row in enumerate(body, 2) if len(row) != len(header)), None)
-    if ragged:
-        raise TableError(f"{path} line {ragged} has another number of cells than the header")
-    columns = dict(zip(header, zip(*body, strict=True), strict=True)) if body else {}
-    if not {"real", "ai"} <= set(columns.get("label", ())):
+    names = _feature_columns(tuple(columns), inputs, exclude)
+    labels = np.array(columns["label"], np.str_)
+    if not {"real", "ai"} <= set(labels):
         raise TableError(f"{path} needs rows of both labels, real and ai")
     splits = set(columns["split"]) - {"train", "val"}
     if splits:
-        raise TableError(f"{path} has splits other than train and val: {', '.join(sorted(splits))}")
-    labels = np.array(columns["label"])
+        raise TableError(f"{path} has splits other than train and val: {', '.join(sorted(map(str, splits)))}")
     table = Table(
         inputs=names,
-        matrix=np.column_stack([_numbers(name, columns[name]) for name in names]),
+        matrix=np.column_stack([numbers(name, columns[name]) for name in names]),
         labels=(labels == "ai").astype(np.int64),
-        sources=np.array(columns["source"]),
-        splits=np.array(columns["split"]),
-        deliveries=np.array(columns.get("delivery", ["clean"] * len(body))),
-        sha256=hashlib.sha256(raw).hexdigest(),
+        sources=np.array(columns["source"], np.str_),
+        splits=np.array(columns["split"], np.str_),
+        deliveries=np.array(columns.get("delivery", ["clean"] * len(labels)), np.str_),
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
     )
     return table.rows((labels == "real") | (labels == "ai"))
 
 
-def _feature_columns(header: Sequence[str], inputs: Sequence[str], exclude: Sequence[str]) -> tuple[str, ...]:
-    features = [name for name in header if name not in (*REQUIRED_COLUMNS, *OTHER_COLUMNS)]
+def read_columns(path: Path) -> Columns:
+    """Every column of a table, in order; the cells of a CSV stay text.
+
+    Raises:
+        TableError: the file cannot be read as what its suffix says.
+    """
+    return _parquet_columns(path) if path.suffix == PARQUET else _csv_columns(path)
+
+
+def _csv_columns(path: Path) -> Columns:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.reader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise TableError(f"{path} cannot be read as CSV: {error}") from error
+    header, body = (rows[0], [row for row in rows[1:] if row]) if rows else ([], [])
     if len(set(header)) != len(header):
         raise TableError("the table names a column twice")
+    ragged = next((number for number, row in enumerate(body, 2) if len(row) != len(header)), None)
+    if ragged:
+        raise TableError(f"{path} line {ragged} has another number of cells than the header")
+    cells = zip(*body, strict=True) if body else [()] * len(header)
+    return dict(zip(header, cells, strict=True))
+
+
+def _parquet_columns(path: Path) -> Columns:
+    try:
+        from pyarrow import ArrowException, parquet, types
+    except ImportError as error:
+        raise TableError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow") from error
+    try:
+        table = parquet.read_table(path)
+    except (OSError, ArrowException) as error:
+        raise TableError(f"{path} cannot be read as Parquet: {error}") from error
+    columns: dict[str, Sequence[str] | FloatArray] = {}
+    for name in table.column_names:
+        column = table[name]
+        if types.is_floating(column.type) or types.is_integer(column.type) or types.is_boolean(column.type):
+            columns[name] = column.cast("float64").to_numpy()
+        else:
+            columns[name] = ["" if cell is None else str(cell) for cell in column.to_pylist()]
+    return columns
+
+
+def _feature_columns(header: Sequence[str], inputs: Sequence[str], exclude: Sequence[str]) -> tuple[str, ...]:
+    features = [name for name in header if name not in (*REQUIRED_COLUMNS, *OTHER_COLUMNS)]
     for pattern in (*inputs, *exclude):
         if not any(fnmatch(name, pattern) for name in features):
             raise TableError(f"no feature column matches {pattern!r}")
@@ -111,9 +146,14 @@ def _feature_columns(header: Sequence[str], inputs: Sequence[str], exclude: Sequ
     return names
 
 
-def _numbers(name: str, cells: Sequence[str]) -> FloatArray:
+def numbers(name: str, cells: Sequence[str] | FloatArray) -> FloatArray:
+    """One feature column; an empty cell is NaN.
+
+    Raises:
+        TableError: a cell is no number.
+    """
     try:
-        column = np.array([cell or "nan" for cell in cells]).astype(float)
+        column = cells if isinstance(cells, np.ndarray) else np.array([cell or "nan" for cell in cells]).astype(float)
     except ValueError as error:
         raise TableError(f"column {name!r} is not a feature ({error}); leave it out with --exclude {name}") from error
     return clean(column)

@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from inference.base import TorchDetector
 from inference.registry import DETECTORS
-from inference.views import OPENAI_CLIP, centre_square, to_tensor
+from inference.views import OPENAI_CLIP, centre_square, normalised
 from models.loaders import Weights, load_into
 from utils.contracts import Measurement, Sample
 from utils.errors import BackboneMismatch, WeightsCorrupt, WeightsMismatch
@@ -240,7 +240,7 @@ class ClipDetector(TorchDetector):
         return self._run(self.preprocess(sample))[0][0]
 
     def preprocess(self, sample: Sample) -> Tensor:
-        return to_tensor(centre_square(sample.upright, SIDE, SIDE), OPENAI_CLIP).unsqueeze(0)
+        return torch.from_numpy(normalised(centre_square(sample.upright, SIDE, SIDE), OPENAI_CLIP)).unsqueeze(0)
 
     def forward(self, views: Tensor) -> tuple[Tensor, ...]:
         return (functional.normalize(self.network(views).float(), dim=-1),)

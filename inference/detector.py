@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias, runtime_checkable
 
-from forensics.registry import Forensic, load_forensics
+import cv2
+
+from forensics.registry import Forensic, Reads, load_forensics
 from fusion.decision import decide
 from fusion.explain import explain
 from fusion.meta_model import FusionModel
+from inference.graphs import GraphDetector
 from inference.registry import DETECTORS, Spec, feature_meanings, select_detectors
 from models.loaders import SHIPPED, Weights, find
 from utils.contracts import (
@@ -34,17 +40,42 @@ from utils.settings import Settings
 
 log = logging.getLogger(__name__)
 
+CGROUP_CPU = Path("/sys/fs/cgroup/cpu.max")  # microseconds of CPU per period, or "max"; cgroup v2
 FUSION_OF_PROFILE = {"embedded": "embedded-2026.11", "full": "embedded-2026.11"}
 
 
-class Detector(Protocol):
-    """Scores images. For every *_prob, *_score and *_anomaly higher means more likely AI."""
+class Part(Protocol):
+    """Measures one image; several threads may call it at the same time. Every forensic module is one."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def features(self) -> Mapping[str, str]: ...
+    @property
+    def reads(self) -> Reads: ...
+    @property
+    def measure(self) -> Callable[[Sample], Measurement]: ...
+
+
+class ImageDetector(Part, Protocol):
+    """A detector that takes images one at a time. For *_prob, *_score and *_anomaly higher means more likely AI."""
+
+    @property
+    def version(self) -> str: ...
+
+
+@runtime_checkable
+class BatchDetector(Protocol):
+    """A detector that takes many images at a time, and every core or the GPU for them."""
 
     name: str
     features: Mapping[str, str]
     version: str
 
     def score(self, samples: Sequence[Sample]) -> list[Measurement]: ...
+
+
+Detector: TypeAlias = ImageDetector | BatchDetector
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,26 +87,55 @@ class Judgement:
 
 
 class Ensemble:
-    """Every part that measures images, built once; knows nothing of what the numbers mean together."""
+    """Every part that measures images, built once; knows nothing of what the numbers mean together.
+
+    Args:
+        unavailable: features that nobody gives here, and why.
+        threads: that share the (part, image) tasks; 0: one per core that this process may use.
+    """
 
     def __init__(
-        self, detectors: Sequence[Detector], forensics: Sequence[Forensic], unavailable: Mapping[str, str]
+        self,
+        detectors: Sequence[Detector],
+        forensics: Sequence[Forensic],
+        unavailable: Mapping[str, str],
+        threads: int = 0,
     ) -> None:
         self.detectors = detectors
         self.forensics = forensics
         self.unavailable = dict(unavailable)
+        self._batched: list[BatchDetector] = []
+        self._parts: list[Part] = []
+        for detector in detectors:
+            if isinstance(detector, BatchDetector):
+                self._batched.append(detector)
+            else:
+                self._parts.append(detector)
+        self._parts += forensics
+        cv2.setNumThreads(1)  # OpenCV's own threads would compete with ours
+        self._pool = ThreadPoolExecutor(threads or _cores(), "measure")
 
     def measure(self, samples: Sequence[Sample]) -> list[Findings]:
-        """Measure images. Order is kept, and one failing part never takes the others down."""
+        """Measure images. Order is kept, and one failing part never takes the others down.
+
+        Memory: at most as many parts as there are threads work at a time, each on one image.
+        """
         findings = [Findings(dict(self.unavailable)) for _ in samples]
-        for detector in self.detectors:
-            self._detect(detector, samples, findings)
-        for sample, found in zip(samples, findings, strict=True):
-            for forensic in self.forensics:
-                self._measure(forensic, sample, found)
+        # Image by image, so that few parts of one kind, and few images, need their memory at a time. Of an image, the
+        # detectors come first: they take longest.
+        tasks = [[self._pool.submit(_timed, part, sample) for part in self._parts] for sample in samples]
+        try:
+            for detector in self._batched:  # meanwhile, on this thread
+                self._detect(detector, samples, findings)
+            for sample, found, row in zip(samples, findings, tasks, strict=True):
+                for part, task in zip(self._parts, row, strict=True):
+                    _collect(part, sample, found, *task.result())
+        finally:  # interrupted: nobody waits for the rest
+            for task in chain.from_iterable(tasks):
+                task.cancel()
         return findings
 
-    def _detect(self, detector: Detector, samples: Sequence[Sample], findings: Sequence[Findings]) -> None:
+    def _detect(self, detector: BatchDetector, samples: Sequence[Sample], findings: Sequence[Findings]) -> None:
         """One batched call for every frame of every image."""
         frames = [_frames(sample) for sample in samples]
         started = time.perf_counter()
@@ -93,16 +153,35 @@ class Ensemble:
         for group, found in zip(frames, findings, strict=True):
             found.add(detector.name, _median([next(measured) for _ in group]), seconds)
 
-    def _measure(self, forensic: Forensic, sample: Sample, found: Findings) -> None:
-        frames = _frames(sample) if forensic.reads == "pixels" else [sample]
-        started = time.perf_counter()
-        try:
-            measured = _median([forensic.measure(frame) for frame in frames])
-        except Exception as error:
-            log.exception("%s failed on %s", forensic.name, sample.sha256)
-            found.fail(forensic.name, forensic.features, error)
-            return
-        found.add(forensic.name, measured, time.perf_counter() - started)
+
+def _timed(part: Part, sample: Sample) -> tuple[Measurement | Exception, float]:
+    """What a part found in one image, or how it failed; and the seconds it took."""
+    started = time.perf_counter()
+    found: Measurement | Exception
+    try:
+        frames = _frames(sample) if part.reads == "pixels" else [sample]
+        found = _median([part.measure(frame) for frame in frames])
+    except Exception as error:  # noqa: BLE001 - logged where the others are in order
+        found = error
+    return found, time.perf_counter() - started
+
+
+def _collect(part: Part, sample: Sample, found: Findings, measured: Measurement | Exception, seconds: float) -> None:
+    if isinstance(measured, Exception):
+        log.error("%s failed on %s", part.name, sample.sha256, exc_info=measured)
+        found.fail(part.name, part.features, measured)
+    else:
+        found.add(part.name, measured, seconds)
+
+
+def _cores() -> int:
+    """That this process may use: taskset, or a container's share of CPU time, may allow fewer than the machine has."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = CGROUP_CPU.read_text(encoding="ascii").split()
+        return min(allowed, max(1, round(int(quota) / int(period))))
+    except (OSError, ValueError):  # not in a group, or its quota is "max"
+        return allowed
 
 
 class Findings:
@@ -230,22 +309,27 @@ def build_ensemble(settings: Settings) -> Ensemble:
     for name in select_detectors(settings.profile, settings.detectors):
         spec = DETECTORS[name]
         try:
-            for card in spec.weights:  # before torch is imported
+            for card in spec.weights:  # before anything large is imported
                 find(weights.card(card), weights.folders)
             detectors.append(_load_detector(name, spec, weights, settings))
         except WeightsMissing as error:
             unavailable.update(dict.fromkeys(spec.features, str(error)))
-    return Ensemble(detectors, load_forensics(settings.c2pa_trust_anchors), unavailable)
+    return Ensemble(detectors, load_forensics(settings.c2pa_trust_anchors), unavailable, settings.threads)
 
 
 def _load_detector(name: str, spec: Spec, weights: Weights, settings: Settings) -> Detector:
-    import torch  # takes seconds, and nothing before the first installed detector needs it
-
     module, _, cls = spec.path.partition(":")
+    detector = getattr(import_module(module), cls)
+    loaded: Detector
+    if issubclass(detector, GraphDetector):
+        loaded = detector.load(weights, settings.device)
+        return loaded
+    import torch  # takes seconds and gigabytes, which nothing else needs
+
     device, reason = pick_device(settings.device)
     log.info("%s: device=%s (%s), %s", name, device, reason, settings.precision)
-    detector: Detector = getattr(import_module(module), cls).load(weights, device, getattr(torch, settings.precision))
-    return detector
+    loaded = detector.load(weights, device, getattr(torch, settings.precision))
+    return loaded
 
 
 def build_verifier(settings: Settings) -> Verifier:

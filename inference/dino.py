@@ -33,7 +33,7 @@ from fusion.calibration import Calibration, Platt, calibration_from_json
 from fusion.estimators import FloatArray, logit
 from inference.base import TorchDetector
 from inference.registry import DETECTORS
-from inference.views import IMAGENET, centre_square, to_tensor
+from inference.views import IMAGENET, centre_square, normalised
 from models.loaders import Card, Weights, load_into
 from utils.contracts import Json, Measurement, Sample
 from utils.errors import BackboneMismatch, WeightsCorrupt, WeightsMismatch
@@ -75,7 +75,7 @@ def views(sample: Sample) -> Tensor:
         for row, column in NATIVE_CROPS:
             top, left = round((height - VIEW) * row), round((width - VIEW) * column)
             found.append(rgb[top : top + VIEW, left : left + VIEW])
-    return torch.stack([to_tensor(pixels, IMAGENET) for pixels in found])
+    return torch.stack([torch.from_numpy(normalised(pixels, IMAGENET)) for pixels in found])
 
 
 class Backbone(nn.Module):

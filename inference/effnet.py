@@ -1,6 +1,6 @@
 """EfficientNet-Lite fine-tuned on real and generated images: the whole image at several sizes, averaged.
 
-Paper:      Tan and Le, ICML 2019; the network is timm's, its name is stored with the weights
+Paper:      Tan and Le, ICML 2019; the network is timm's efficientnet_lite0
 Sources:    trained by us
 Differs:    several sizes, because what betrays a generator sits at a scale of its own, and nobody says how often an
             image was resized before it reached us
@@ -11,29 +11,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import ClassVar, Self
 
 import cv2
 import numpy as np
-import timm
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
-from torch.nn import functional
 
-from inference.base import TorchDetector
+from inference.graphs import Graph, GraphDetector, Network, sigmoid
 from inference.registry import DETECTORS
-from inference.views import IMAGENET, to_tensor
-from models.loaders import Weights, load_into
 from utils.contracts import Measurement, RgbArray, Sample
-from utils.errors import WeightsCorrupt, WeightsMismatch
+from utils.errors import WeightsMismatch
 
 LONG_SIDES = (400, 512, 768)  # px; the last one is the largest that the network ever sees
 MIN_SIDE = 64  # px; two steps of the network's stride
 
 
-class EffNetDetector(TorchDetector):
+class EffNetDetector(GraphDetector):
     """``effnet_prob``: sigmoid of the mean logit over all sizes, divided by the calibration's temperature.
 
     Args:
@@ -43,95 +35,50 @@ class EffNetDetector(TorchDetector):
 
     name: ClassVar[str] = "effnet"
     features: ClassVar[Mapping[str, str]] = DETECTORS["effnet"].features
-    batch_size: ClassVar[int] = 1  # sizes differ from image to image
 
-    def __init__(
-        self,
-        network: nn.Module,
-        version: str,
-        device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        temperature: float = 1.0,
-    ) -> None:
-        super().__init__(network, version, device, dtype, channels_last=True)  # 180 instead of 300 ms on 2 CPU cores
+    def __init__(self, network: Network, version: str, temperature: float = 1.0) -> None:
+        super().__init__(network, version)
         self.temperature = temperature
 
     @classmethod
-    def load(cls, weights: Weights, device: str, dtype: torch.dtype = torch.float32) -> Self:
-        card = weights.card("effnet")
-        architecture, temperature = _metadata(weights.path("effnet"))
-        with torch.device("meta"):
-            network = timm.create_model(architecture, pretrained=False, num_classes=1)
-        load_into(network, weights.state("effnet"), dtype=dtype, channels_last=True)
-        return cls(network, card.version, device, dtype, temperature)
+    def _of(cls, graph: Graph, version: str, metadata: Mapping[str, str]) -> Self:
+        try:
+            temperature = float(metadata.get("temperature", ""))
+        except ValueError:
+            temperature = math.nan
+        if not 0 < temperature < math.inf:
+            raise WeightsMismatch("effnet: the weights' metadata 'temperature' must be a number above 0")
+        return cls(graph, version, temperature)
 
-    @classmethod
-    def tiny(cls) -> Self:
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            network = timm.create_model("test_efficientnet", pretrained=False, num_classes=1)
-            return cls(network.eval().requires_grad_(False), "tiny")
+    def measure(self, sample: Sample) -> Measurement:
+        return Measurement({"effnet_prob": float(sigmoid(self.logit(sample.upright) / self.temperature))})
 
-    def preprocess(self, sample: Sample) -> Tensor:
-        return to_tensor(reduced(sample.upright), IMAGENET).unsqueeze(0)
-
-    def forward(self, views: Tensor) -> tuple[Tensor, ...]:
-        logits = [self.network(rescaled(views, side)) for side in long_sides(views)]
-        return (torch.stack(logits).mean(dim=0),)
-
-    def describe(self, outputs: tuple[Tensor, ...], sample: Sample) -> Measurement:
-        return Measurement({"effnet_prob": float((outputs[0] / self.temperature).sigmoid())})
+    def logit(self, upright: RgbArray) -> float:
+        """Mean over the sizes, before calibration."""
+        return float(np.mean([self.run(view[np.newaxis])[0, 0] for view in views(upright)], dtype=np.float64))
 
 
-def _metadata(path: Path) -> tuple[str, float]:
-    """The trainer's ``architecture`` and ``temperature``, from the header of a safetensors file.
+def views(rgb: RgbArray) -> list[RgbArray]:
+    """The image at each of LONG_SIDES that is smaller than it, and at its own size up to the last of them.
 
-    Raises:
-        WeightsCorrupt: not a safetensors file.
-        WeightsMismatch: one of the two is missing or not understood.
+    The smaller ones are made from the largest, as in training: a photograph of 12 megapixels is read once.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-    except SafetensorError as error:
-        raise WeightsCorrupt(f"{path} is not a safetensors file: {error}") from error
-    architecture = metadata.get("architecture", "")
-    if not timm.is_model(architecture):
-        raise WeightsMismatch(f"{path}: metadata 'architecture' is {architecture!r}, not a network of timm's")
-    try:
-        temperature = float(metadata.get("temperature", ""))
-    except ValueError:
-        temperature = math.nan
-    if not 0 < temperature < math.inf:
-        raise WeightsMismatch(f"{path}: metadata 'temperature' must be a number above 0")
-    return architecture, temperature
+    largest = reduced(rgb)
+    smaller = [side for side in LONG_SIDES if side < max(largest.shape[:2])]
+    return [_mirrored(each) for each in (*(reduced(largest, side) for side in smaller), largest)]
 
 
-# --- pixels, shared by training and inference: reduced, views.to_tensor, then rescaled to each size
-
-
-def reduced(rgb: RgbArray) -> RgbArray:
-    """By area averaging to at most LONG_SIDES[-1] on the longer side, never enlarged; mirrored up to MIN_SIDE."""
+def reduced(rgb: RgbArray, long_side: int = LONG_SIDES[-1]) -> RgbArray:
+    """By area averaging to at most ``long_side``, never enlarged."""
     height, width = rgb.shape[:2]
-    scale = LONG_SIDES[-1] / max(height, width)
-    if scale < 1:
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        rgb = np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    scale = long_side / max(height, width)
+    if scale >= 1:
+        return rgb
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+def _mirrored(rgb: RgbArray) -> RgbArray:
+    """At least MIN_SIDE on each side."""
     short = [max(0, MIN_SIDE - side) for side in rgb.shape[:2]]
     return np.pad(rgb, ((0, short[0]), (0, short[1]), (0, 0)), mode="symmetric") if any(short) else rgb
-
-
-def long_sides(views: Tensor) -> tuple[int, ...]:
-    """The sizes at which views are looked at: each of LONG_SIDES below theirs, then their own."""
-    own = max(views.shape[-2:])
-    return (*(side for side in LONG_SIDES if side < own), own)
-
-
-def rescaled(views: Tensor, long_side: int) -> Tensor:
-    """(b, 3, h, w) reduced to a longer side, with a triangle filter as wide as the reduction (antialiased)."""
-    height, width = views.shape[-2:]
-    if long_side == max(height, width):
-        return views
-    scale = long_side / max(height, width)
-    size = (max(1, round(height * scale)), max(1, round(width * scale)))
-    return functional.interpolate(views.float(), size, mode="bilinear", antialias=True).to(views.dtype)

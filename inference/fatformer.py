@@ -19,7 +19,7 @@ from torch import Tensor
 
 from inference.base import TorchDetector
 from inference.registry import DETECTORS
-from inference.views import IMAGENET, to_tensor
+from inference.views import IMAGENET, normalised
 from models.fatformer_net import TINY, FatFormer, official_name
 from models.loaders import Weights, load_into
 from utils.contracts import Measurement, Sample
@@ -53,7 +53,8 @@ class FatFormerDetector(TorchDetector):
         resized = Image.fromarray(sample.upright).resize((RESIZE, RESIZE), Image.Resampling.BILINEAR)
         border = (RESIZE - CROP) // 2
         pixels = np.asarray(resized)[border : border + CROP, border : border + CROP]
-        return to_tensor(pixels, IMAGENET).unsqueeze(0)  # ImageNet's statistics, not CLIP's: upstream trained with them
+        # ImageNet's statistics, not CLIP's: upstream trained with them.
+        return torch.from_numpy(normalised(pixels, IMAGENET)).unsqueeze(0)
 
     def forward(self, views: Tensor) -> tuple[Tensor, ...]:
         return (self.network(views).softmax(dim=-1)[:, 1],)

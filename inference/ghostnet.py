@@ -8,55 +8,42 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from inference.base import TorchDetector
+from inference.graphs import GraphDetector, sigmoid
 from inference.registry import DETECTORS
-from models.ghostnet_net import PATCH, GhostNetForensics, pool
-from models.loaders import Weights, load_into
 from utils.contracts import Heatmap, Measurement, RgbArray, Sample
 
 TILE = 256  # pixels a side
 MAX_TILES = 16  # 1 megapixel is seen whole; of a larger image, tiles spread evenly over it
+PATCH = 32  # pixels a side per patch; models/ghostnet_net.py has the same
 CELL = 8  # pixels per heatmap cell. Tiles start on multiples of it, so JPEG's block grid has one phase in all of them.
 
 
-class GhostNetDetector(TorchDetector):
-    """``ghostnet_score`` and the heatmap "ghostnet" (NaN where no tile lies), from the stored pixels."""
+class GhostNetDetector(GraphDetector):
+    """``ghostnet_score`` and the heatmap "ghostnet" (NaN where no tile lies), from the stored pixels.
+
+    The network gives one logit per patch, (k, TILE / PATCH, TILE / PATCH).
+    """
 
     name: ClassVar[str] = "ghostnet"
     features: ClassVar[Mapping[str, str]] = DETECTORS["ghostnet"].features
 
-    @classmethod
-    def load(cls, weights: Weights, device: str, dtype: torch.dtype = torch.float32) -> Self:
-        state = weights.state("ghostnet")
-        with torch.device("meta"):
-            network = GhostNetForensics()
-        load_into(network, state, dtype=dtype, channels_last=True)  # a third less CPU time
-        return cls(network, weights.card("ghostnet").version, device, dtype, channels_last=True)
+    def measure(self, sample: Sample) -> Measurement:
+        height, width = sample.rgb.shape[:2]
+        tiles = (cut(sample.rgb, *origin) for origin in tile_origins(height, width))
+        patches = np.concatenate([self.run(tile[np.newaxis]) for tile in tiles])  # together they would leave the cache
+        score = float(sigmoid(pool(patches)))
+        return Measurement({"ghostnet_score": score}, heatmaps={"ghostnet": assemble(sigmoid(patches), height, width)})
 
-    @classmethod
-    def tiny(cls) -> Self:
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            return cls(GhostNetForensics("ghostnet_050").eval().requires_grad_(False), "tiny")
 
-    def preprocess(self, sample: Sample) -> Tensor:
-        tiles = np.stack([cut(sample.rgb, top, left) for top, left in tile_origins(*sample.rgb.shape[:2])])
-        return torch.from_numpy(tiles).permute(0, 3, 1, 2).float()  # the stack is a copy, so it is ours to wrap
-
-    def forward(self, views: Tensor) -> tuple[Tensor, ...]:
-        return (self.network(views)[1],)
-
-    def describe(self, outputs: tuple[Tensor, ...], sample: Sample) -> Measurement:
-        patches = outputs[0]
-        score = float(pool(patches.flatten()).sigmoid())
-        heatmap = assemble(patches.sigmoid().numpy(), *sample.rgb.shape[:2])
-        return Measurement({"ghostnet_score": score}, heatmaps={"ghostnet": heatmap})
+def pool(patches: NDArray[np.float32]) -> np.float64:
+    """The image's logit from those of its patches: log-mean-exp, models/ghostnet_net.py's smooth maximum."""
+    largest = patches.max()
+    return np.float64(largest + np.log(np.exp((patches - largest).astype(np.float64)).mean()))
 
 
 def tile_origins(height: int, width: int) -> list[tuple[int, int]]:
@@ -84,7 +71,7 @@ def cut(rgb: RgbArray, top: int, left: int) -> RgbArray:
     return np.pad(tile, ((0, TILE - tile.shape[0]), (0, TILE - tile.shape[1]), (0, 0)), mode="symmetric")
 
 
-def assemble(tiles: np.ndarray, height: int, width: int) -> Heatmap:
+def assemble(tiles: NDArray[np.float32], height: int, width: int) -> Heatmap:
     """Patch values of each tile (k, h, w) -> one map, CELL pixels per cell; the mean where tiles overlap."""
     total = np.zeros((max(1, height // CELL), max(1, width // CELL)), dtype=np.float32)
     count = np.zeros_like(total)

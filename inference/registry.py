@@ -35,15 +35,19 @@ MANTRA = {
 DETECTORS: dict[str, Spec] = {
     "effnet": Spec(
         "inference.effnet:EffNetDetector",
-        ("effnet",),
+        ("effnet", "effnet_graph"),
         {"effnet_prob": "probability of AI by the fine-tuned EfficientNet, 0..1"},
     ),
     "ghostnet": Spec(
         "inference.ghostnet:GhostNetDetector",
-        ("ghostnet",),
+        ("ghostnet", "ghostnet_graph"),
         {"ghostnet_score": "AI score of GhostNet on high-pass noise residuals, 0..1"},
     ),
-    "mantranet_compact": Spec("inference.mantranet:CompactManTraNetDetector", ("mantranet_compact",), MANTRA),
+    "mantranet_compact": Spec(
+        "inference.mantranet_compact:CompactManTraNetDetector",
+        ("mantranet_compact", "mantranet_compact_graph"),
+        MANTRA,
+    ),
     "dino": Spec(
         "inference.dino:DinoDetector",
         ("dino_svm",),  # the head names its backbone

@@ -1,13 +1,12 @@
-"""Square views of an image as vision transformers are trained on. Knows no network and no file."""
+"""Square views of an image as vision transformers are trained on. Knows no network, no file and no torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from utils.contracts import RgbArray
 
@@ -46,8 +45,7 @@ def centre_square(rgb: RgbArray, resize: int, side: int) -> RgbArray:
     return np.asarray(square)
 
 
-def to_tensor(pixels: RgbArray, statistics: Statistics) -> Tensor:
+def normalised(pixels: RgbArray, statistics: Statistics) -> NDArray[np.float32]:
     """H x W x 3 uint8 -> (3, H, W) float32 in units of the training set's deviation."""
-    scaled = torch.from_numpy(np.array(pixels)).permute(2, 0, 1).float() / 255
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (statistics.mean, statistics.std))
-    return (scaled - mean) / std
+    mean, std = (np.array(values, np.float32) for values in (statistics.mean, statistics.std))
+    return np.ascontiguousarray(((pixels.astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1))

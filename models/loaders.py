@@ -22,6 +22,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from utils.errors import WeightsCorrupt, WeightsMismatch, WeightsMissing
 from utils.persistence import sha256_file, write_atomic
 
@@ -33,6 +36,7 @@ Module = TypeVar("Module", bound="nn.Module")
 
 CARDS = Path(__file__).with_name("weights.toml")
 SHIPPED = Path(__file__).with_name("saved_models")
+GRAPHS = Path(__file__).with_name("graphs")  # networks without weights; scripts/export_graphs.py
 OVERRIDES = "weights.toml"
 VERIFIED = ".verified.json"
 
@@ -80,7 +84,7 @@ class Weights:
 
     @classmethod
     def at(cls, weights_dir: Path) -> Weights:
-        return cls(cards(weights_dir), (weights_dir, SHIPPED))
+        return cls(cards(weights_dir), (weights_dir, SHIPPED, GRAPHS))
 
     def card(self, name: str) -> Card:
         if name not in self.cards:
@@ -103,6 +107,10 @@ class Weights:
     def state(self, name: str) -> dict[str, Tensor]:
         """The tensors of a card's file, verified first; see ``path`` and ``load_state``."""
         return load_state(self.path(name))
+
+    def arrays(self, name: str) -> tuple[dict[str, NDArray[np.float32]], dict[str, str]]:
+        """The tensors of a card's file, verified first, and its metadata, without torch; see ``load_arrays``."""
+        return load_arrays(self.path(name))
 
 
 def cards(weights_dir: Path | None = None) -> dict[str, Card]:
@@ -165,8 +173,10 @@ def _in_hub_cache(url: str) -> Path | None:
     match = re.fullmatch(r"https://huggingface\.co/([^/]+/[^/]+)/resolve/([0-9a-f]{40})/(.+)", url)
     if match is None:
         return None
-    from huggingface_hub import try_to_load_from_cache  # looks on the disk only
-
+    try:
+        from huggingface_hub import try_to_load_from_cache  # looks on the disk only
+    except ImportError:  # the embedded profile needs nothing of theirs
+        return None
     repository, commit, file = match.groups()
     found = try_to_load_from_cache(repository, file, revision=commit)
     return Path(found) if isinstance(found, str) else None
@@ -245,6 +255,26 @@ def load_state(path: Path) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in loaded.items()}
 
 
+def load_arrays(path: Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, str]]:
+    """The floating-point tensors of a verified .safetensors file as float32, and the file's metadata.
+
+    Integers (batch normalisation's counters of training steps) are left out: nothing that is computed depends on them.
+
+    Raises:
+        WeightsCorrupt: not a safetensors file, or it holds a type that NumPy does not know.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no mapping
+            metadata = dict(file.metadata() or {})
+    except (SafetensorError, TypeError, AttributeError) as error:
+        raise WeightsCorrupt(f"{path} is not a safetensors file that NumPy can read: {error}") from error
+    floating = {key: value for key, value in tensors.items() if np.issubdtype(value.dtype, np.floating)}
+    return {key: value.astype(np.float32, copy=False) for key, value in floating.items()}, metadata
+
+
 def load_into(
     module: Module,
     state: Mapping[str, Tensor],
@@ -271,20 +301,11 @@ def load_into(
     dtype = dtype or torch.float32
     wanted = module.state_dict()
     given = _renamed(state, rename)
-    differences = [
-        *_listed("missing", wanted.keys() - given.keys()),
-        *_listed("unexpected", given.keys() - wanted.keys()),
-        *_listed(
-            "another shape",
-            (
-                f"{key} (file {tuple(given[key].shape)}, network {tuple(wanted[key].shape)})"
-                for key in wanted.keys() & given.keys()
-                if given[key].shape != wanted[key].shape
-            ),
-        ),
-    ]
-    if differences:
-        raise WeightsMismatch(f"{type(module).__name__}: " + "; ".join(differences))
+    compare(
+        type(module).__name__,
+        {key: tuple(value.shape) for key, value in wanted.items()},
+        {key: tuple(value.shape) for key, value in given.items()},
+    )
     cast = {key: value.to(dtype) if value.is_floating_point() else value for key, value in given.items()}
     module.load_state_dict(cast, strict=True, assign=True)
     if hollow := [name for name, buffer in module.named_buffers() if buffer.is_meta]:
@@ -292,6 +313,28 @@ def load_into(
     if channels_last:
         module.to(memory_format=torch.channels_last)
     return module.eval().requires_grad_(False)
+
+
+def compare(network: str, wanted: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]) -> None:
+    """Check that a file gives exactly the tensors that a network wants: name -> shape of either.
+
+    Raises:
+        WeightsMismatch: keys or shapes differ; the message lists the first of each kind.
+    """
+    differences = [
+        *_listed("missing", wanted.keys() - given.keys()),
+        *_listed("unexpected", given.keys() - wanted.keys()),
+        *_listed(
+            "another shape",
+            (
+                f"{key} (file {given[key]}, network {wanted[key]})"
+                for key in wanted.keys() & given.keys()
+                if given[key] != wanted[key]
+            ),
+        ),
+    ]
+    if differences:
+        raise WeightsMismatch(f"{network}: " + "; ".join(differences))
 
 
 def _renamed(state: Mapping[str, Tensor], rename: Callable[[str], str | None] | None) -> dict[str, Tensor]:

@@ -13,12 +13,14 @@ from typing import TypeAlias
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from fusion.metrics import Interval, evaluate
+from inference.graphs import Network
 from models.training import Picture, Recipe
 from utils.contracts import RgbArray, Sample
 from utils.deliveries import deliver_at_random
@@ -96,6 +98,18 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 # --- calibration and measurement
+
+
+def as_graph(network: nn.Module, device: str) -> Network:
+    """A network on pixels (scripts.export_graphs.OnPixels) as the detectors call their graph."""
+    network = network.to(device).eval()
+
+    def run(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            found: NDArray[np.float32] = network(torch.tensor(pixels, device=device)).float().cpu().numpy()
+        return found
+
+    return run
 
 
 def fit_temperature(logits: Logits, pictures: Sequence[Picture]) -> float:

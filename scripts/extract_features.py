@@ -1,142 +1,301 @@
 """Run the production conductor over labelled images and write one table for fusion: python -m scripts.extract_features
 
 The manifest is a CSV with at least filepath, label (real | ai) and source; split and generator are kept when present.
-Each image is measured under the deliveries asked for. Rows already in the table are kept, so a stopped run goes on.
+Each image is measured under the deliveries asked for, with one thread per process. What is measured goes into a journal
+beside the table, so a stopped run goes on; the table itself is written at the end, in the manifest's order: the same
+images give the same bytes, on any number of processes and with either engine. Rows of an earlier table are kept.
+
+--engine ray measures on the cluster of RAY_ADDRESS, else on a Ray of this machine. Every node needs this code, the
+weights and the images at the same paths, as on a shared file system.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import json
 import math
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
+from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from fusion.estimators import FloatArray
+from fusion.table import PARQUET, TableError, numbers, read_columns
 from inference.detector import Ensemble, build_ensemble
-from inference.registry import feature_meanings
-from utils.contracts import Sample
+from inference.registry import feature_meanings, select_detectors
+from utils.contracts import Json, Sample
 from utils.deliveries import DELIVERIES, FIXED, deliver, deliver_at_random
-from utils.errors import VerifyError
+from utils.errors import BadSettings, VerifyError
 from utils.ingress import Ingress
 from utils.settings import Settings, load_settings
 
 LABELS = ("real", "ai")
-KEYS = ("filepath", "delivery", "label", "source", "split", "generator")
+KEYS = ("filepath", "delivery", "label", "source", "split", "generator", "models")  # models: versions that measured
 LOSSY = ("JPEG", "MPO")  # formats that surely were compressed before; a WebP may be lossless
+RAY_BLOCK = 16  # images at most that a Ray actor answers for at a time: what a stopped run measures again
+
+Key: TypeAlias = tuple[str, str]  # filepath, delivery
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
     """One image under one delivery. ``random1``, ``random2``, ... are drawn from the image's own bytes and the seed."""
 
-    root: Path
-    row: dict[str, str]
+    folder: str
+    filepath: str
     delivery: str
     seed: int
 
-    @property
-    def key(self) -> tuple[str, str]:
-        return self.row["filepath"], self.delivery
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Row:
+    """What is known about an image and what was measured of it."""
+
+    known: Mapping[str, str]  # by KEYS
+    values: FloatArray  # d, NaN = missing
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m scripts.extract_features", description=__doc__)
-    parser.add_argument("--manifest", type=Path, required=True, help="CSV: filepath,label,source[,split,generator]")
-    parser.add_argument("--out", type=Path, required=True, help="CSV table to write or to go on with")
-    parser.add_argument("--deliveries", default="clean,web,hard", help="of clean, web, hard, random1, random2, ...")
-    parser.add_argument("--skip", default="", help="forensic modules to leave out because fusion does not read them")
-    parser.add_argument("--jobs", type=int, default=2, help="worker processes")
-    parser.add_argument("--seed", type=int, default=0, help="for the random deliveries")
-    args = parser.parse_args(argv)
-    deliveries = args.deliveries.split(",")
-    if unknown := [name for name in deliveries if name not in DELIVERIES and not name.startswith("random")]:
-        parser.error(f"unknown deliveries {unknown}; known: {', '.join(DELIVERIES)}, random1, random2, ...")
-
-    columns = [*KEYS, *feature_meanings()]
-    done = _done(args.out, columns)
-    tasks = [task for task in _tasks(args.manifest, deliveries, args.seed) if task.key not in done]
-    failures: list[str] = []
-    with args.out.open("a", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, columns)
-        if not file.tell():
-            table.writeheader()
-        rows = _run(tasks, args.jobs, frozenset(filter(None, args.skip.split(","))))
-        for row in track(rows, "measuring", total=len(tasks), console=Console(stderr=True)):
-            if "error" in row:
-                failures.append(f"{row['filepath']} ({row['delivery']}): {row['error']}")
+    arguments = _parse(argv)
+    names = tuple(feature_meanings())
+    journal = arguments.out.with_name(f"{arguments.out.name}.journal")
+    try:
+        settings = load_settings()
+        select_detectors(settings.profile, settings.detectors)  # a wrong name is better told here than by a process
+        _check_installed(arguments.out, arguments.engine)
+        kept = _kept(arguments.out, names)
+        journalled = _journalled(journal, names)
+    except (BadSettings, TableError) as error:
+        print(f"extract_features: {error}", file=sys.stderr)
+        return 2
+    wanted = _wanted(arguments.manifest, arguments.split, arguments.deliveries)
+    folder = str(arguments.manifest.parent.absolute())
+    tasks = [Task(folder, *key, arguments.seed) for key in wanted if key not in kept and key not in journalled]
+    measured = _on_ray if arguments.engine == "ray" else _on_this_machine
+    lines = measured(tasks, arguments.jobs, settings, arguments.skip)
+    failures = []
+    with journal.open("a", encoding="utf-8") as file:
+        file.write("\n")  # ends a line that a killed run left half-written
+        for line in track(lines, "measuring", total=len(tasks), console=Console(stderr=True)):
+            found = json.loads(line)
+            if "error" in found:
+                failures.append(f"{found['filepath']} ({found['delivery']}): {found['error']}")
                 continue
-            table.writerow(row)
+            file.write(f"{line}\n")
             file.flush()
-    print(f"{len(done) + len(tasks) - len(failures)} rows in {args.out}, {len(failures)} images could not be read")
-    for failure in failures[:20]:
-        print(f"  {failure}", file=sys.stderr)
+            journalled[found["filepath"], found["delivery"]] = _row(found, names)
+    rows = _merged(wanted, kept, journalled)
+    _write(arguments.out, names, rows)
+    journal.unlink()
+    _report(arguments.out, rows, failures)
     return 0
 
 
-def _tasks(manifest: Path, deliveries: Sequence[str], seed: int) -> Iterator[Task]:
-    with manifest.open(newline="", encoding="utf-8") as file:
+# --- what is there already
+
+
+def _wanted(manifest: Path, split: str, deliveries: Sequence[str]) -> dict[Key, dict[str, str]]:
+    """What the manifest says of each image to measure, in its order."""
+    wanted: dict[Key, dict[str, str]] = {}
+    with manifest.open(newline="", encoding="utf-8-sig") as file:
         for row in csv.DictReader(file):
-            if row["label"] in LABELS:
+            if row["label"] in LABELS and split in ("all", row.get("split")):
                 row["generator"] = row.get("generator") or row.get("generator_or_camera", "")
-                yield from (Task(manifest.parent, row, delivery, seed) for delivery in deliveries)
+                known = {key: row.get(key, "") for key in KEYS}
+                wanted |= {(row["filepath"], each): {**known, "delivery": each} for each in deliveries}
+    return wanted
 
 
-def _done(out: Path, columns: Sequence[str]) -> set[tuple[str, str]]:
+def _kept(out: Path, names: Sequence[str]) -> dict[Key, Row]:
+    """The rows of an earlier table."""
     if not out.exists():
-        return set()
-    with out.open(newline="", encoding="utf-8") as file:
-        table = csv.DictReader(file)
-        if table.fieldnames is not None and list(table.fieldnames) != list(columns):
-            raise SystemExit(f"{out} has other columns than this version measures; move it away and run again")
-        return {(row["filepath"], row["delivery"]) for row in table}
+        return {}
+    columns = read_columns(out)
+    if tuple(columns) != (*KEYS, *names):
+        raise TableError(f"{out} has other columns than this version measures; move it away and run again")
+    matrix = np.column_stack([numbers(name, columns[name]) for name in names])
+    cells = zip(*(map(str, columns[key]) for key in KEYS), strict=True)
+    known = [dict(zip(KEYS, each, strict=True)) for each in cells]
+    return {(each["filepath"], each["delivery"]): Row(each, values) for each, values in zip(known, matrix, strict=True)}
 
 
-def _run(tasks: Sequence[Task], jobs: int, skip: frozenset[str]) -> Iterator[dict[str, object]]:
-    """Rows in task order. Processes, not threads: most of the work holds the interpreter's lock."""
+def _journalled(journal: Path, names: Sequence[str]) -> dict[Key, Row]:
+    """The rows of a run that was stopped; a line that it had not finished is left out."""
+    rows: dict[Key, Row] = {}
+    if not journal.exists():
+        return rows
+    with journal.open(encoding="utf-8") as file:
+        for line in file:
+            try:
+                found = json.loads(line)
+            except ValueError:
+                continue
+            if not set(found["features"]) <= set(names):
+                raise TableError(f"{journal} has other columns than this version measures; delete it and run again")
+            rows[found["filepath"], found["delivery"]] = _row(found, names)
+    return rows
+
+
+def _row(found: Mapping[str, Json], names: Sequence[str]) -> Row:
+    values = [found["features"].get(name, math.nan) for name in names]
+    return Row({"models": found["models"]}, np.array(values, float))
+
+
+def _merged(
+    wanted: Mapping[Key, Mapping[str, str]], kept: Mapping[Key, Row], journalled: Mapping[Key, Row]
+) -> list[Row]:
+    """Kept rows that were not asked for, then those of the manifest in its order and with what it says of them."""
+    rows = [row for key, row in kept.items() if key not in wanted]
+    for key, known in wanted.items():
+        row = journalled.get(key) or kept.get(key)
+        if row is not None:
+            rows.append(Row({**known, "models": row.known["models"]}, row.values))
+    return rows
+
+
+# --- the table
+
+
+def _write(out: Path, names: Sequence[str], rows: Sequence[Row]) -> None:
+    """Replace the table in one go."""
+    scratch = out.with_name(f"{out.name}.new")
+    if out.suffix == PARQUET:
+        import pyarrow
+        from pyarrow import parquet
+
+        matrix = np.array([row.values for row in rows]).reshape(len(rows), len(names))
+        columns = {key: pyarrow.array([row.known[key] for row in rows], pyarrow.string()) for key in KEYS}
+        columns |= {name: pyarrow.array(column, from_pandas=True) for name, column in zip(names, matrix.T, strict=True)}
+        parquet.write_table(pyarrow.table(columns), scratch)
+    else:
+        with scratch.open("w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerow([*KEYS, *names])
+            for row in rows:
+                cells = ("" if math.isnan(value) else repr(value) for value in row.values.tolist())
+                table.writerow([*(row.known[key] for key in KEYS), *cells])
+    scratch.replace(out)
+
+
+def _report(out: Path, rows: Sequence[Row], failures: Sequence[str]) -> None:
+    print(f"{len(rows)} rows in {out}, {len(failures)} images could not be read")
+    for failure in failures[:20]:
+        print(f"  {failure}", file=sys.stderr)
+    models = sorted({row.known["models"] for row in rows})
+    if len(models) > 1:
+        print(
+            f"extract_features: rows were measured by different weights ({'; '.join(models)}); move {out} away and run "
+            "again to measure them all alike",
+            file=sys.stderr,
+        )
+
+
+# --- engines: tasks in, one line of JSON for each out
+
+
+def _on_this_machine(tasks: Sequence[Task], jobs: int, settings: Settings, skip: Sequence[str]) -> Iterator[str]:
+    """Processes, not threads: most of the work holds the interpreter's lock."""
     if jobs == 1:
-        _start(skip)
-        yield from map(_measure, tasks)
+        yield from map(Measurer(settings, skip), tasks)
         return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_start, initargs=(skip,)) as pool:
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_start, initargs=(settings, skip))
+    with pool:
         yield from pool.map(_measure, tasks, chunksize=4)
 
 
-_settings: Settings
-_ensemble: Ensemble
+_measurer: Measurer
 
 
-def _start(skip: frozenset[str]) -> None:
-    global _settings, _ensemble
-    import cv2
-
-    cv2.setNumThreads(1)  # the processes already share the cores
-    _settings = load_settings()
-    _ensemble = build_ensemble(_settings)
-    _ensemble.forensics = [forensic for forensic in _ensemble.forensics if forensic.name not in skip]
+def _start(settings: Settings, skip: Sequence[str]) -> None:
+    global _measurer
+    _measurer = Measurer(settings, skip)
 
 
-def _measure(task: Task) -> dict[str, object]:
-    row: dict[str, object] = {**{key: task.row.get(key, "") for key in KEYS}, "delivery": task.delivery}
+def _measure(task: Task) -> str:
+    return _measurer(task)
+
+
+def _on_ray(tasks: Sequence[Task], jobs: int, settings: Settings, skip: Sequence[str]) -> Iterator[str]:
+    """A pool of ``jobs`` actors, each of one CPU, and of one GPU where IMGV_DEVICE asks for CUDA."""
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:  # Ray's switch for staying on the loopback address, as it does on macOS; read when it is imported
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    import ray
+    import ray.data
+
+    if not tasks:
+        return
+    if address:
+        ray.init(address)
+    else:
+        ray.init("local", num_cpus=jobs, include_dashboard=False)
     try:
-        with Ingress(_settings) as ingress:
-            sample = _delivered(task, ingress)
-    except VerifyError as error:
-        return row | {"error": f"{error.code}: {error}"}
-    (found,) = _ensemble.measure([sample])
-    return row | {name: "" if math.isnan(value) else repr(float(value)) for name, value in found.features.items()}
+        ray.data.DataContext.get_current().enable_progress_bars = False  # ours counts images
+        blocks = max(math.ceil(len(tasks) / RAY_BLOCK), min(jobs, len(tasks)))
+        found = ray.data.from_items([asdict(task) for task in tasks], override_num_blocks=blocks).map(
+            RayMeasurer,
+            fn_constructor_args=(settings, skip),
+            compute=ray.data.ActorPoolStrategy(size=min(jobs, blocks)),
+            num_cpus=1,
+            num_gpus=1 if settings.device.startswith("cuda") else 0,
+        )
+        for row in found.iter_rows():
+            yield row["line"]
+    finally:
+        ray.shutdown()
+
+
+class Measurer:
+    """The ensemble of one process, built once. One thread: the processes share the cores."""
+
+    def __init__(self, settings: Settings, skip: Sequence[str]) -> None:
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # comes with scikit-learn
+
+        self.settings = settings
+        built = build_ensemble(settings.model_copy(update={"threads": 1}))
+        forensics = [each for each in built.forensics if each.name not in skip]
+        self.ensemble = Ensemble(built.detectors, forensics, built.unavailable, threads=1)
+        self.models = " ".join(detector.version for detector in built.detectors)
+        threadpool_limits(1)
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(1)
+
+    def __call__(self, task: Task) -> str:
+        """Measure one image. A line of JSON: features without the missing ones, or the error that it cannot be read."""
+        found: dict[str, object] = {"filepath": task.filepath, "delivery": task.delivery}
+        try:
+            with Ingress(self.settings) as ingress:
+                sample = _delivered(task, ingress)
+        except VerifyError as error:
+            return json.dumps(found | {"error": f"{error.code}: {error}"})
+        (findings,) = self.ensemble.measure([sample])
+        features = {name: float(value) for name, value in findings.features.items() if not math.isnan(value)}
+        return json.dumps(found | {"models": self.models, "features": features})
+
+
+class RayMeasurer:
+    """The same as Ray Data calls it."""
+
+    def __init__(self, settings: Settings, skip: Sequence[str]) -> None:
+        self.measure = Measurer(settings, skip)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, str]:
+        return {"line": self.measure(Task(**row))}
 
 
 def _delivered(task: Task, ingress: Ingress) -> Sample:
-    sample = ingress.load(str(task.root / task.row["filepath"]))
+    sample = ingress.load(str(Path(task.folder, task.filepath)))
     if task.delivery == "clean":
         return sample
     if task.delivery in FIXED:
@@ -145,6 +304,57 @@ def _delivered(task: Task, ingress: Ingress) -> Sample:
     rng = np.random.default_rng(int.from_bytes(digest[:8]))
     raw = deliver_at_random(sample.upright, rng, compressed_before=sample.format in LOSSY)
     return ingress.decode(raw, sample.source)
+
+
+# --- command line
+
+
+def _check_installed(out: Path, engine: str) -> None:
+    """Say so before hours of work, not after."""
+    if out.suffix == PARQUET and find_spec("pyarrow") is None:
+        raise BadSettings(f"{out}: writing Parquet needs pyarrow: pip install pyarrow")
+    if engine == "ray" and (find_spec("ray") is None or find_spec("pyarrow") is None):
+        raise BadSettings("--engine ray needs Ray Data: pip install 'ray[data]'")
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.extract_features",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--manifest", type=Path, required=True, help="CSV: filepath,label,source[,split,generator]")
+    parser.add_argument("--out", type=Path, required=True, help="table to write or to extend: .parquet, else CSV")
+    parser.add_argument(
+        "--deliveries",
+        type=_deliveries,
+        default=DELIVERIES,
+        help="of clean, web, hard, random1, random2, ...; default: clean,web,hard",
+    )
+    parser.add_argument(
+        "--split", default="all", choices=("train", "val", "all"), help="rows of the manifest to measure"
+    )
+    parser.add_argument(
+        "--skip",
+        type=lambda text: text.split(","),
+        default=(),
+        help="forensic modules to leave out because fusion does not read them",
+    )
+    parser.add_argument(
+        "--engine", choices=("local", "ray"), default="local", help="ray: needs pip install 'ray[data]'"
+    )
+    parser.add_argument("--jobs", type=int, default=2, help="processes that measure (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="for the random deliveries")
+    return parser.parse_args(argv)
+
+
+def _deliveries(text: str) -> Sequence[str]:
+    names = text.split(",")
+    if unknown := [name for name in names if name not in DELIVERIES and not name.startswith("random")]:
+        raise argparse.ArgumentTypeError(
+            f"unknown deliveries {', '.join(unknown)}; known: {', '.join(DELIVERIES)}, random1, random2, ..."
+        )
+    return names
 
 
 if __name__ == "__main__":

@@ -48,13 +48,14 @@ def forge(rgb: RgbArray, donor: RgbArray, rng: Rng) -> tuple[RgbArray, Mask]:
 
 def _finished(rgb: RgbArray, rng: Rng) -> RgbArray:
     """The whole image brightened, with other contrast, slightly blurred or with fewer grey levels."""
+    changed: NDArray[np.floating]
     match rng.integers(4):
         case 0:
             changed = rgb + rng.uniform(-40, 40)
         case 1:
             changed = (rgb - 128.0) * rng.uniform(0.7, 1.3) + 128
         case 2:
-            changed = cv2.GaussianBlur(rgb, (0, 0), rng.uniform(0.4, 1.0))
+            changed = cv2.GaussianBlur(rgb, (0, 0), rng.uniform(0.4, 1.0)).astype(np.float64)
         case _:
             step = 256 / rng.integers(32, 129)
             changed = (np.floor(rgb / step) + 0.5) * step

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from inference.effnet import LONG_SIDES, EffNetDetector, reduced
-from inference.views import IMAGENET, to_tensor
+from inference.views import IMAGENET, normalised
 from models.training import (
     Batch,
     Drawn,
@@ -37,6 +37,7 @@ from models.training import (
     write_card,
 )
 from scripts import detector_training as shared
+from scripts.export_graphs import EffNetOnPixels, export, graph_card
 from utils.contracts import RgbArray
 from utils.deliveries import DELIVERIES, deliver
 from utils.device import pick_device
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     trained = unfold(fit(network, samples, loss, shared.recipe(arguments), arguments.out, arguments.resume))
     plot_log(arguments.out)
 
-    detector = EffNetDetector(trained, "training", device)
+    detector = EffNetDetector(shared.as_graph(EffNetOnPixels(trained), device), "training")
     logits = shared.score(partial(logit, detector), validation, DELIVERIES)
     temperature = shared.fit_temperature(logits, validation)
     measured = shared.plain(shared.measure(logits, validation, temperature))
@@ -79,6 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     metadata = {"architecture": arguments.architecture, "temperature": f"{temperature:.4f}"}
     save_weights(path, trained.state_dict(), metadata, torch.float16)
     print(write_card("effnet", path, licence="MIT", train="python -m scripts.train_effnet"))
+    if arguments.architecture != ARCHITECTURE:  # the shipped graph is of this one
+        graph = arguments.out / "effnet.onnx"
+        export(EffNetOnPixels(trained), arguments.architecture, graph)
+        print(graph_card("effnet", graph))
     return 0
 
 
@@ -97,7 +102,7 @@ def random_view(picture: Picture, rng: np.random.Generator) -> Batch:
     square = shared.square(_shrunk(shared.delivered(picture, rng, SMALLEST), rng), CROP, 1, rng)
     if rng.random() < 0.5:
         square = square[:, ::-1]
-    return to_tensor(square, IMAGENET), torch.tensor(float(picture.label))
+    return torch.from_numpy(normalised(square, IMAGENET)), torch.tensor(float(picture.label))
 
 
 def _shrunk(rgb: RgbArray, rng: np.random.Generator) -> RgbArray:
@@ -179,12 +184,7 @@ def loss(network: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
 def logit(detector: EffNetDetector, picture: Picture, delivery: str) -> float:
     """What the detector computes. ``clean`` is the prepared image: the detector reduces what it gets to just that."""
     pixels = picture.pixels
-    if delivery != "clean":
-        pixels = reduced(shared.pixels_of(deliver(pixels, delivery)))
-    views = to_tensor(pixels, IMAGENET).unsqueeze(0)
-    with torch.inference_mode():
-        views = views.to(detector.device, memory_format=torch.channels_last)
-        return float(detector.forward(views)[0])
+    return detector.logit(pixels if delivery == "clean" else shared.pixels_of(deliver(pixels, delivery)))
 
 
 if __name__ == "__main__":

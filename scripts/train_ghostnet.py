@@ -31,17 +31,19 @@ from models.training import (
     write_card,
 )
 from scripts import detector_training as shared
+from scripts.export_graphs import GhostNetOnPixels, export, graph_card
 from utils.contracts import Sample
 from utils.deliveries import DELIVERIES, deliver
 from utils.device import pick_device
 from utils.settings import load_settings
 
+ARCHITECTURE = "ghostnet_100"
 PATCHES = 0.5  # share of the loss that every patch must carry alone, so that the map means something
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = shared.parser("scripts.train_ghostnet", __doc__, minutes=45.0, rate=2e-3)
-    parser.add_argument("--architecture", default="ghostnet_100", help="of timm's (default: %(default)s)")
+    parser.add_argument("--architecture", default=ARCHITECTURE, help="of timm's (default: %(default)s)")
     arguments = parser.parse_args(argv)
     device, _ = pick_device(load_settings().device)
     pictures = prepare(read_datasets(arguments.dataset), arguments.cache, shared.load_native, arguments.jobs)
@@ -53,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     trained = fit(network, samples, loss, shared.recipe(arguments), arguments.out, arguments.resume)
     plot_log(arguments.out)
 
-    detector = GhostNetDetector(trained, "training", device)
+    detector = GhostNetDetector(shared.as_graph(GhostNetOnPixels(trained), device), "training")
     logits = shared.score(partial(logit, detector), validation, DELIVERIES)
     measured = shared.plain(shared.measure(logits, validation, temperature=1.0))
     (arguments.out / "metrics.json").write_text(json.dumps(measured, indent=1), encoding="utf-8")
@@ -61,6 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     path: Path = arguments.out / "ghostnet.safetensors"
     save_weights(path, trained.state_dict(), {"architecture": arguments.architecture}, torch.float16)
     print(write_card("ghostnet", path, licence="MIT", train="python -m scripts.train_ghostnet"))
+    if arguments.architecture != ARCHITECTURE:  # the shipped graph is of this one
+        graph = arguments.out / "ghostnet.onnx"
+        export(GhostNetOnPixels(trained), arguments.architecture, graph)
+        print(graph_card("ghostnet", graph))
     return 0
 
 
@@ -86,7 +92,7 @@ def logit(detector: GhostNetDetector, picture: Picture, delivery: str) -> float:
     pixels = picture.pixels
     if delivery != "clean":
         pixels = shared.pixels_of(deliver(pixels, delivery))
-    (found,) = detector.score([Sample("memory", b"", pixels, "PNG")])
+    found = detector.measure(Sample("memory", b"", pixels, "PNG"))
     probability = found.features["ghostnet_score"]
     return float(np.log(max(probability, 1e-9)) - np.log(max(1 - probability, 1e-9)))
 

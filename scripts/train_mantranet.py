@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         (arguments.out / "metrics.json").write_text(json.dumps(measured, indent=1), encoding="utf-8")
         print(json.dumps(measured))
     path: Path = arguments.out / "mantranet_compact.safetensors"
-    save_weights(path, trained.state_dict(), {"config": json.dumps([COMPACT.width, COMPACT.stride])}, torch.float16)
+    save_weights(path, trained.state_dict(), {"architecture": "mantranet_compact"}, torch.float16)
     fields = {"layout": "mantranet_pytorch", "licence": "MIT", "train": "python -m scripts.train_mantranet"}
     print(write_card("mantranet_compact", path, **fields))
     return 0

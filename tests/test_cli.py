@@ -50,6 +50,16 @@ def test_one_image_gives_one_json_object_that_follows_the_schema(capsys, small):
     assert verdict["label"] == ("AI" if verdict["fusion_prob"] >= verdict["threshold"] else "NON-AI")
 
 
+def test_the_embedded_profile_needs_no_training_library(small):
+    code = (
+        "import sys, img_ml_verify as cli\n"
+        f"assert cli.main(['--json', {str(small)!r}]) == 0\n"
+        "print(sorted({'torch', 'timm', 'transformers', 'sklearn', 'pandas', 'httpx', 'rich'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.stdout.endswith("\n[]\n"), done.stdout[-300:] + done.stderr
+
+
 def test_several_images_give_a_json_line_each_in_order(capsys, small, tmp_path):
     bad = tmp_path / "bad.jpg"
     bad.write_text("not an image")

@@ -11,7 +11,6 @@ from typing import Self
 
 from utils.contracts import Sample
 from utils.errors import FileMissing
-from utils.fetch import fetch_async
 from utils.image_io import Limits, decode, read_file, read_stream
 from utils.sandbox import DecodeChild
 from utils.settings import Settings
@@ -45,6 +44,8 @@ def is_url(source: str) -> bool:
 
 async def fetch_within(settings: Settings, url: str) -> bytes:
     """Download one URL within the settings' limits, for callers that have an event loop; errors as ``fetch_async``."""
+    from utils.fetch import fetch_async  # HTTP, which files do without
+
     return await fetch_async(
         url,
         max_bytes=settings.max_bytes,

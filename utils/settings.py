@@ -35,6 +35,7 @@ class Settings(BaseSettings):
     weights_dir: Path = Field(Path("~/.cache/img_ml_verify"), description="where downloaded weights live")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of the networks; bfloat16 halves memory")
+    threads: int = Field(0, ge=0, description="threads that measure images; 0: one per core")
     c2pa_trust_anchors: Path | None = Field(
         None, description="PEM file of trusted C2PA authorities; empty: none is trusted"
     )

@@ -2,12 +2,18 @@
 
 import json
 import math
+import os
+import threading
+import time
 
+import cv2
 import jsonschema
 import numpy as np
 import pytest
 
+from inference import detector as conductor
 from inference.detector import Ensemble, Verifier, build_verifier
+from inference.graphs import GraphDetector
 from tests.fakes import FakeDetector, flat_sample, forensic, fusion_model
 from utils.contracts import PUBLIC_FEATURES, Measurement, Note
 from utils.errors import BadSettings, DeviceBusy, FusionMismatch
@@ -77,6 +83,119 @@ def test_a_number_that_does_not_apply_says_why():
     skip = forensic("toy", "file", lambda sample: Measurement({"toy.value": math.nan}, skipped="not a JPEG"))
     (answer,) = verdicts(verifier(FakeDetector(), forensics=[skip]), flat_sample(9))
     assert (answer.signals["toy.value"], answer.unavailable["toy.value"]) == (None, "not a JPEG")
+
+
+# --- threads
+
+
+class Part(GraphDetector):
+    """Brightness, as a detector that takes one image at a time."""
+
+    name, features = "effnet", {"effnet_prob": "brightness"}
+
+    def __init__(self, measured=None):
+        super().__init__(None, "part@1")
+        self.measured = measured or (lambda sample: sample.rgb.mean() / 255)
+
+    def measure(self, sample):
+        return Measurement({"effnet_prob": float(self.measured(sample))})
+
+
+def test_images_and_parts_share_the_threads_and_the_answers_keep_their_order():
+    barrier = threading.Barrier(4, timeout=10)  # passes only when four tasks run at a time
+
+    def wait(sample):
+        barrier.wait()
+        return sample.rgb.mean() / 255
+
+    def toy(name):
+        return forensic(
+            name, "pixels", lambda sample: Measurement({f"{name}.value": wait(sample)}, notes=(Note(name, "x"),))
+        )
+
+    noted = [toy("toy0"), toy("toy1"), toy("toy2")]
+    samples = [flat_sample(level) for level in (0, 250, 40, 90)]
+    found = Ensemble([Part(wait)], noted, {}, threads=4).measure(samples)
+    assert [each.features["effnet_prob"] for each in found] == [0, 250 / 255, 40 / 255, 90 / 255]
+    assert [[note.code for note in each.notes] for each in found] == [["toy0", "toy1", "toy2"]] * 4
+    assert all(list(each.timings) == ["effnet", "toy0", "toy1", "toy2"] for each in found)
+
+
+def test_no_more_than_the_threads_asked_for_work_at_a_time():
+    running, most, lock = 0, 0, threading.Lock()
+
+    def count(sample):
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.005)
+        with lock:
+            running -= 1
+        return 0.5
+
+    Ensemble([Part(count)], [], {}, threads=2).measure([flat_sample(1)] * 8)
+    assert most == 2
+
+
+def test_both_kinds_of_detectors_answer_for_one_image():
+    (answer,) = verdicts(verifier(FakeDetector("dino"), Part()), flat_sample(255))
+    assert (answer.dino_prob, answer.signals["effnet_prob"]) == (1.0, 1.0)
+    assert list(answer.models) == ["fusion", "dino", "effnet"]
+
+
+def test_a_failing_image_of_a_part_costs_only_itself_and_is_logged(caplog):
+    def fail(sample):
+        if sample.source == "bad":
+            raise DeviceBusy("no memory")
+        return 0.5
+
+    good, bad = verdicts(verifier(Part(fail)), flat_sample(9), flat_sample(9, "bad"))
+    assert (good.signals["effnet_prob"], bad.signals["effnet_prob"]) == (0.5, None)
+    assert bad.unavailable["effnet_prob"] == "effnet failed: device_busy: no memory"
+    assert "Traceback" in caplog.text
+
+
+def test_who_interrupts_does_not_wait_for_what_has_not_begun():
+    begun = []
+
+    def measure(sample):
+        begun.append(sample)
+        time.sleep(0.02)
+        return 0.5
+
+    class Interrupted(FakeDetector):
+        def score(self, samples):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Ensemble([Interrupted(), Part(measure)], [], {}, threads=1).measure([flat_sample(1)] * 50)
+    time.sleep(0.1)
+    assert len(begun) < 10
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"), [("150000 100000", 2), ("1000 100000", 1), ("max 100000", 99), ("", 99)]
+)
+def test_a_containers_share_of_cpu_time_counts_as_cores(tmp_path, monkeypatch, quota, expected):
+    (tmp_path / "cpu.max").write_text(quota)
+    monkeypatch.setattr(conductor, "CGROUP_CPU", tmp_path / "cpu.max")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(99), raising=False)
+    assert conductor._cores() == expected
+
+
+def test_opencv_leaves_the_cores_to_the_threads():
+    Ensemble([], [], {})
+    assert cv2.getNumThreads() == 1
+
+
+# --- animations
+
+
+def test_an_animation_of_a_part_is_its_median_too():
+    frames = tuple(np.full((16, 16, 3), level, np.uint8) for level in (250, 250))
+    (answer,) = verdicts(verifier(Part()), flat_sample(0, frames=frames, frame_count=3))
+    assert answer.signals["effnet_prob"] == pytest.approx(250 / 255, abs=1e-6)
 
 
 def test_an_animation_is_judged_by_the_median_of_its_frames():

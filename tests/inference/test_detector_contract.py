@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -10,20 +11,29 @@ import pytest
 from sklearn.datasets import load_sample_image
 
 from inference.base import TorchDetector
+from inference.graphs import GraphDetector
 from inference.registry import DETECTORS
 from models.loaders import Weights, cards, find
-from utils.contracts import Sample
+from utils.contracts import Measurement, Sample
 from utils.errors import WeightsMissing
 
+AnyDetector = TorchDetector | GraphDetector
 
-def class_of(name: str) -> type[TorchDetector]:
+
+def class_of(name: str) -> type[AnyDetector]:
     module, _, cls = DETECTORS[name].path.partition(":")
-    found: type[TorchDetector] = getattr(import_module(module), cls)
+    found: type[AnyDetector] = getattr(import_module(module), cls)
     return found
 
 
+def measured(detector: AnyDetector, samples: Sequence[Sample]) -> list[Measurement]:
+    if isinstance(detector, GraphDetector):
+        return [detector.measure(sample) for sample in samples]
+    return detector.score(samples)
+
+
 @pytest.fixture(scope="module", params=DETECTORS)
-def detector(request: pytest.FixtureRequest) -> TorchDetector:
+def detector(request: pytest.FixtureRequest) -> AnyDetector:
     return class_of(request.param).tiny()
 
 
@@ -37,6 +47,8 @@ def samples() -> list[Sample]:
         "grey": grey,
         "alpha": flower[200:300, 300:420],
         "one pixel": china[:1, :1],
+        "odd": china[100:163, 200:265],
+        "line": np.resize(china, (1, 4000, 3)),
         "strip": np.resize(china, (31, 4000, 3)),
         "black": np.zeros((70, 50, 3)),
         "white": np.full((50, 70, 3), 255),
@@ -58,11 +70,11 @@ def test_the_class_says_what_the_table_says(name: str) -> None:
     assert set(DETECTORS[name].weights) <= cards().keys()
 
 
-def test_any_image_gives_every_declared_number_in_range(detector: TorchDetector, samples: list[Sample]) -> None:
-    for sample, measured in zip(samples, detector.score(samples), strict=True):
-        assert set(measured.features) == set(detector.features), sample.source
-        assert all(0 <= value <= 1 for value in measured.features.values()), (sample.source, measured.features)
-        for heatmap in measured.heatmaps.values():
+def test_any_image_gives_every_declared_number_in_range(detector: AnyDetector, samples: list[Sample]) -> None:
+    for sample, found in zip(samples, measured(detector, samples), strict=True):
+        assert set(found.features) == set(detector.features), sample.source
+        assert all(0 <= value <= 1 for value in found.features.values()), (sample.source, found.features)
+        for heatmap in found.heatmaps.values():
             seen = heatmap[np.isfinite(heatmap)]
             assert heatmap.dtype == np.float32
             assert seen.size
@@ -72,14 +84,14 @@ def test_any_image_gives_every_declared_number_in_range(detector: TorchDetector,
 
 
 def test_order_is_kept_a_batch_is_its_images_and_twice_is_the_same(
-    detector: TorchDetector, samples: list[Sample]
+    detector: AnyDetector, samples: list[Sample]
 ) -> None:
-    few = [sample for sample in samples if sample.source != "strip"]
-    together = [measured.features for measured in detector.score(few)]
-    assert together == [measured.features for measured in detector.score(few)]
-    backwards = [measured.features for measured in detector.score(few[::-1])][::-1]
+    few = [sample for sample in samples if sample.source not in ("strip", "line")]
+    together = [found.features for found in measured(detector, few)]
+    assert together == [found.features for found in measured(detector, few)]
+    backwards = [found.features for found in measured(detector, few[::-1])][::-1]
     for sample, first, second in zip(few, together, backwards, strict=True):
-        alone = detector.score([sample])[0].features
+        alone = measured(detector, [sample])[0].features
         assert dict(second) == pytest.approx(first, abs=1e-4), sample.source
         assert dict(alone) == pytest.approx(first, abs=1e-4), sample.source
     assert len({tuple(features.values()) for features in together}) > 2, "it looks at the image"

@@ -1,4 +1,4 @@
-"""EfficientNet as a detector: its sizes, timm's own answer, its temperature, and its weights' real path."""
+"""EfficientNet as a detector: its sizes, its mean logit over its temperature, and its weights' real path."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import timm
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from sklearn.datasets import load_sample_image
-from torch import Tensor, nn
+from torch import Tensor
 
-from inference.effnet import MIN_SIDE, EffNetDetector, long_sides, reduced, rescaled
-from models.loaders import Weights
+from inference.effnet import MIN_SIDE, EffNetDetector, reduced, views
+from models.loaders import GRAPHS, Weights
+from scripts.detector_training import as_graph
+from scripts.export_graphs import SHIPPED, OnPixels
 from utils.contracts import Sample
 from utils.errors import WeightsCorrupt, WeightsMismatch, WeightsMissing
 from utils.persistence import sha256_file
 
-METADATA = {"architecture": "test_efficientnet", "temperature": "1.7"}
+METADATA = {"architecture": "efficientnet_lite0", "temperature": "1.7"}
 
 
 def sample_of(rgb: np.ndarray, orientation: int = 1) -> Sample:
@@ -32,80 +34,78 @@ def photograph() -> np.ndarray:
     return load_sample_image("china.jpg")
 
 
-def probability(detector: EffNetDetector, sample: Sample) -> float:
-    return detector.score([sample])[0].features["effnet_prob"]
-
-
-def small_network() -> nn.Module:
+@pytest.fixture(scope="module")
+def network() -> OnPixels:
     torch.manual_seed(2)
-    return timm.create_model("test_efficientnet", pretrained=False, num_classes=1).eval()
+    return SHIPPED["effnet"][1]().eval()
+
+
+def probability(detector: EffNetDetector, sample: Sample) -> float:
+    return detector.measure(sample).features["effnet_prob"]
 
 
 # --- pixels
 
 
-def test_a_large_image_is_averaged_down_once_and_a_small_one_never_enlarged(photograph: np.ndarray) -> None:
+def test_a_large_image_is_averaged_down_and_a_small_one_never_enlarged(photograph: np.ndarray) -> None:
     large = np.tile(photograph, (3, 3, 1))
     found = reduced(large)
     assert found.shape == (512, 768, 3)
     np.testing.assert_array_equal(found, cv2.resize(large, (768, 512), interpolation=cv2.INTER_AREA))
     assert reduced(photograph) is photograph
-    assert reduced(photograph[:1, :1]).shape == (MIN_SIDE, MIN_SIDE, 3)
-    assert reduced(np.zeros((31, 4000, 3), np.uint8)).shape == (MIN_SIDE, 768, 3)
-    strip = reduced(photograph[:5, :200])
-    np.testing.assert_array_equal(strip[5:10], photograph[4::-1, :200])
+    stripes = np.zeros((400, 768, 3), np.uint8)
+    stripes[:, ::2] = 200
+    assert np.ptp(reduced(stripes, 384)) == 0, "averaged, not sampled"
 
 
 @pytest.mark.parametrize(
     ("shape", "expected"),
-    [((427, 640), (400, 512, 640)), ((768, 200), (400, 512, 768)), ((64, 64), (64,)), ((300, 400), (400,))],
+    [
+        ((427, 640), [(267, 400), (342, 512), (427, 640)]),
+        ((768, 200), [(400, 104), (512, 133), (768, 200)]),
+        ((1600, 1600), [(400, 400), (512, 512), (768, 768)]),
+        ((300, 400), [(300, 400)]),
+        ((31, 4000), [(64, 400), (64, 512), (64, 768)]),
+        ((1, 1), [(64, 64)]),
+    ],
 )
-def test_each_size_is_looked_at_once(shape: tuple[int, int], expected: tuple[int, ...]) -> None:
-    view = torch.rand(1, 3, *shape)
-    assert long_sides(view) == expected
-    for side in expected:
-        scaled = rescaled(view, side)
-        assert max(scaled.shape[-2:]) == side
-        assert scaled.shape[-2] / scaled.shape[-1] == pytest.approx(shape[0] / shape[1], rel=0.01)
+def test_each_size_below_the_images_own_is_looked_at_once(
+    shape: tuple[int, int], expected: list[tuple[int, int]]
+) -> None:
+    assert [view.shape[:2] for view in views(np.zeros((*shape, 3), np.uint8))] == expected
 
 
-def test_rescaling_does_not_alias() -> None:
-    stripes = torch.zeros(1, 3, 64, 768)
-    stripes[..., ::2] = 1
-    inner = rescaled(stripes, 384)[..., 4:-4]
-    torch.testing.assert_close(inner, torch.full_like(inner, 0.5), rtol=0, atol=1e-5)
+def test_a_thin_image_is_mirrored_not_framed(photograph: np.ndarray) -> None:
+    (strip,) = views(photograph[:5, :200])
+    assert strip.shape == (MIN_SIDE, 200, 3)
+    np.testing.assert_array_equal(strip[5:10], photograph[4::-1, :200])
+
+
+def test_a_prepared_image_is_seen_as_the_original_is(photograph: np.ndarray) -> None:
+    large = np.tile(photograph, (2, 2, 1))
+    for original, prepared in zip(views(large), views(reduced(large)), strict=True):
+        np.testing.assert_array_equal(original, prepared)
 
 
 def test_the_image_is_seen_as_a_person_sees_it(photograph: np.ndarray) -> None:
     detector = EffNetDetector.tiny()
     sideways = sample_of(np.rot90(photograph), orientation=6)
-    torch.testing.assert_close(detector.preprocess(sideways), detector.preprocess(sample_of(photograph)))
+    assert probability(detector, sideways) == probability(detector, sample_of(photograph))
 
 
 # --- scores
 
 
-def test_the_score_is_timms_mean_logit_over_the_temperature(photograph: np.ndarray) -> None:
-    network = small_network()
-    mean, std = (np.array(values) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    whole = torch.from_numpy(((photograph / 255 - mean) / std).astype(np.float32)).permute(2, 0, 1)[None]
-    logits = []
-    with torch.inference_mode():
-        for size in ((267, 400), (342, 512), (427, 640)):
-            view = nn.functional.interpolate(whole, size, mode="bilinear", antialias=True) if size[1] < 640 else whole
-            logits.append(float(network(view)))
-    assert np.ptp(logits) > 1e-4, "the sizes differ"
-    expected = 1 / (1 + math.exp(-np.mean(logits) / 2.5))
-    found = probability(EffNetDetector(network, "x", temperature=2.5), sample_of(photograph))
-    assert found == pytest.approx(expected, abs=1e-5)
+def test_the_score_is_the_mean_logit_over_the_temperature(photograph: np.ndarray) -> None:
+    seen = []
 
+    def width(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        seen.append(pixels.shape)
+        return np.full((1, 1), pixels.shape[2] / 100, np.float32)
 
-def test_a_batch_gives_what_single_images_give(photograph: np.ndarray) -> None:
-    detector = EffNetDetector.tiny()
-    samples = [sample_of(photograph[:, :200]), sample_of(photograph), sample_of(photograph[:70])]
-    together = [measured.features["effnet_prob"] for measured in detector.score(samples)]
-    assert together == [probability(detector, sample) for sample in samples]
-    assert len(set(together)) == 3
+    found = probability(EffNetDetector(width, "x", temperature=2.5), sample_of(photograph))
+    assert found == pytest.approx(1 / (1 + math.exp(-(4.00 + 5.12 + 6.40) / 3 / 2.5)), abs=1e-6)
+    assert seen == [(1, 267, 400, 3), (1, 342, 512, 3), (1, 427, 640, 3)]
 
 
 # --- weights
@@ -123,44 +123,49 @@ def register(path: Path, sha256: str) -> None:
     (path.parent / "weights.toml").write_text(card)
 
 
-def test_the_file_names_its_network_and_temperature(tmp_path: Path, photograph: np.ndarray) -> None:
-    network = small_network()
-    detector = EffNetDetector.load(installed(tmp_path, network.state_dict(), METADATA), "cpu")
-    expected = probability(EffNetDetector(network, "x", temperature=1.7), sample_of(photograph))
-    assert probability(detector, sample_of(photograph)) == pytest.approx(expected, abs=1e-5)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 0.01)])
+def test_a_trained_file_scores_as_the_network_that_was_trained(
+    tmp_path: Path, network: OnPixels, photograph: np.ndarray, dtype: torch.dtype, tolerance: float
+) -> None:
+    state = {key: value.to(dtype) if value.ndim else value for key, value in network.network.state_dict().items()}
+    detector = EffNetDetector.load(installed(tmp_path, state, METADATA))
+    expected = probability(EffNetDetector(as_graph(network, "cpu"), "x", 1.7), sample_of(photograph))
+    assert probability(detector, sample_of(photograph)) == pytest.approx(
+        expected, abs=1e-5 if dtype.itemsize == 4 else 0.01
+    )
     assert detector.version.startswith("effnet@sha256:")
 
 
-def test_efficientnet_lite_loads_at_full_size_and_scores(tmp_path: Path, photograph: np.ndarray) -> None:
-    torch.manual_seed(1)
-    network = timm.create_model("efficientnet_lite0", pretrained=False, num_classes=1)
-    weights = installed(tmp_path, network.state_dict(), METADATA | {"architecture": "efficientnet_lite0"})
-    assert 0 <= probability(EffNetDetector.load(weights, "cpu"), sample_of(photograph)) <= 1
-
-
-def test_each_thing_wrong_with_the_weights_is_named(tmp_path: Path) -> None:
-    state = small_network().state_dict()
+def test_each_thing_wrong_with_the_weights_is_named(tmp_path: Path, network: OnPixels) -> None:
+    state = network.network.state_dict()
 
     def load(metadata: dict[str, str], sha256: str = "", **changed: Tensor) -> None:
-        EffNetDetector.load(installed(tmp_path, state | changed, metadata, sha256), "cpu")
+        EffNetDetector.load(installed(tmp_path, state | changed, metadata, sha256))
 
     with pytest.raises(WeightsMissing, match="effnet"):
-        EffNetDetector.load(Weights(Weights.at(tmp_path).cards, (tmp_path,)), "cpu")
+        EffNetDetector.load(Weights(Weights.at(tmp_path).cards, (tmp_path,)))
+    with pytest.raises(WeightsMissing, match=r"scripts\.export_graphs"):
+        EffNetDetector.load(Weights(installed(tmp_path, state, METADATA).cards, (tmp_path,)))
     with pytest.raises(WeightsCorrupt, match=r"expected sha256 0{64}"):
         load(METADATA, "0" * 64)
     with pytest.raises(WeightsMismatch, match=r"1 unexpected: blocks\.extra"):
         load(METADATA, **{"blocks.extra": torch.ones(1)})
-    with pytest.raises(WeightsMismatch, match=r"classifier\.weight \(file \(2, 256\), network \(1, 256\)\)"):
-        load(METADATA, **{"classifier.weight": torch.ones(2, 256)})
-    with pytest.raises(WeightsMismatch, match="'architecture' is 'efficientnet_lite99'"):
-        load(METADATA | {"architecture": "efficientnet_lite99"})
+    with pytest.raises(WeightsMismatch, match=r"classifier\.weight \(file \(2, 1280\), network \(1, 1280\)\)"):
+        load(METADATA, **{"classifier.weight": torch.ones(2, 1280)})
+    with pytest.raises(WeightsMismatch, match="weights of tf_efficientnet_lite0, graph of efficientnet_lite0"):
+        load(METADATA | {"architecture": "tf_efficientnet_lite0"})
     for temperature in ("0", "-1", "nan", "inf", "warm"):
         with pytest.raises(WeightsMismatch, match="'temperature' must be a number above 0"):
             load(METADATA | {"temperature": temperature})
-    with pytest.raises(WeightsMismatch, match="'architecture' is ''"):
-        load({"temperature": "1"})
     path = tmp_path / "effnet.safetensors"
     torch.save(state, path)
     register(path, sha256_file(path))
     with pytest.raises(WeightsCorrupt, match="not a safetensors file"):
-        EffNetDetector.load(Weights.at(tmp_path), "cpu")
+        EffNetDetector.load(Weights.at(tmp_path))
+
+
+def test_a_damaged_graph_is_refused(tmp_path: Path, network: OnPixels) -> None:
+    weights = installed(tmp_path, network.network.state_dict(), METADATA)
+    (tmp_path / "effnet.onnx").write_bytes((GRAPHS / "effnet.onnx").read_bytes()[:-1] + b"?")
+    with pytest.raises(WeightsCorrupt, match=r"effnet\.onnx: expected sha256"):
+        EffNetDetector.load(weights)

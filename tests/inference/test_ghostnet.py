@@ -7,13 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from sklearn.datasets import load_sample_image
-from torch import Tensor, nn
+from torch import Tensor
 
-from inference.ghostnet import CELL, MAX_TILES, TILE, GhostNetDetector, assemble, cut, tile_origins
-from models.ghostnet_net import GhostNetForensics, pool
+from inference.ghostnet import CELL, MAX_TILES, PATCH, TILE, GhostNetDetector, assemble, cut, pool, tile_origins
+from models.ghostnet_net import PATCH as NETWORK_PATCH
+from models.ghostnet_net import GhostNetForensics
+from models.ghostnet_net import pool as network_pool
 from models.loaders import Weights
+from scripts.detector_training import as_graph
+from scripts.export_graphs import GhostNetOnPixels
 from utils.contracts import Sample
 from utils.errors import WeightsCorrupt, WeightsMismatch, WeightsMissing
 from utils.persistence import sha256_file
@@ -30,12 +35,10 @@ def photograph() -> np.ndarray:
     return load_sample_image("china.jpg")
 
 
-class Brightness(nn.Module):
+def brightness(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """A patch's logit is a tenth of its mean brightness, less 10, so that places can be recognised."""
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        patches = nn.functional.avg_pool2d(images.mean(dim=1), 32) / 10 - 10
-        return pool(patches.flatten(1)), patches
+    patches = pixels.reshape(len(pixels), TILE // PATCH, PATCH, TILE // PATCH, PATCH, 3).mean(axis=(2, 4, 5))
+    return (patches / 10 - 10).astype(np.float32)
 
 
 # --- tiles
@@ -76,8 +79,8 @@ def test_a_small_image_is_mirrored_not_framed() -> None:
 def test_the_map_shows_where_and_lies_on_the_stored_pixels() -> None:
     image = np.zeros((512, 768, 3))
     image[256:288, 512:544] = 200
-    detector = GhostNetDetector(Brightness(), "x")
-    heatmap = detector.score([sample_of(image, orientation=6)])[0].heatmaps["ghostnet"]
+    detector = GhostNetDetector(brightness, "x")
+    heatmap = detector.measure(sample_of(image, orientation=6)).heatmaps["ghostnet"]
     assert heatmap.shape == (64, 96)
     bright = np.argwhere(heatmap > 0.9)
     assert bright.min(axis=0).tolist() == [32, 64]
@@ -86,26 +89,21 @@ def test_the_map_shows_where_and_lies_on_the_stored_pixels() -> None:
 
 
 def test_the_score_pools_the_patches_of_all_tiles(photograph: np.ndarray) -> None:
-    detector = GhostNetDetector(Brightness(), "x")
-    small = sample_of(photograph[:256, :256])
-    views = detector.preprocess(sample_of(photograph))
-    assert len(views) == 6
-    _, patches = detector.network(views)
-    one_logit, _ = detector.network(detector.preprocess(small))
+    detector = GhostNetDetector(brightness, "x")
+    tiles = np.stack([cut(photograph, *origin) for origin in tile_origins(*photograph.shape[:2])])
+    assert len(tiles) == 6
+    patches = brightness(tiles).astype(np.float64)
     assert patches.std() > 0.5, "else a mean would do as well"
-    found = detector.score([sample_of(photograph), small])
-    expected = float(patches.flatten().exp().mean().log().sigmoid())
-    assert found[0].features["ghostnet_score"] == pytest.approx(expected, abs=1e-5)
-    assert found[1].features["ghostnet_score"] == pytest.approx(float(one_logit.sigmoid()), abs=1e-5)
+    expected = 1 / (1 + 1 / np.exp(patches).mean())
+    found = detector.measure(sample_of(photograph)).features["ghostnet_score"]
+    assert found == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_batch_gives_what_single_images_give(photograph: np.ndarray) -> None:
-    detector = GhostNetDetector.tiny()
-    samples = [sample_of(photograph[:, :200]), sample_of(photograph), sample_of(photograph[:100])]
-    together = [measured.features["ghostnet_score"] for measured in detector.score(samples)]
-    alone = [detector.score([sample])[0].features["ghostnet_score"] for sample in samples]
-    assert together == pytest.approx(alone, abs=1e-5)
-    assert len(set(together)) == 3
+def test_pooling_is_the_networks_own() -> None:
+    patches = np.random.default_rng(0).normal(0, 3, (5, 8, 8)).astype(np.float32)
+    assert pool(patches) == pytest.approx(float(network_pool(torch.from_numpy(patches).flatten())), abs=1e-5)
+    assert pool(np.full((1, 8, 8), -700, np.float32)) == -700, "no underflow"
+    assert PATCH == NETWORK_PATCH
 
 
 # --- weights
@@ -123,10 +121,11 @@ def installed(folder: Path, state: dict[str, Tensor], sha256: str = "") -> Weigh
 def test_trained_weights_load_and_score(tmp_path: Path, photograph: np.ndarray) -> None:
     torch.manual_seed(1)
     network = GhostNetForensics().eval()
-    detector = GhostNetDetector.load(installed(tmp_path, network.state_dict()), "cpu")
+    detector = GhostNetDetector.load(installed(tmp_path, network.state_dict()))
     sample = sample_of(photograph[:256, :300])
-    found = detector.score([sample])[0].features["ghostnet_score"]
-    expected = GhostNetDetector(network, "x").score([sample])[0].features["ghostnet_score"]
+    found = detector.measure(sample).features["ghostnet_score"]
+    trained = GhostNetDetector(as_graph(GhostNetOnPixels(network), "cpu"), "x")
+    expected = trained.measure(sample).features["ghostnet_score"]
     assert 0 < found < 1
     assert found == pytest.approx(expected, abs=1e-5)
     assert detector.version.startswith("ghostnet@sha256:")
@@ -134,12 +133,12 @@ def test_trained_weights_load_and_score(tmp_path: Path, photograph: np.ndarray) 
 
 def test_each_thing_wrong_with_the_weights_is_named(tmp_path: Path) -> None:
     with pytest.raises(WeightsMissing, match="ghostnet"):
-        GhostNetDetector.load(Weights(Weights.at(tmp_path).cards, (tmp_path,)), "cpu")
+        GhostNetDetector.load(Weights(Weights.at(tmp_path).cards, (tmp_path,)))
     state = GhostNetForensics().state_dict()
     with pytest.raises(WeightsCorrupt, match=r"expected sha256 0{64}"):
-        GhostNetDetector.load(installed(tmp_path, state, "0" * 64), "cpu")
+        GhostNetDetector.load(installed(tmp_path, state, "0" * 64))
     with pytest.raises(WeightsMismatch, match=r"head\.weight \(file \(2, 960, 1, 1\), network \(1, 960, 1, 1\)\)"):
-        GhostNetDetector.load(installed(tmp_path, state | {"head.weight": torch.zeros(2, 960, 1, 1)}), "cpu")
+        GhostNetDetector.load(installed(tmp_path, state | {"head.weight": torch.zeros(2, 960, 1, 1)}))
     del state["backbone.conv_stem.weight"]
     with pytest.raises(WeightsMismatch, match=r"1 missing: backbone\.conv_stem\.weight"):
-        GhostNetDetector.load(installed(tmp_path, state), "cpu")
+        GhostNetDetector.load(installed(tmp_path, state))

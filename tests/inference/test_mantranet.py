@@ -1,4 +1,4 @@
-"""ManTraNet as a detector: pixel budget, what is read from the map, and published checkpoints through the real path."""
+"""ManTraNet at full width: published checkpoints through the real path."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from sklearn.datasets import load_sample_image
 from torch import Tensor
 
-from inference.mantranet import LONGEST, CompactManTraNetDetector, ManTraNetDetector, concentration, within_budget
+from inference.mantranet import ManTraNetDetector
 from models.loaders import Weights
 from models.mantranet_net import COMPACT, ManTraNet
 from tests.models.test_mantranet_net import official_state, write_keras
-from utils.contracts import Measurement, Sample, orient
+from utils.contracts import Sample, orient
 from utils.errors import WeightsCorrupt, WeightsMismatch, WeightsMissing
 from utils.persistence import sha256_file
 
@@ -28,73 +28,17 @@ def photograph() -> np.ndarray:
     return load_sample_image("china.jpg")
 
 
-# --- the budget
-
-
-@pytest.mark.parametrize(
-    "shape", [(1000, 1000), (1001, 999), (2000, 600), (3, 100_000), (100_000, 3), (1, 2_000_000), (40, 50)]
-)
-def test_any_size_comes_within_the_budget_at_its_aspect(shape: tuple[int, int]) -> None:
-    height, width = within_budget(np.zeros((*shape, 3), np.uint8), ManTraNetDetector.MAX_PIXELS).shape[:2]
-    assert height * width <= ManTraNetDetector.MAX_PIXELS
-    assert max(height, width) <= LONGEST
-    if min(shape) > 3:
-        assert height * width >= 0.99 * min(ManTraNetDetector.MAX_PIXELS, shape[0] * shape[1])
-        assert height / width == pytest.approx(shape[0] / shape[1], rel=0.01)
-
-
-def test_an_image_within_the_budget_is_not_touched(photograph: np.ndarray) -> None:
-    assert within_budget(photograph, photograph[..., 0].size) is photograph
-    view = CompactManTraNetDetector.tiny().preprocess(sample_of(photograph))
-    np.testing.assert_array_equal(view[0].permute(1, 2, 0).numpy(), photograph)
-
-
-def test_a_large_image_is_averaged_not_sampled() -> None:
-    stripes = np.zeros((400, 400, 3), np.uint8)
-    stripes[:, ::2] = 200
-    assert np.ptp(within_budget(stripes, 200 * 200)) == 0
-
-
-# --- the map and its numbers
-
-
-def described(heatmap: np.ndarray) -> Measurement:
-    output = torch.from_numpy(heatmap.astype(np.float32))[None, None]
-    return ManTraNetDetector.tiny().describe((output,), sample_of(np.zeros((*heatmap.shape, 3))))
-
-
-def test_the_numbers_of_a_map_are_what_they_are_called() -> None:
-    heatmap = np.full((100, 100), 0.1)
-    heatmap[20:40, 20:40] = 0.9
-    heatmap[0, 0] = 1.0
-    found = described(heatmap).features
-    assert found["mantra_anomaly"] == pytest.approx(heatmap.mean())
-    assert found["mantra.max"] == pytest.approx(0.9), "one pixel of ten thousand is not the maximum"
-    assert found["mantra.area"] == pytest.approx(401 / 10_000)
-    assert found["mantra.concentration"] > 0.9
-
-
-def test_concentration_tells_one_place_from_everywhere_and_from_apart() -> None:
-    point, corners, even = np.zeros((50, 80)), np.zeros((50, 80)), np.zeros((50, 80))
-    point[30, 70] = 1
-    corners[0, 0] = corners[-1, -1] = 1
-    even[::3, ::3] = 1
-    assert concentration(point) == pytest.approx(1)
-    assert concentration(corners) == 0
-    assert concentration(even) < 0.05
-    assert concentration(np.full((50, 80), 0.7)) == 0
-    assert concentration(np.ones((1, 1))) == 0
-    assert concentration(point + 0.3) == pytest.approx(1), "an even background carries no mass"
-    assert concentration(np.eye(1, 40)) == pytest.approx(1), "a line has one direction only"
-
-
 def test_the_heatmap_lies_on_the_stored_pixels(photograph: np.ndarray) -> None:
-    for detector, stride in ((ManTraNetDetector.tiny(), 1), (CompactManTraNetDetector.tiny(), 4)):
-        stored = sample_of(photograph[:64, :96], orientation=6)
-        heatmap = detector.score([stored])[0].heatmaps["mantranet"]
-        assert heatmap.shape == (64 // stride, 96 // stride)
-        assert heatmap.dtype == np.float32
-        assert orient(heatmap, 6).shape == tuple(side // stride for side in stored.upright.shape[:2])
+    stored = sample_of(photograph[:64, :96], orientation=6)
+    heatmap = ManTraNetDetector.tiny().score([stored])[0].heatmaps["mantranet"]
+    assert heatmap.shape == (64, 96)
+    assert heatmap.dtype == np.float32
+    assert orient(heatmap, 6).shape == stored.upright.shape[:2]
+
+
+def test_a_large_image_is_reduced_to_the_budget() -> None:
+    view = ManTraNetDetector.tiny().preprocess(sample_of(np.zeros((1000, 2000, 3))))
+    assert 0.99 * ManTraNetDetector.MAX_PIXELS <= view[0, 0].numel() <= ManTraNetDetector.MAX_PIXELS
 
 
 # --- checkpoints, full width, through card, hash and strict loading
@@ -130,14 +74,6 @@ def test_the_keras_file_scores_as_the_torch_file(tmp_path: Path, photograph: np.
     (tmp_path / "weights.toml").write_text(f'[mantranet]\nfile = "{keras.name}"\nsha256 = "{sha256_file(keras)}"\n')
     keras_file = ManTraNetDetector.load(Weights.at(tmp_path), "cpu")
     assert anomaly(keras_file, crop) == pytest.approx(anomaly(torch_file, crop), abs=1e-5)
-
-
-def test_the_compact_network_loads_and_scores_a_whole_photograph(tmp_path: Path, photograph: np.ndarray) -> None:
-    state = ManTraNet(COMPACT).state_dict()
-    detector = CompactManTraNetDetector.load(installed(tmp_path, "mantranet_compact", state), "cpu")
-    measured = detector.score([sample_of(photograph)])[0]
-    assert 0 < measured.features["mantra_anomaly"] < 1
-    assert measured.heatmaps["mantranet"].shape == (107, 160)
 
 
 def test_each_thing_wrong_with_the_checkpoint_is_named(tmp_path: Path) -> None:

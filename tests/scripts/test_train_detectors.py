@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tomllib
 from pathlib import Path
 
 import cv2
@@ -17,12 +18,13 @@ from sklearn.datasets import load_sample_image
 
 from inference.effnet import EffNetDetector
 from inference.ghostnet import GhostNetDetector
-from inference.mantranet import CompactManTraNetDetector
+from inference.mantranet_compact import CompactManTraNetDetector
 from inference.views import IMAGENET
-from models.loaders import Card, Weights
+from models.loaders import GRAPHS, Card, Weights, cards
 from models.training import Picture
 from scripts import detector_training as shared
 from scripts import train_effnet, train_ghostnet, train_mantranet
+from scripts.export_graphs import graph_card
 from utils.contracts import Sample
 
 PHOTOGRAPHS = [np.asarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")]
@@ -57,8 +59,11 @@ def arguments(dataset: Path, steps: int, batch: int = 4) -> list[str]:
 def installed(name: str, folder: Path) -> Weights:
     path = folder / f"{name}.safetensors"
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    card = Card(name=name, file=path.name, size=path.stat().st_size, sha256=digest)
-    return Weights({name: card}, (folder,))
+    known = cards() | {name: Card(name=name, file=path.name, size=path.stat().st_size, sha256=digest)}
+    if (graph := folder / f"{name}.onnx").is_file():
+        values = tomllib.loads(graph_card(name, graph))[f"{name}_graph"]
+        known[f"{name}_graph"] = Card(name=f"{name}_graph", **values)
+    return Weights(known, (folder, GRAPHS))
 
 
 def photograph() -> Sample:
@@ -71,8 +76,8 @@ def test_effnet_is_trained_measured_and_loaded(dataset: Path, capsys: pytest.Cap
     metrics = json.loads((out / "metrics.json").read_text())
     assert set(metrics) == {"clean, all", "web, all", "hard, all"}
     assert (out / "effnet.toml").read_text() in capsys.readouterr().out
-    detector = EffNetDetector.load(installed("effnet", out), "cpu")
-    (found,) = detector.score([photograph()])
+    detector = EffNetDetector.load(installed("effnet", out))
+    found = detector.measure(photograph())
     assert 0 < found.features["effnet_prob"] < 1
     state = load_file(out / "effnet.safetensors")
     assert {value.dtype for value in state.values() if value.is_floating_point()} == {torch.float16}
@@ -81,8 +86,8 @@ def test_effnet_is_trained_measured_and_loaded(dataset: Path, capsys: pytest.Cap
 def test_ghostnet_is_trained_measured_and_loaded(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_ghostnet, "DELIVERIES", ("clean",))
     assert train_ghostnet.main(arguments(dataset, 1, batch=2)) == 0
-    detector = GhostNetDetector.load(installed("ghostnet", dataset.parent / "out"), "cpu")
-    (found,) = detector.score([photograph()])
+    detector = GhostNetDetector.load(installed("ghostnet", dataset.parent / "out"))
+    found = detector.measure(photograph())
     assert 0 < found.features["ghostnet_score"] < 1
 
 
@@ -91,8 +96,8 @@ def test_mantranet_is_trained_measured_and_loaded(dataset: Path, monkeypatch: py
     assert train_mantranet.main(arguments(dataset, 1, batch=2)) == 0
     metrics = json.loads((dataset.parent / "out" / "metrics.json").read_text())
     assert 0 <= metrics["pixel_auroc"] <= 1
-    detector = CompactManTraNetDetector.load(installed("mantranet_compact", dataset.parent / "out"), "cpu")
-    (found,) = detector.score([photograph()])
+    detector = CompactManTraNetDetector.load(installed("mantranet_compact", dataset.parent / "out"))
+    found = detector.measure(photograph())
     assert 0 <= found.features["mantra_anomaly"] <= 1
 
 

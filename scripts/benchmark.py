@@ -1,0 +1,392 @@
+"""Measure the embedded profile's speed side by side: python -m scripts.benchmark [--images 16] [--runs 5]
+
+Every row judges the same photographs (made from those that scikit-learn and scikit-image carry, 1 megapixel, JPEG 90):
+naive, as the systems that this project unites do it: one image at a time, each part decodes it anew, networks in torch
+at full precision, all in sequence; ours, one image after another; ours, a folder; ours, through the queue; and the
+limit: the networks alone on pixels that are ready, on all cores. Rows run in turns, so that a busy machine slows all of
+them; what counts are the ratios. Needs requirements.txt and scikit-image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import copy
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, asynccontextmanager
+from functools import partial
+from importlib.metadata import version
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import cv2
+import numpy as np
+import redis
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+import img_ml_verify
+from forensics.registry import load_forensics
+from inference.detector import Part, Verifier, build_verifier
+from inference.graphs import GraphDetector, Network
+from utils.contracts import Measurement, Sample
+from utils.ingress import Ingress
+from utils.settings import Settings, load_settings
+from utils.verdict_json import dump, verdict_dict
+
+if TYPE_CHECKING:
+    from worker.judge import Judge
+    from worker.metrics import Metrics
+
+ROOT = Path(__file__).parent.parent
+MEGAPIXEL = 1_000_000
+SIZES = (0.25, 1.0, 4.0, 12.0, 48.0, 100.0)  # megapixels
+CENTS_PER_CORE_HOUR = 4.0  # a general-purpose vCPU of the large clouds, on demand, 2026; put your own price here
+
+Calls: TypeAlias = list[tuple[Network, NDArray[np.uint8]]]  # what one image's networks were given
+
+console = Console(width=110)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=int, default=16, help="photographs per run (default: %(default)s)")
+    parser.add_argument("--runs", type=int, default=5, help="the median counts (default: %(default)s)")
+    parser.add_argument("--only", choices=("rows", "cold", "curves"), help="one part of it")
+    arguments = parser.parse_args(argv)
+    settings = load_settings(profile="embedded")
+    print(conditions())
+    with tempfile.TemporaryDirectory(prefix="imgv-benchmark-") as folder:
+        paths = photographs(Path(folder), arguments.images, 1.0)
+        if arguments.only in (None, "rows"):
+            rows(settings, paths, arguments.runs)
+        if arguments.only in (None, "cold"):
+            cold(paths[0], arguments.runs)
+        if arguments.only in (None, "curves"):
+            curves(settings, Path(folder), paths)
+    return 0
+
+
+def conditions() -> str:
+    """What the numbers belong to."""
+    command = ("git", "rev-parse", "--short", "HEAD")
+    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)  # noqa: S603 - written above
+    names = ("onnxruntime", "torch", "numpy", "opencv-python", "Pillow")
+    versions = ", ".join(f"{name} {version(name)}" for name in names)
+    load = os.getloadavg()[0]
+    return (
+        f"{time.strftime('%Y-%m-%d')}, commit {commit.stdout.strip() or 'unknown'}\n"
+        f"Python {platform.python_version()}, {versions}\n"
+        f"{os.cpu_count()} cores, {cpu_name()}, load before the start {load:.1f}\n"
+    )
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
+
+
+def photographs(folder: Path, count: int, megapixels: float) -> list[Path]:
+    """Different JPEG files of one size, cut from real photographs; enlarged where those are smaller."""
+    from skimage import data
+    from sklearn.datasets import load_sample_images
+
+    originals = [*load_sample_images().images, data.astronaut(), data.coffee(), data.chelsea()]
+    width = round((megapixels * MEGAPIXEL * 1.5) ** 0.5)
+    size = (width, round(width / 1.5))
+    paths = []
+    for index in range(count):
+        rgb = originals[index % len(originals)]
+        rgb = np.ascontiguousarray(rgb[index // len(originals) :, :: -1 if index % 2 else 1])
+        path = folder / f"{megapixels:g}mp-{index}.jpg"
+        Image.fromarray(cv2.resize(rgb, size, interpolation=cv2.INTER_CUBIC)).save(path, quality=90)
+        paths.append(path)
+    return paths
+
+
+# --- the rows
+
+
+def rows(settings: Settings, paths: Sequence[Path], runs: int) -> None:
+    verifier = build_verifier(settings)
+    with Ingress(settings) as ingress:
+        samples = [ingress.load(str(path)) for path in paths]
+    ready = network_inputs(verifier, samples)
+    naive = Naive(verifier)
+    contenders: dict[str, Callable[[], object]] = {
+        "naive": lambda: [naive.judge(path) for path in paths],
+        "ours, one image after another": lambda: [one(verifier, settings, path) for path in paths],
+        "ours, a folder": lambda: folder(verifier, settings, paths),
+        "limit: networks alone": lambda: bare(ready),
+    }
+    with Queue(settings, verifier) as queue:
+        contenders["ours, worker"] = lambda: queue.judge(paths)
+        times = in_turns(contenders, runs)
+    order = ("naive", *(name for name in contenders if name.startswith("ours")), "limit: networks alone")
+    seconds = {name: statistics.median(times[name]) for name in order}
+    table = Table("", "images/s", "x naive", "x folder", "share of limit", "range", title="Throughput, 1 megapixel")
+    for name in order:
+        table.add_row(
+            name,
+            f"{len(paths) / seconds[name]:.2f}",
+            f"{seconds['naive'] / seconds[name]:.2f}",
+            f"{seconds['ours, a folder'] / seconds[name]:.2f}",
+            f"{seconds['limit: networks alone'] / seconds[name]:.2f}",
+            f"{len(paths) / max(times[name]):.2f}..{len(paths) / min(times[name]):.2f}",
+        )
+    console.print(table)
+    parts(verifier, samples[0])
+    latency(verifier, settings, paths[0], ready[0], runs)
+
+
+def in_turns(contenders: Mapping[str, Callable[[], object]], runs: int) -> dict[str, list[float]]:
+    """Wall seconds of each, after one run that does not count."""
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for run in range(runs + 1):
+        for name, judge in contenders.items():
+            started = time.perf_counter()
+            judge()
+            if run:
+                times[name].append(time.perf_counter() - started)
+    return times
+
+
+def one(verifier: Verifier, settings: Settings, path: Path) -> bytes | str:
+    with Ingress(settings) as ingress:
+        (judgement,) = verifier.verify([ingress.load(str(path))])
+    return dump(verdict_dict(judgement.verdict))
+
+
+def folder(verifier: Verifier, settings: Settings, paths: Sequence[Path]) -> None:
+    """What the command line does with several images."""
+    with Ingress(settings) as ingress:
+        for _, _, answer in img_ml_verify.judge([str(path) for path in paths], ingress, verifier):
+            dump(verdict_dict(answer.verdict))  # type: ignore[union-attr]  # our own photographs can be judged
+
+
+class Naive:
+    """One image at a time, every part on its own: decoding, preparing, and torch in float32 as it comes."""
+
+    def __init__(self, verifier: Verifier) -> None:
+        self._verifier = verifier
+        self._detectors = [in_torch(each) for each in verifier.ensemble.detectors if isinstance(each, GraphDetector)]
+        self._forensics = load_forensics()
+
+    def judge(self, path: Path) -> float:
+        found: dict[str, float] = {}
+        for measure in (*(each.measure for each in self._detectors), *(each.measure for each in self._forensics)):
+            found |= measure(self._decode(path)).features
+        return self._verifier.fusion.probability({name: found.get(name, np.nan) for name in self._verifier.meanings})
+
+    def _decode(self, path: Path) -> Sample:
+        raw = path.read_bytes()
+        with Image.open(BytesIO(raw)) as image:
+            return Sample(str(path), raw, np.asarray(image.convert("RGB")), "JPEG")
+
+
+def in_torch(detector: GraphDetector) -> GraphDetector:
+    """The same detector on the torch network that its graph was exported from."""
+    import torch
+
+    from models.loaders import Weights, load_into
+    from scripts.export_graphs import SHIPPED
+
+    _, build = SHIPPED[detector.name]
+    network = build().eval().requires_grad_(False)
+    load_into(network.network, Weights.at(load_settings().weights_dir).state(detector.name), dtype=torch.float32)
+
+    def run(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            return np.asarray(network(torch.from_numpy(pixels)).numpy())
+
+    return on(detector, run)
+
+
+def on(detector: GraphDetector, network: Network) -> GraphDetector:
+    """The same detector with another network."""
+    twin = copy.copy(detector)
+    twin.network = network
+    return twin
+
+
+def network_inputs(verifier: Verifier, samples: Sequence[Sample]) -> list[Calls]:
+    """What each image's networks are given: the limit runs just those."""
+    ready = []
+    for sample in samples:
+        calls: Calls = []
+        for detector in verifier.ensemble.detectors:
+            if isinstance(detector, GraphDetector):
+                on(detector, partial(_record, calls, detector)).measure(sample)
+        ready.append(calls)
+    return ready
+
+
+def _record(calls: Calls, detector: GraphDetector, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    calls.append((detector.network, pixels))
+    return detector.network(pixels)
+
+
+def bare(ready: Sequence[Calls]) -> None:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda call: call[0](call[1]), [call for calls in ready for call in calls]))
+
+
+def parts(verifier: Verifier, sample: Sample) -> None:
+    """CPU time of each part on one image: what "share of limit" is made of."""
+    table = Table("part", "CPU ms", title="Where the time goes, 1 megapixel, one thread")
+    measured: dict[str, float] = {}
+    detectors = [each for each in verifier.ensemble.detectors if isinstance(each, GraphDetector)]
+    measuring: list[Part] = [*detectors, *verifier.ensemble.forensics]
+    for each in measuring:
+        measured[each.name] = min(_cpu(each.measure, sample) for _ in range(3))
+    for name, seconds in measured.items():
+        table.add_row(name, f"{seconds * 1000:.1f}")
+    table.add_row("sum", f"{sum(measured.values()) * 1000:.1f}")
+    console.print(table)
+
+
+def _cpu(measure: Callable[[Sample], Measurement], sample: Sample) -> float:
+    fresh = Sample(sample.source, sample.raw, sample.rgb, sample.format)  # without what earlier parts have cached
+    started = time.process_time()
+    measure(fresh)
+    return time.process_time() - started
+
+
+def latency(verifier: Verifier, settings: Settings, path: Path, calls: Calls, runs: int) -> None:
+    times = in_turns(
+        {
+            "one warm image": lambda: one(verifier, settings, path),
+            "its forwards, one after another": lambda: [run(pixels) for run, pixels in calls],
+        },
+        max(runs, 5) * 2,
+    )
+    warm, forwards = (statistics.median(each) * 1000 for each in times.values())
+    console.print(
+        f"one warm image {warm:.0f} ms, the sum of its forwards {forwards:.0f} ms, ratio {warm / forwards:.2f}"
+    )
+
+
+class Queue:
+    """A Valkey server, and a worker on a thread of this process; plain XADD in, result entries out."""
+
+    def __init__(self, settings: Settings, verifier: Verifier) -> None:
+        self._settings = settings.model_copy(update={"decode_in_child": True})
+        self._verifier = verifier
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Queue:
+        from worker.embedded import EmbeddedServer
+        from worker.service import Service
+
+        folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="imgv-queue-"))
+        url = self._stack.enter_context(EmbeddedServer(Path(folder))).url
+        self._db = self._stack.enter_context(redis.Redis.from_url(url))
+        service = Service(self._settings, url, self._judging)
+        ready = threading.Event()
+        worker = threading.Thread(target=lambda: asyncio.run(service.run(ready.set)))
+        worker.start()
+        self._stack.callback(worker.join)
+        self._stack.callback(service.stop)
+        ready.wait()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @asynccontextmanager
+    async def _judging(self, settings: Settings, metrics: Metrics, client: object) -> AsyncIterator[Judge]:
+        from worker.judge import Judge
+
+        async with Judge(settings, {settings.profile: self._verifier}, metrics) as judge:
+            yield judge
+
+    def judge(self, paths: Sequence[Path]) -> None:
+        done = int(self._db.xlen("image_verify:results")) + len(paths)
+        for path in paths:
+            self._db.xadd("image_verify:jobs", {"image": path.read_bytes()})
+        while int(self._db.xlen("image_verify:results")) < done:
+            time.sleep(0.002)
+
+
+# --- from a cold start
+
+
+def cold(path: Path, runs: int) -> None:
+    commands = {
+        "python -c 'import torch, timm'": [sys.executable, "-c", "import torch, timm"],
+        "img_ml_verify.py photo.jpg": [sys.executable, "img_ml_verify.py", "--json", str(path)],
+        "img_ml_verify.py --help": [sys.executable, "img_ml_verify.py", "--help"],
+        "python -c pass": [sys.executable, "-c", "pass"],
+    }
+    times = in_turns({name: partial(_quietly, command) for name, command in commands.items()}, runs)
+    seconds = {name: statistics.median(each) for name, each in times.items()}
+    torch_seconds = seconds["python -c 'import torch, timm'"]
+    table = Table("", "seconds", "x importing torch and timm", title="Cold start, wall time")
+    for name, value in seconds.items():
+        table.add_row(name, f"{value:.2f}", f"{value / torch_seconds:.2f}")
+    console.print(table)
+
+
+def _quietly(command: Sequence[str]) -> None:
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - one of ours
+
+
+# --- curves
+
+
+def curves(settings: Settings, folder_: Path, paths: Sequence[Path]) -> None:
+    table = Table("megapixels", "seconds", "peak memory", title="One photograph, a process of its own")
+    for megapixels in SIZES:
+        (path,) = photographs(folder_, 1, megapixels)
+        seconds, peak = _alone(path)
+        table.add_row(f"{megapixels:g}", f"{seconds:.2f}", f"{peak / 2**20:.0f} MiB")
+    console.print(table)
+    table = Table("threads", "images/s", "cost of a million images", title="Threads, 1 megapixel")
+    for threads in dict.fromkeys((1, 2, os.cpu_count() or 1)):
+        verifier = build_verifier(settings.model_copy(update={"threads": threads}))
+        folder(verifier, settings, paths[:2])
+        started = time.perf_counter()
+        folder(verifier, settings, paths)
+        rate = len(paths) / (time.perf_counter() - started)
+        cents = 1e6 / rate / 3600 * CENTS_PER_CORE_HOUR * threads
+        table.add_row(str(threads), f"{rate:.2f}", f"${cents / 100:.2f} at {CENTS_PER_CORE_HOUR:g} cents a core hour")
+    console.print(table)
+
+
+# A small process in between: a child's peak starts at what its parent had in memory when it was forked.
+PEAK = """
+import os, subprocess, sys
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, usage = os.wait4(process.pid, 0)
+print(usage.ru_maxrss)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+def _alone(path: Path) -> tuple[float, int]:
+    """Seconds of a whole command, and its peak resident memory in bytes."""
+    command = (sys.executable, "-c", PEAK, sys.executable, "img_ml_verify.py", "--json", str(path))
+    started = time.perf_counter()
+    found = subprocess.run(command, cwd=ROOT, check=True, capture_output=True)  # noqa: S603 - our own photograph
+    return time.perf_counter() - started, int(found.stdout) * 1024
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -24,7 +24,6 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.optim import AdamW
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
@@ -398,60 +397,6 @@ def plot_log(folder: Path) -> bool:
         axes.set(title=name, xlabel="step")
     figure.savefig(folder / PLOT, dpi=100)
     return True
-
-
-# --- batch normalisation with fixed statistics
-
-
-class Folded(nn.Module):
-    """A convolution and the batch normalisation after it, computed as one convolution with the stored statistics.
-
-    For fine-tuning: weights, gain and shift are trained as before, the statistics stay those of pre-training, and the
-    two passes over every activation that normalisation costs (half of a step on a CPU) are gone.
-    """
-
-    def __init__(self, convolution: nn.Conv2d, norm: nn.BatchNorm2d, norm_name: str) -> None:
-        super().__init__()
-        self.convolution, self.norm, self.norm_name = convolution, norm, norm_name
-
-    def forward(self, images: Tensor) -> Tensor:
-        convolution, norm = self.convolution, self.norm
-        assert norm.running_var is not None and norm.running_mean is not None
-        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-        weight = convolution.weight * scale.view(-1, 1, 1, 1)
-        shift = norm.bias - norm.running_mean * scale
-        found = functional.conv2d(
-            images, weight, shift, convolution.stride, convolution.padding, convolution.dilation, convolution.groups
-        )
-        activation = getattr(norm, "act", None)  # timm's normalisation brings the activation
-        return found if activation is None else activation(found)
-
-
-def fold(network: nn.Module) -> nn.Module:
-    """Join every batch normalisation, in place, with the convolution registered last before it.
-
-    Raises:
-        ValueError: their channels differ, so the network computes in another order.
-    """
-    last = ("", nn.Conv2d(1, 1, 1))
-    for name, module in list(network.named_modules()):
-        if isinstance(module, nn.Conv2d):
-            last = (name, module)
-        elif isinstance(module, nn.BatchNorm2d):
-            if last[1].out_channels != module.num_features or last[1].bias is not None:
-                raise ValueError(f"{name} does not normalise {last[0]}")
-            network.set_submodule(last[0], Folded(last[1], module, name))
-            network.set_submodule(name, nn.Identity())
-    return network
-
-
-def unfold(network: nn.Module) -> nn.Module:
-    """Undo ``fold``, in place: the network and its state dict have their published form again."""
-    for name, module in list(network.named_modules()):
-        if isinstance(module, Folded):
-            network.set_submodule(name, module.convolution)
-            network.set_submodule(module.norm_name, module.norm)
-    return network
 
 
 # --- what is kept

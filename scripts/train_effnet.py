@@ -28,12 +28,10 @@ from models.training import (
     Picture,
     draw_weights,
     fit,
-    fold,
     plot_log,
     prepare,
     read_datasets,
     save_weights,
-    unfold,
     write_card,
 )
 from scripts import detector_training as shared
@@ -49,7 +47,7 @@ WHEEL_FILE = "models/efficientnet-lite0-57934424.pth"
 WHEEL_MEAN, WHEEL_STD = 127.0, 128.0  # grey levels; what TensorFlow's Lite networks take off and divide by
 WHEEL_EPS, TIMM_EPS = 1e-3, 1e-5  # of batch normalisation
 
-CROP = 256  # px, a multiple of the network's stride
+CROP = 224  # px, a multiple of the network's stride
 SMALLEST = 160  # px
 
 
@@ -63,11 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     training, validation = ([each for each in pictures if each.split == split] for split in ("train", "val"))
     print(f"{len(training)} training and {len(validation)} validation images", flush=True)
     network = start(arguments.architecture, arguments.weights)
-    if arguments.weights or arguments.architecture == ARCHITECTURE:
-        network = fold(network)  # random weights have no statistics worth keeping
     network = network.to(device).to(memory_format=torch.channels_last)
     samples = Drawn(training, draw_weights(training), random_view, arguments.seed)
-    trained = unfold(fit(network, samples, loss, shared.recipe(arguments), arguments.out, arguments.resume))
+    trained = fit(network, samples, loss, shared.recipe(arguments), arguments.out, arguments.resume)
     plot_log(arguments.out)
 
     detector = EffNetDetector(shared.as_graph(EffNetOnPixels(trained), device), "training")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -22,12 +21,10 @@ from models.training import (
     card,
     draw_weights,
     fit,
-    fold,
     plot_log,
     prepare,
     read_datasets,
     save_weights,
-    unfold,
 )
 from utils.contracts import RgbArray
 
@@ -202,27 +199,3 @@ def test_weights_are_written_in_half_precision_with_their_metadata_and_card(tmp_
     text = card("net", path, licence="MIT")
     assert f"size = {path.stat().st_size}" in text
     assert 'licence = "MIT"' in text
-
-
-def test_folded_normalisation_computes_the_same_and_can_be_undone() -> None:
-    torch.manual_seed(0)
-    network = timm.create_model("test_efficientnet", num_classes=1).eval()
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            assert module.running_mean is not None and module.running_var is not None
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
-    images = torch.randn(2, 3, 64, 64)
-    with torch.no_grad():
-        expected, keys = network(images), set(network.state_dict())
-        fold(network)
-        assert not any(isinstance(each, nn.BatchNorm2d) for name, each in network.named_modules() if "norm" not in name)
-        assert torch.allclose(network(images), expected, atol=1e-5)
-        unfold(network)
-        assert torch.allclose(network(images), expected, atol=1e-5)
-    assert set(network.state_dict()) == keys
-
-
-def test_folding_refuses_normalisation_of_something_else() -> None:
-    with pytest.raises(ValueError, match="does not normalise"):
-        fold(nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.Linear(4, 5), nn.BatchNorm2d(5)))

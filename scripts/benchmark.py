@@ -214,7 +214,7 @@ def in_torch(detector: GraphDetector) -> GraphDetector:
 
     def run(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         with torch.inference_mode():
-            return np.asarray(network(torch.from_numpy(pixels)).numpy())
+            return np.asarray(network(torch.tensor(pixels)).numpy())
 
     return on(detector, run)
 

@@ -58,7 +58,7 @@ def forged(donors: Sequence[Picture], picture: Picture, rng: np.random.Generator
     """A manipulated crop, (3, SIDE, SIDE) float32 in 0..255, and the share of each map pixel that was manipulated."""
     donor = donors[int(rng.integers(len(donors)))]
     rgb, mask = forge(shared.square(picture.pixels, SIDE, 1, rng), shared.square(donor.pixels, SIDE, 1, rng), rng)
-    pixels = torch.from_numpy(rgb).permute(2, 0, 1).float()
+    pixels = torch.tensor(rgb).permute(2, 0, 1).float()
     share = functional.avg_pool2d(torch.from_numpy(mask)[None].float() / 255, COMPACT.stride)
     return pixels, share
 

@@ -6,7 +6,6 @@ order, NaN = missing, and is deterministic.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.contracts import Json
+from utils.errors import FusionMismatch
 
 FloatArray: TypeAlias = NDArray[np.float64]
 
@@ -258,17 +258,15 @@ class Trees:
 
 
 def _xgboost() -> Any:
-    """XGBoost, imported only for an artifact of trees, and without scikit-learn and pandas.
+    """Only an artifact of trees needs it.
 
-    It imports both where they are installed, for classes that we do not use: 0.7 s of the first verdict.
+    Raises:
+        FusionMismatch: it is not installed.
     """
-    if "xgboost" not in sys.modules and "sklearn" not in sys.modules:
-        sys.modules["sklearn"] = None  # type: ignore[assignment]  # says "not installed" to whoever imports it
-        try:
-            import_module("xgboost")
-        finally:
-            del sys.modules["sklearn"]
-    return import_module("xgboost")
+    try:
+        return import_module("xgboost")
+    except ImportError:
+        raise FusionMismatch("a fusion artifact of trees needs XGBoost: pip install 'xgboost>=3.1,<4'") from None
 
 
 def estimator_from_json(kind: str, model: Mapping[str, Json], inputs: Sequence[str], ubj: bytes | None) -> Estimator:

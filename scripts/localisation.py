@@ -71,12 +71,16 @@ def locate(manifest: Path, settings: Settings) -> Localisation:
     with Ingress(settings) as ingress:
         for row in rows:
             try:
-                sample, drawn = (ingress.load(str(manifest.parent / row[key])) for key in ("filepath", "mask"))
+                sample = ingress.load(str(manifest.parent / row["filepath"]))
             except VerifyError:
                 unreadable += 1
                 continue
-            brightest = drawn.upright.max(axis=2)
-            mask = brightest > brightest.max() / 2  # 0 and 1 as well as 0 and 255
+            # Not through the ingress: a mask may call its black or its white transparent, and means the colour.
+            drawn = cv2.imread(str(manifest.parent / row["mask"]), cv2.IMREAD_GRAYSCALE)
+            if drawn is None:
+                unreadable += 1
+                continue
+            mask = drawn > drawn.max() / 2  # 0 and 1 as well as 0 and 255
             if mask.all() or not mask.any():
                 without_region += 1
                 continue

@@ -119,7 +119,8 @@ def test_the_heatmap_lies_on_the_stored_pixels(photograph: np.ndarray) -> None:
 def installed(folder: Path, network: ManTraNet) -> Weights:
     path = folder / "mantranet_compact.safetensors"
     save_file(network.state_dict(), path)
-    card = f'[mantranet_compact]\nfile = "{path.name}"\nsha256 = "{sha256_file(path)}"\n'
+    size, sha256 = path.stat().st_size, sha256_file(path)
+    card = f'[mantranet_compact]\nfile = "{path.name}"\nsize = {size}\nsha256 = "{sha256}"\n'
     (folder / "weights.toml").write_text(card)
     return Weights.at(folder)
 

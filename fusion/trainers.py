@@ -93,7 +93,7 @@ def fit(
         weights: n; see ``fusion.table.source_weights``.
         drop: probability that a family of inputs is missing in a training row.
     """
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # comes with scikit-learn
+    from threadpoolctl import threadpool_limits
 
     with threadpool_limits(
         1

@@ -260,7 +260,7 @@ class Measurer:
     """The ensemble of one process, built once. One thread: the processes share the cores."""
 
     def __init__(self, settings: Settings, skip: Sequence[str]) -> None:
-        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # comes with scikit-learn
+        from threadpoolctl import threadpool_limits  # comes with scikit-learn
 
         self.settings = settings
         built = build_ensemble(settings.model_copy(update={"threads": 1}))

@@ -232,9 +232,9 @@ class Verifier:
         self.warnings = self._unused()
 
     def _unused(self) -> tuple[str, ...]:
-        """Detectors that run but that this artifact was not trained with: their numbers are shown, not used."""
+        """Opinions on AI that this artifact was not trained with: shown, not used. A map of changes is no opinion."""
         names = [name for detector in self.ensemble.detectors for name in detector.features]
-        unused = [name for name in names if name not in self.fusion.inputs]
+        unused = [name for name in names if name.endswith(("_prob", "_score")) and name not in self.fusion.inputs]
         return (
             (f"fusion {self.fusion.name} was trained without {', '.join(unused)}: shown, not used",) if unused else ()
         )

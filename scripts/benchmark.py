@@ -206,17 +206,13 @@ def in_torch(detector: GraphDetector) -> GraphDetector:
     import torch
 
     from models.loaders import Weights, load_into
+    from scripts.detector_training import as_graph
     from scripts.export_graphs import SHIPPED
 
     _, build = SHIPPED[detector.name]
-    network = build().eval().requires_grad_(False)
+    network = build()
     load_into(network.network, Weights.at(load_settings().weights_dir).state(detector.name), dtype=torch.float32)
-
-    def run(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        with torch.inference_mode():
-            return np.asarray(network(torch.tensor(pixels)).numpy())
-
-    return on(detector, run)
+    return on(detector, as_graph(network, "cpu"))
 
 
 def on(detector: GraphDetector, network: Network) -> GraphDetector:

@@ -23,12 +23,11 @@ from fusion.metrics import Interval, evaluate
 from inference.graphs import Network
 from models.training import Picture, Recipe
 from utils.contracts import RgbArray, Sample
-from utils.deliveries import deliver_at_random
+from utils.deliveries import LOSSY, deliver_at_random
 from utils.errors import VerifyError
 from utils.ingress import Ingress
 from utils.settings import load_settings
 
-LOSSY = ("JPEG", "MPO")  # formats that surely were compressed before; a WebP may be lossless
 TRIES = 4
 WINDOW = 1024  # px; how much of an image is kept at native size, larger than most deliveries
 SMOOTHING = 0.1  # of the labels; some of the sources' own claims are wrong

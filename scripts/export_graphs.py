@@ -108,6 +108,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def export_beside(name: str, network: OnPixels, architecture: str, folder: Path) -> None:
+    """Beside freshly trained weights, the graph that they need where it is not the shipped one; and print its card."""
+    if architecture != SHIPPED[name][0]:
+        path = folder / f"{name}.onnx"
+        export(network, architecture, path)
+        print(graph_card(name, path))
+
+
 def graph_card(name: str, path: Path) -> str:
     """The lines of models/weights.toml for a graph."""
     return card(f"{name}_graph", path, licence="MIT", train="python -m scripts.export_graphs")

@@ -29,20 +29,20 @@ from typing import Any, TypeAlias
 import numpy as np
 from rich.console import Console
 from rich.progress import track
+from threadpoolctl import threadpool_limits
 
 from fusion.estimators import FloatArray
 from fusion.table import PARQUET, TableError, numbers, read_columns
 from inference.detector import Ensemble, build_ensemble
 from inference.registry import feature_meanings, select_detectors
 from utils.contracts import Json, Sample
-from utils.deliveries import DELIVERIES, FIXED, deliver, deliver_at_random
+from utils.deliveries import DELIVERIES, FIXED, LOSSY, deliver, deliver_at_random
 from utils.errors import BadSettings, VerifyError
 from utils.ingress import Ingress
 from utils.settings import Settings, load_settings
 
 LABELS = ("real", "ai")
 KEYS = ("filepath", "delivery", "label", "source", "split", "generator", "models")  # models: versions that measured
-LOSSY = ("JPEG", "MPO")  # formats that surely were compressed before; a WebP may be lossless
 RAY_BLOCK = 16  # images at most that a Ray actor answers for at a time: what a stopped run measures again
 
 Key: TypeAlias = tuple[str, str]  # filepath, delivery
@@ -260,8 +260,6 @@ class Measurer:
     """The ensemble of one process, built once. One thread: the processes share the cores."""
 
     def __init__(self, settings: Settings, skip: Sequence[str]) -> None:
-        from threadpoolctl import threadpool_limits  # comes with scikit-learn
-
         self.settings = settings
         built = build_ensemble(settings.model_copy(update={"threads": 1}))
         forensics = [each for each in built.forensics if each.name not in skip]

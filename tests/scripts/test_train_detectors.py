@@ -122,6 +122,22 @@ def test_random_views_have_one_size_and_range_whatever_the_picture(tmp_path: Pat
             assert 0 <= float(tile.min()) <= float(tile.max()) <= 255
 
 
+def test_a_mixed_view_is_labelled_by_the_share_of_its_generated_pixels() -> None:
+    labels = torch.tensor([0.0, 1.0, 1.0, 0.0])
+    for seed in range(20):
+        torch.manual_seed(seed)
+        views, shares = train_effnet.mixed(labels.view(4, 1, 1, 1).expand(4, 3, 32, 32), labels)
+        assert torch.allclose(views.mean(dim=(1, 2, 3)), shares)
+
+
+def test_a_retouched_view_has_other_colours_and_the_same_structure() -> None:
+    photograph = PHOTOGRAPHS[0][:224, :224]
+    retouched = train_effnet._retouched(photograph, np.random.default_rng(1))
+    assert retouched.dtype == np.uint8
+    assert np.abs(retouched.mean(axis=(0, 1)) - photograph.mean(axis=(0, 1))).max() > 2
+    assert np.corrcoef(retouched.mean(axis=2).ravel(), photograph.mean(axis=2).ravel())[0, 1] > 0.97
+
+
 def test_folding_keeps_the_networks_function() -> None:
     torch.manual_seed(0)
     network = timm.create_model("test_efficientnet", num_classes=3).eval()

@@ -17,7 +17,7 @@ DROPPED_COPIES = 2  # copies of the table with families missing, beside the tabl
 ALL_MISSING = 0.05  # share of those rows that lose everything: knowing nothing must give the prior
 DIGITS = 8  # of a stored weight; float64 noise beyond that would only make artifacts larger
 
-# What counts is sources, not rows: a hundred of them carry little more than one number each. Out of fold, calibrated, on
+# What counts is sources, not rows: a hundred of them carry little more than one number each. Out of fold, calibrated,
 # 119 sources x 52 features: 0.497 nats; 0.498 at C 0.01 or reach 6, 0.502 at C 0.001 or 0.03, 0.523 at reach 1; the
 # detector alone 0.506.
 LOGISTIC_C = 0.003

@@ -18,8 +18,8 @@ ALL_MISSING = 0.05  # share of those rows that lose everything: knowing nothing 
 DIGITS = 8  # of a stored weight; float64 noise beyond that would only make artifacts larger
 
 # What counts is sources, not rows: a hundred of them carry little more than one number each. Out of fold, calibrated,
-# 119 sources x 52 features: 0.497 nats; 0.498 at C 0.01 or reach 6, 0.502 at C 0.001 or 0.03, 0.523 at reach 1; the
-# detector alone 0.506.
+# with 119 sources x 52 features: 0.497 nats; 0.498 at C 0.01 or reach 6, 0.502 at C 0.001 or 0.03, 0.523 at reach 1;
+# the detector alone 0.506.
 LOGISTIC_C = 0.003
 DETECTOR_REACH = 3.0  # a detector's log-odds count this many spreads for one, so the penalty hardly holds them down
 # Sizes of the others: the best or nearly best of a small grid on 1,622 rows of real images x 61 forensic features.

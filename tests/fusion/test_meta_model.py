@@ -56,9 +56,8 @@ def test_without_any_family_the_answer_stays_calibrated(model: FusionModel, lost
     probabilities = model.probabilities(table.matrix)
     weights = source_weights(table.labels, table.sources)[None]
     assert auroc(table.labels, probabilities, weights)[0] > 0.75
-    assert (
-        expected_calibration_error(table.labels, probabilities, weights)[0] < 0.15
-    )  # a penalty per source leaves the logistic cautious
+    cautious = (model.estimator.kind, lost) == ("logistic", "dino")  # its other weights are held down most
+    assert expected_calibration_error(table.labels, probabilities, weights)[0] < (0.15 if cautious else 0.12)
 
 
 def test_knowing_nothing_gives_the_prior(model: FusionModel) -> None:

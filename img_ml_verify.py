@@ -51,19 +51,26 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--schema", action="store_true", help="print the JSON Schema of a verdict and exit")
     args = parser.parse_args(argv)
     if args.demo:
-        args.inputs.append(str(demo_photograph()))
+        if (photograph := demo_photograph()) is None:
+            parser.exit(EXIT_SETUP, "--demo needs the photograph in scikit-learn: pip install scikit-learn\n")
+        args.inputs.append(str(photograph))
     if not (args.inputs or args.schema):
         parser.error("no input; give a file, folder, URL or -, or try --demo")
     if args.threshold is not None and not 0 <= args.threshold <= 1:
         parser.error(f"--threshold must lie in 0..1, got {args.threshold}")
+    if args.artifacts:
+        try:
+            args.artifacts.mkdir(parents=True, exist_ok=True)  # now, not after the first image was judged
+        except OSError as error:
+            parser.error(f"--artifacts {args.artifacts}: {error.strerror}; name a folder that can be written")
     return args
 
 
-def demo_photograph() -> Path:
-    """A camera photograph inside the installed scikit-learn package, found without importing it."""
+def demo_photograph() -> Path | None:
+    """A camera photograph inside the scikit-learn package, found without importing it; None: not installed."""
     package = find_spec("sklearn")
     if package is None or package.origin is None:
-        raise SystemExit("--demo needs scikit-learn: pip install -r requirements.txt")
+        return None
     photograph = Path(package.origin).parent / "datasets" / "images" / "china.jpg"
     return photograph.relative_to(Path.cwd()) if photograph.is_relative_to(Path.cwd()) else photograph
 
@@ -97,14 +104,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Judge every input, and show each answer as soon as its batch is done."""
     from inference.detector import build_verifier
-    from utils.errors import InputError, VerifyError
+    from utils.errors import VerifyError
     from utils.ingress import Ingress, expand
 
-    try:
-        sources = list(expand(args.inputs))
-    except InputError as error:
-        print(f"{error.code}: {error}", file=sys.stderr)
-        return EXIT_NOT_JUDGED
+    sources = list(expand(args.inputs))
     single, code = sources == args.inputs and len(sources) == 1, EXIT_JUDGED
     show = _json_lines(single) if args.json else _tables(single)
     with Ingress(settings) as ingress:
@@ -138,12 +141,10 @@ def _json_lines(single: bool) -> Show:
 
 
 def _tables(single: bool) -> Show:
-    from rich.console import Console
-
-    from inference.terminal import show_error, show_verdict
+    from inference.terminal import Terminal, show_error, show_verdict
     from utils.errors import VerifyError
 
-    console = Console(highlight=False)
+    console = Terminal()
 
     def show(source: str, answer: Judgement | VerifyError) -> None:
         if isinstance(answer, VerifyError):
@@ -185,7 +186,7 @@ def judge(sources: Sequence[str], ingress: Ingress, verifier: Verifier) -> Itera
 
 def _load_batch(waiting: Iterator[str], ingress: Ingress) -> list[tuple[str, Sample | VerifyError]]:
     """The next BATCH images; fewer once their pixels take BATCH_BYTES. Empty at the end."""
-    from utils.errors import Internal, VerifyError
+    from utils.errors import Internal, SetupError, VerifyError
 
     batch: list[tuple[str, Sample | VerifyError]] = []
     size = 0
@@ -194,6 +195,8 @@ def _load_batch(waiting: Iterator[str], ingress: Ingress) -> list[tuple[str, Sam
             sample = ingress.load(source)
             size += sample.rgb.nbytes
             batch.append((source, sample))
+        except SetupError:  # no image would fare better
+            raise
         except VerifyError as error:
             batch.append((source, error))
         except Exception:  # a bug of ours must not cost the other images their answer

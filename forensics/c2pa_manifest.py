@@ -106,20 +106,20 @@ class Credentials:
         }
 
 
-def read(raw: bytes, format: str, trust_anchors: Path | None = None) -> Credentials | None:
+def read(raw: bytes, format: str, trust_anchors: str | None = None) -> Credentials | None:
     """Read and check the C2PA data embedded in one file; None when there is none.
 
     Args:
         raw: the file as received.
         format: Pillow's name of what the bytes decode to.
-        trust_anchors: PEM file with the certificates of accepted authorities; without it no signer is trusted.
+        trust_anchors: certificates of accepted authorities, as ``read_anchors`` gives them; without them no signer is
+            trusted.
 
-    Raises:
-        BadSettings: the trust anchors cannot be read. A hostile image never raises.
+    A hostile image never raises.
     """
     settings: dict[str, Any] = dict(_OFFLINE)
     if trust_anchors is not None:
-        settings["trust"] = {"trust_anchors": _read_anchors(trust_anchors)}
+        settings["trust"] = {"trust_anchors": trust_anchors}
     # Every embedded manifest spells both; all other files never reach the native library.
     if b"jumb" not in raw or b"c2pa" not in raw:
         return None
@@ -136,13 +136,18 @@ def read(raw: bytes, format: str, trust_anchors: Path | None = None) -> Credenti
     return _judge(store)
 
 
-def _read_anchors(path: Path) -> str:
+def read_anchors(path: Path) -> str:
+    """The certificates in a PEM file.
+
+    Raises:
+        BadSettings: it is no such file.
+    """
     try:
         pem = path.read_text(encoding="ascii")
         # The native library skips a malformed certificate in silence, which would untrust everybody.
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=pem)
     except (OSError, ValueError) as error:  # SSLError is an OSError
-        raise BadSettings(f"trust anchors {path}: not a readable PEM file of certificates") from error
+        raise BadSettings(f"IMGV_C2PA_TRUST_ANCHORS: {path} is not a readable PEM file of certificates") from error
     return pem
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 from forensics import c2pa_manifest, generators, metadata, stealth
@@ -73,14 +72,12 @@ def strongest(claims: Sequence[Mapping[str, str]]) -> Mapping[str, str] | None:
     return max(deciding, key=rank, default=None)
 
 
-def measure(sample: Sample, trust_anchors: Path | None = None) -> Measurement:
+def measure(sample: Sample, trust_anchors: str | None = None) -> Measurement:
     """Collect and grade every claim.
 
     Args:
-        trust_anchors: PEM file of accepted C2PA authorities; without it no signature grades above signed_untrusted.
-
-    Raises:
-        BadSettings: the trust anchors cannot be read.
+        trust_anchors: PEM certificates of accepted C2PA authorities; without them no signature grades above
+            signed_untrusted.
     """
     found = metadata.read(sample.raw, sample.format)
     credentials = c2pa_manifest.read(sample.raw, sample.format, trust_anchors)

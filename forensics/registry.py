@@ -47,10 +47,18 @@ def load_forensics(trust_anchors: Path | None = None) -> tuple[Forensic, ...]:
 
     Args:
         trust_anchors: PEM file of the C2PA authorities that provenance accepts; none by default.
+
+    Raises:
+        BadSettings: that file cannot be read.
     """
+    anchors = None
+    if trust_anchors:
+        from forensics.c2pa_manifest import read_anchors
+
+        anchors = read_anchors(trust_anchors)  # once: an image is no place to find out that a setting is wrong
     loaded = []
     for name, reads in FORENSICS.items():
         module = import_module(f"forensics.{name}")
-        measure = partial(module.measure, trust_anchors=trust_anchors) if name == "provenance" else module.measure
+        measure = partial(module.measure, trust_anchors=anchors) if name == "provenance" else module.measure
         loaded.append(Forensic(name, reads, module.FEATURES, measure))
     return tuple(loaded)

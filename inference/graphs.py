@@ -155,7 +155,7 @@ def _providers(device: str) -> list[Any]:
     if kind == "cuda":
         if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
             return [("CUDAExecutionProvider", {"device_id": int(index or 0)}), "CPUExecutionProvider"]
-        log.info("small networks stay on the CPU: this ONNX Runtime has no CUDA provider (onnxruntime-gpu has)")
+        log.warning("small networks stay on the CPU: this ONNX Runtime has no CUDA; pip install onnxruntime-gpu")
     return ["CPUExecutionProvider"]
 
 

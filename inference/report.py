@@ -65,7 +65,7 @@ def write_artifacts(folder: Path, sample: Sample, judgement: Judgement) -> dict[
         claims=verdict.provenance.get("claims", []),
         facts={name: facts for name, facts in verdict.provenance.items() if facts and name != "claims"},
     )
-    write_atomic(home / "report.html", page.encode())
+    write_atomic(home / "report.html", page.encode("utf-8", "backslashreplace"))  # a file name may be no text
     written |= {"report": str(home / "report.html"), "verdict": str(home / "verdict.json")}
     write_atomic(home / "verdict.json", dump(verdict_dict(verdict) | {"artifacts": written}, pretty=True).encode())
     return written

@@ -19,6 +19,16 @@ TIER_WORDS = {
 TIER_STYLES = {"real": "green", "likely_real": "green", "inconclusive": "yellow", "likely_ai": "red", "ai": "bold red"}
 
 
+class Terminal(Console):
+    """A console whose caller sees the reader go away, as after ``| head``, where rich would end with an error."""
+
+    def __init__(self) -> None:
+        super().__init__(highlight=False)
+
+    def on_broken_pipe(self) -> None:
+        raise  # rich calls this while it handles the BrokenPipeError
+
+
 def show_verdict(console: Console, verdict: Verdict, *, short: bool = False) -> None:
     """One line when ``short``; otherwise the verdict, its reasons, what was missing and what to beware of."""
     source = printable(verdict.source)
@@ -45,8 +55,8 @@ def show_verdict(console: Console, verdict: Verdict, *, short: bool = False) -> 
     _show_list(console, "unavailable", verdict.unavailable)
     _show_list(console, "written", verdict.artifacts)
     spent = sum(verdict.timings_ms.values())
-    measured = sum(value is not None for value in verdict.signals.values())
-    console.print(f"  {measured} of {len(verdict.signals)} signals measured in {spent:.0f} ms", style="dim")
+    measured = sum(value is not None for value in verdict.numbers.values())
+    console.print(f"  {measured} of {len(verdict.numbers)} signals measured in {spent:.0f} ms", style="dim")
 
 
 def show_error(console: Console, source: str, error: VerifyError) -> None:

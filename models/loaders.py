@@ -89,7 +89,8 @@ class Weights:
     def card(self, name: str) -> Card:
         if name not in self.cards:
             near = difflib.get_close_matches(name, self.cards, n=1)
-            raise WeightsMissing(f"no weights card {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            hint = f"did you mean {near[0]!r}?" if near else "python -m scripts.download_weights --list shows them"
+            raise WeightsMissing(f"no weights card {name!r}; {hint}")
         return self.cards[name]
 
     def path(self, name: str) -> Path:

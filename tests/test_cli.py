@@ -1,6 +1,7 @@
 """The command line as a user meets it: answers, JSON, exit codes, and what goes where."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 import img_ml_verify as cli
+from utils.contracts import PUBLIC_FEATURES
 from utils.ingress import Ingress
 from utils.verdict_json import json_schema
 
@@ -80,10 +82,12 @@ def test_a_folder_is_searched_and_other_files_are_left_alone(capsys, small):
     assert [Path(json.loads(line)["source"]).name for line in out.splitlines()] == ["B.PNG", "small.png"]
 
 
-def test_an_empty_folder_is_an_error(capsys, tmp_path):
-    code, out, err = run(capsys, tmp_path)
-    assert (code, out) == (3, "")
-    assert err.startswith("file_not_found: ")
+def test_an_empty_folder_has_its_own_error_and_costs_nobody_an_answer(capsys, small, tmp_path):
+    empty = tmp_path / "empty"
+    (empty / "folder.jpg").mkdir(parents=True)
+    code, out, _ = run(capsys, empty, small, "--json")
+    refused, judged = map(json.loads, out.splitlines())
+    assert (code, refused["error"]["code"], judged["source"]) == (3, "file_not_found", str(small))
 
 
 def test_standard_input_is_judged(small):
@@ -130,11 +134,17 @@ def test_the_report_is_self_contained_and_escapes_what_strangers_wrote(capsys, t
     assert "a&<b>" not in page
     assert "http://" not in page.replace("http://cv.iptc.org", "")
     assert 'src="http' not in page
+    assert all(name in page for name in PUBLIC_FEATURES)
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
-    [([], "no input"), (["x.jpg", "--threshold", "7"], "0..1"), (["--profile", "huge", "x"], "invalid choice")],
+    [
+        ([], "no input"),
+        (["x.jpg", "--threshold", "7"], "0..1"),
+        (["--profile", "huge", "x"], "invalid choice"),
+        (["x.jpg", "--artifacts", __file__], "--artifacts"),
+    ],
 )
 def test_bad_usage_exits_with_2(capsys, argv, message):
     with pytest.raises(SystemExit) as stop:
@@ -148,6 +158,21 @@ def test_an_incomplete_installation_exits_with_4(capsys, monkeypatch, small):
     code, out, err = run(capsys, small)
     assert (code, out) == (4, "")
     assert err.startswith("fusion_corrupt: ")
+
+
+def test_a_setting_that_no_image_survives_stops_the_run(capsys, monkeypatch, small, tmp_path):
+    monkeypatch.setenv("IMGV_C2PA_TRUST_ANCHORS", str(tmp_path / "missing.pem"))
+    code, out, err = run(capsys, small)
+    assert (code, out) == (4, "")
+    assert err.startswith("bad_settings: IMGV_C2PA_TRUST_ANCHORS")
+
+
+def test_the_demo_says_what_it_needs(capsys, monkeypatch):
+    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--demo"])
+    assert stop.value.code == 4
+    assert "pip install scikit-learn" in capsys.readouterr().err
 
 
 def test_a_refused_url_is_answered_without_a_traceback(capsys):
@@ -184,8 +209,20 @@ def test_a_file_name_cannot_steer_the_terminal(capsys, small):
     assert "\x1b" not in out
 
 
-def test_a_reader_that_goes_away_is_no_error(small):
-    command = f"{sys.executable} img_ml_verify.py {small} {small} --json | head -c 1"
+def test_a_name_that_is_no_text_or_too_long_is_answered(capsysbinary, small, tmp_path):
+    odd = os.fsencode(small.with_name("caf")) + b"\xe9.png"
+    Path(os.fsdecode(odd)).write_bytes(small.read_bytes())
+    code = cli.main([os.fsdecode(odd), "x" * 300, "--json", "--artifacts", str(tmp_path / "out")])
+    judged, refused = map(json.loads, capsysbinary.readouterr().out.splitlines())
+    assert code == 3
+    assert os.fsencode(judged["source"]) == odd
+    assert "caf" in Path(judged["artifacts"]["report"]).read_text()
+    assert refused["error"]["code"] == "file_not_found"
+
+
+@pytest.mark.parametrize("option", ["--json", ""])
+def test_a_reader_that_goes_away_is_no_error(small, option):
+    command = f"{sys.executable} img_ml_verify.py {small} {small} {option} | head -c 1"
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], cwd=ROOT, capture_output=True, check=False)
     assert done.stderr == b""
     assert done.returncode == 0

@@ -71,7 +71,7 @@ def supported_format(raw: bytes) -> str:
         return kind
     found = describe(raw[:4096])
     if found in ("text", "HTML", "XML", "zeros", "unknown data"):
-        raise NotAnImage(f"{found}, not an image")
+        raise NotAnImage(f"{found}, not an image; give the address or the bytes of the image itself")
     raise UnsupportedFormat(f"{found} is not supported; convert it to PNG or JPEG first")
 
 

@@ -224,3 +224,8 @@ class Verdict:
     models: dict[str, str]
     timings_ms: dict[str, float]
     warnings: tuple[str, ...]
+
+    @property
+    def numbers(self) -> dict[str, float | None]:
+        """The nine public ones, then ``signals``."""
+        return {name: getattr(self, name) for name in PUBLIC_FEATURES} | self.signals

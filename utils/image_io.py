@@ -82,8 +82,8 @@ def read_file(path: Path, max_bytes: int) -> bytes:
     """Read a regular file.
 
     Raises:
-        FileMissing: there is none, or it may not be read.
-        NotAnImage: it is a directory, a pipe or a device.
+        FileMissing: there is none, it may not be read, or it is a folder.
+        NotAnImage: it is a pipe or a device.
         TooManyBytes: known before reading; counted again while reading, because files grow.
     """
     try:
@@ -91,11 +91,13 @@ def read_file(path: Path, max_bytes: int) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         reason = error.strerror if isinstance(error, OSError) else "not a file name"
-        raise FileMissing(f"cannot read {path}: {reason}") from error
+        raise FileMissing(f"cannot read {path}: {reason}; check the path") from error
     try:
         status = os.fstat(descriptor)
         if stat.S_ISDIR(status.st_mode):
-            raise NotAnImage(f"{path} is a folder, not an image")
+            raise FileMissing(
+                f"{path} is a folder: name an image file, or on the command line a folder that holds some"
+            )
         if not stat.S_ISREG(status.st_mode):
             raise NotAnImage(f"{path} is a pipe or a device, not a file; use - to read standard input")
         if status.st_size > max_bytes:
@@ -137,7 +139,7 @@ def decode(raw: bytes, source: str, limits: Limits) -> Sample:
         DecoderKilled: memory ran out.
     """
     if not raw:
-        raise EmptyInput("0 bytes: the file is empty")
+        raise EmptyInput("0 bytes: the file is empty; send the image again")
     if len(raw) > limits.max_bytes:
         raise _too_many_bytes(f"{len(raw):,}", limits.max_bytes)
     if _QUIET not in warnings.filters:

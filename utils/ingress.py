@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -25,17 +26,14 @@ IMAGE_SUFFIXES = (
 def expand(inputs: Iterable[str]) -> Iterator[str]:
     """Replace each folder by the image files below it, sorted. Everything else passes as it is.
 
-    Raises:
-        FileMissing: a folder holds no image file.
+    So does a folder without images: read like a file, it has its own error among the answers for the others.
     """
     for given in inputs:
-        if is_url(given) or not Path(given).is_dir():
-            yield given
-            continue
-        found = sorted(path for path in Path(given).rglob("*") if path.name.lower().endswith(IMAGE_SUFFIXES))
-        if not found:
-            raise FileMissing(f"{given}: no image file below this folder; name a folder with images")
-        yield from map(str, found)
+        found = []
+        if not is_url(given) and os.path.isdir(given):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
+            named = (path for path in Path(given).rglob("*") if path.name.lower().endswith(IMAGE_SUFFIXES))
+            found = sorted(str(path) for path in named if path.is_file())
+        yield from found or [given]
 
 
 def is_url(source: str) -> bool:
@@ -89,6 +87,8 @@ class Ingress:
     def _read(self, source: str) -> bytes:
         settings = self._settings
         if source == "-":
+            if sys.stdin is None:
+                raise FileMissing("standard input is closed; pipe an image into it")
             return read_stream(sys.stdin.buffer, settings.max_bytes)
         if not is_url(source):
             return read_file(Path(source), settings.max_bytes)

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import os
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
+from dotenv import dotenv_values
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from utils.errors import BadSettings
+
+T = TypeVar("T")
+
+PREFIX, ENV_FILE = "IMGV_", ".env"
+LARGEST = 2**40  # of any number: C's integers and clocks overflow beyond, far from the setting that is to blame
 
 
 class Settings(BaseSettings):
     """Environment variables carry the prefix IMGV_, e.g. IMGV_MAX_BYTES=50000000."""
 
     model_config = SettingsConfigDict(
-        env_prefix="IMGV_",
-        env_file=".env",
+        env_prefix=PREFIX,
+        env_file=ENV_FILE,
         env_ignore_empty=True,
         frozen=True,
         extra="ignore",
+        allow_inf_nan=False,
         validate_default=True,
         populate_by_name=True,
     )
@@ -114,10 +123,24 @@ class Settings(BaseSettings):
     api_origins: str = Field("", description="other sites whose pages may call (CORS), comma separated; empty: none")
     api_proxies: str = Field("", description="reverse proxies whose X-Forwarded-* is believed, comma separated")
 
-    @field_validator("weights_dir", "queue_embedded_dir")
+    @field_validator("weights_dir", "queue_embedded_dir", "c2pa_trust_anchors")
     @classmethod
-    def _expand_home(cls, path: Path) -> Path:
-        return path.expanduser()
+    def _expand_home(cls, path: Path | None) -> Path | None:
+        return path and path.expanduser()
+
+    @field_validator("*")
+    @classmethod
+    def _not_too_large(cls, value: T) -> T:
+        if isinstance(value, int | float) and value > LARGEST:
+            raise ValueError(f"at most {LARGEST}")
+        return value
+
+    @field_validator("fetch_ports")
+    @classmethod
+    def _are_ports(cls, ports: str) -> str:
+        if not all(0 < int(port) < 2**16 for port in ports.split(",")):
+            raise ValueError("ports are 1 to 65535")
+        return ports
 
     @property
     def fetch_port_set(self) -> frozenset[int]:
@@ -128,11 +151,22 @@ def load_settings(**given: object) -> Settings:
     """Read the environment and .env; what the command line gave comes first.
 
     Raises:
-        BadSettings: a value is out of range or not understood; the message names the variable.
+        BadSettings: a value is out of range or not understood, or there is no such setting; the message names it.
     """
+    _refuse_unknown()
     try:
         return Settings(**given)  # type: ignore[arg-type]  # pydantic checks them
     except ValidationError as error:
         first = error.errors()[0]
-        name = "IMGV_" + "_".join(str(part) for part in first["loc"]).upper()
+        name = PREFIX + "_".join(str(part) for part in first["loc"]).upper()
         raise BadSettings(f"{name}: {first['msg']}; see .env.example") from error
+
+
+def _refuse_unknown() -> None:
+    """A variable with our prefix that is no setting: mistyped, it would be without effect and nobody would know."""
+    known = [PREFIX + name.upper() for name in Settings.model_fields]
+    for name in sorted({*os.environ, *dotenv_values(ENV_FILE)}):
+        if name.upper().startswith(PREFIX) and name.upper() not in known:
+            near = get_close_matches(name.upper(), known, 1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise BadSettings(f"{name}: there is no such setting; {hint}see .env.example")

@@ -26,5 +26,9 @@ def json_schema() -> dict[str, Json]:
 
 
 def dump(value: Json, *, pretty: bool = False) -> str:
-    """One line unless ``pretty``. NaN cannot occur: a missing number is null."""
-    return json.dumps(value, indent=2 if pretty else None, ensure_ascii=False, allow_nan=False)
+    """One line unless ``pretty``. NaN cannot occur: a missing number is null.
+
+    A byte of a file name that is not UTF-8, which Python holds as a lone surrogate, becomes JSON's escape of it.
+    """
+    text = json.dumps(value, indent=2 if pretty else None, ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -12,7 +12,7 @@ from typing import Any
 from redis.exceptions import RedisError, ResponseError
 
 from utils.contracts import Json
-from utils.errors import VerifyError
+from utils.errors import QueueUnreachable, VerifyError
 from utils.settings import load_settings
 from utils.verdict_json import dump
 from worker.connect import Client, connect
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except VerifyError as error:
         print(f"{error.code}: {error}", file=sys.stderr)
     except (RedisError, OSError) as error:
-        print(f"the queue's server: {error}; check REDIS_URL", file=sys.stderr)
+        print(f"{QueueUnreachable.code}: {error}; check REDIS_URL", file=sys.stderr)
     return EXIT_FAILED
 
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from utils.contracts import Json
-from utils.errors import FetchFailed, InputError, QueueFull, SetupError, VerifyError
+from utils.errors import InputError, QueueFull, QueueUnreachable, SetupError, VerifyError
 from utils.image_io import read_file
 from utils.ingress import expand, is_url
 from utils.settings import Settings, load_settings
@@ -172,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 async def run(args: argparse.Namespace, settings: Settings, client: Client) -> int:
     """
     Raises:
-        FetchFailed: the server cannot be reached.
+        QueueUnreachable: the server cannot be reached.
     """
     sources, status = list(expand(args.inputs)), EXIT_JUDGED
     submitter = Submitter(client, settings, {"profile": args.profile} if args.profile else {}, args.priority)
@@ -186,7 +186,7 @@ async def run(args: argparse.Namespace, settings: Settings, client: Client) -> i
                         status = EXIT_NOT_JUDGED
                     print(dump(answer) if args.json else line(source, answer), flush=True)
     except (RedisError, OSError) as error:
-        raise FetchFailed(f"the queue's server: {error}; check REDIS_URL") from error
+        raise QueueUnreachable(f"{error}; check REDIS_URL") from error
     return status
 
 

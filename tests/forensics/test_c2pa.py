@@ -18,7 +18,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from PIL import Image
 
 from forensics import provenance
-from forensics.c2pa_manifest import read
+from forensics.c2pa_manifest import read, read_anchors
+from forensics.registry import load_forensics
 from utils.contracts import Sample
 from utils.errors import BadSettings
 
@@ -116,7 +117,7 @@ def sign(raw, *actions, format="PNG", generator="TestGen", assertions=(), ingred
 def anchors(tmp_path):
     path = tmp_path / "anchors.pem"
     path.write_bytes(chain("Test Signer")[2])
-    return path
+    return read_anchors(path)
 
 
 def measure(raw, format="PNG", anchors=None):
@@ -260,9 +261,9 @@ def test_trust_anchors_that_cannot_be_read_are_a_setting_error(tmp_path):
     for content in ("", "garbage", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"):
         bad.write_text(content)
         with pytest.raises(BadSettings):
-            read(unsigned(), "PNG", bad)
-    with pytest.raises(BadSettings):
-        read(unsigned(), "PNG", tmp_path / "missing.pem")
+            read_anchors(bad)
+    with pytest.raises(BadSettings, match="IMGV_C2PA_TRUST_ANCHORS"):  # before an image is judged, not instead of it
+        load_forensics(tmp_path / "missing.pem")
 
 
 def test_what_is_shown_of_a_manifest_is_capped_and_free_of_controls():

@@ -447,8 +447,8 @@ def test_a_file_that_cannot_be_opened_is_missing(tmp_path: Path, name: str) -> N
 def test_folders_pipes_and_devices_are_refused_without_waiting(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    for path in (tmp_path, pipe, Path("/dev/zero")):
-        with pytest.raises(NotAnImage):
+    for path, error in ((tmp_path, FileMissing), (pipe, NotAnImage), (Path("/dev/zero"), NotAnImage)):
+        with pytest.raises(error):
             read_file(path, 1000)
 
 

@@ -25,12 +25,34 @@ def test_the_example_explains_every_setting():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("MAX_BYTES", "-1"), ("PROFILE", "huge"), ("THRESHOLD", "2"), ("FETCH_PORTS", "80;443")]
+    ("name", "value"),
+    [
+        *[("MAX_BYTES", "-1"), ("MAX_BYTES", str(10**20)), ("DECODE_SECONDS", "inf"), ("FETCH_SECONDS", "1e300")],
+        *[("PROFILE", "huge"), ("THRESHOLD", "2"), ("FETCH_PORTS", "80;443"), ("FETCH_PORTS", "80,65536")],
+    ],
 )
 def test_a_bad_value_names_its_variable(monkeypatch, name, value):
     monkeypatch.setenv(f"IMGV_{name}", value)
     with pytest.raises(BadSettings, match=f"IMGV_{name}"):
         load_settings()
+
+
+def test_a_mistyped_setting_is_refused_wherever_it_stands(monkeypatch, tmp_path):
+    monkeypatch.setenv("imgv_treshold", "0.9")
+    with pytest.raises(BadSettings, match=r"imgv_treshold: .* did you mean IMGV_THRESHOLD"):
+        load_settings()
+    monkeypatch.delenv("imgv_treshold")
+    monkeypatch.chdir(tmp_path)
+    Path(".env").write_text("OTHER=1\nIMGV_SPEED=7\n")
+    with pytest.raises(BadSettings, match="IMGV_SPEED"):
+        load_settings()
+
+
+def test_every_path_may_begin_at_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = load_settings(c2pa_trust_anchors="~/a.pem", weights_dir="~/w", queue_embedded_dir="~/q")
+    paths = (settings.c2pa_trust_anchors, settings.weights_dir, settings.queue_embedded_dir)
+    assert paths == (tmp_path / "a.pem", tmp_path / "w", tmp_path / "q")
 
 
 def test_the_command_line_comes_before_the_environment(monkeypatch):

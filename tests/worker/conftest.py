@@ -1,6 +1,6 @@
 """A real server of our own for the whole run, and a prefix for each test.
 
-IMGV_TEST_SERVER=/path/to/redis-server runs the tests on that server instead of the one that worker.embedded finds.
+TEST_SERVER=/path/to/redis-server runs the tests on that server instead of the one that worker.embedded finds.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LEASE = 0.6  # seconds; enough for a noisy machine to renew in time
 def chosen_server(tmp_path_factory) -> Iterator[None]:
     """Under the first name that find_server looks for, also in the processes that tests start."""
     with pytest.MonkeyPatch.context() as patch:
-        if chosen := os.environ.get("IMGV_TEST_SERVER"):
+        if chosen := os.environ.get("TEST_SERVER"):
             folder = tmp_path_factory.mktemp("server")
             (folder / "valkey-server").symlink_to(chosen)
             patch.setenv("PATH", str(folder), prepend=os.pathsep)

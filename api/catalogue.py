@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from api.schemas import DetectorInfo, FusionInfo, Models, WeightsFile
 from forensics.registry import load_forensics
 from fusion.meta_model import FusionModel
-from inference.detector import FUSION_OF_PROFILE
+from inference.detector import fusion_folder
 from inference.registry import DETECTORS, select_detectors
 from inference.report import HEATMAP_TITLES
 from inference.terminal import TIER_WORDS
-from models.loaders import SHIPPED, Card, Weights, find
+from models.loaders import Card, Weights, find
 from utils.errors import WeightsMissing
 from utils.settings import Settings
 
@@ -24,8 +22,7 @@ def catalogue(settings: Settings, where: str) -> Models:
     """
     weights = Weights.at(settings.weights_dir)
     enabled = select_detectors(settings.profile, settings.detectors)
-    name = settings.fusion or FUSION_OF_PROFILE[settings.profile]
-    fusion = FusionModel.load(SHIPPED / name if (SHIPPED / name).is_dir() else Path(name))
+    fusion = FusionModel.load(fusion_folder(settings))
     thresholds = fusion.thresholds.to_json()
     if settings.threshold is not None:
         thresholds["label"] = settings.threshold

@@ -6,6 +6,7 @@ only another row of weights (a test compares each metric with scikit-learn's).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,11 @@ class Interval:
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def plain(metrics: Mapping[str, Interval]) -> dict[str, list[float]]:
+    """For JSON: value, low and high by metric."""
+    return {name: [round(value, 5) for value in (each.value, each.low, each.high)] for name, each in metrics.items()}
 
 
 def auroc(labels: IntArray, probabilities: FloatArray, weights: FloatArray) -> FloatArray:

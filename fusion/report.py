@@ -42,7 +42,8 @@ def readme(model: FusionModel, drop: float, seed: int, target_real: float, about
         f"{version('numpy')} on {platform.system()} {platform.machine()}.",
         "## Kinds compared",
         "Out-of-fold over grouped folds of the training sources, calibrated on the other folds, each kind at the "
-        f"threshold that calls {target_real:.0%} of real images real in its worst delivery.",
+        f"threshold that calls {target_real:.0%} of real images real in its worst delivery. Log loss, by which "
+        "the best is known: " + ", ".join(f"{kind} {loss:.3f}" for kind, loss in metrics["log_loss"].items()) + ".",
         markdown_table("kind", metrics["comparison"]),
         "## Shipped model, out of fold",
         "Training sources, each scored by a model that did not see it. The threshold was chosen on these rows.",

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusion.estimators import FloatArray, clean
+from utils.tables import TableError
 
 IntArray: TypeAlias = NDArray[np.int64]
 NameArray: TypeAlias = NDArray[np.str_]
@@ -23,10 +24,6 @@ REQUIRED_COLUMNS = ("label", "source", "split")
 # Describe an image; never features.
 OTHER_COLUMNS = ("delivery", "generator", "filepath", "sha256", "kind", "content", "models")
 PARQUET = ".parquet"  # a table's suffix; any other is CSV
-
-
-class TableError(ValueError):
-    """The table cannot be trained from; the message says what to change."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

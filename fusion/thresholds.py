@@ -65,16 +65,19 @@ def _cut_above(labels: IntArray, probabilities: FloatArray, weights: FloatArray,
 
 
 def measure_tiers(
-    table: Table, probabilities: FloatArray, thresholds: Thresholds
+    table: Table, probabilities: FloatArray, thresholds: Thresholds, label: float | None = None
 ) -> dict[str, dict[str, float | None]]:
     """For each tier, and for all but ``inconclusive`` together: coverage, and the share of wrong images within it.
 
     Classes count as equally frequent and sources weigh the same. ``error`` of the inconclusive tier is the share that
     the label gets wrong.
+
+    Args:
+        label: the cut of the label where it is not the artifact's own.
     """
     weights = source_weights(table.labels, table.sources)
     tiers = np.array([TIERS.index(thresholds.tier(probability)) for probability in probabilities])
-    wrong = (probabilities >= thresholds.label) != table.labels
+    wrong = (probabilities >= (thresholds.label if label is None else label)) != table.labels
     chosen = {str(name): tiers == index for index, name in enumerate(TIERS)}
     chosen["outside_inconclusive"] = ~chosen["inconclusive"]
     measured: dict[str, dict[str, float | None]] = {}

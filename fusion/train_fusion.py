@@ -10,7 +10,7 @@ import argparse
 import hashlib
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -22,16 +22,17 @@ from fusion.calibration import Calibration
 from fusion.decision import Thresholds
 from fusion.estimators import Estimator, FloatArray
 from fusion.meta_model import QUANTILES, FusionModel
-from fusion.metrics import Interval, evaluate, log_loss
-from fusion.table import IntArray, Table, TableError, families, read_table, source_weights
+from fusion.metrics import evaluate, log_loss, plain
+from fusion.table import IntArray, Table, families, read_table, source_weights
 from fusion.thresholds import choose_thresholds, measure_tiers
 from fusion.trainers import KINDS, fit, fit_calibration
 from utils.contracts import Json
+from utils.tables import TableError, check_splits
 
 FOLDS = 5
 EXTRACT_HINT = "python -m scripts.extract_features --manifest dataset.csv --out features.csv"
 
-Metrics: TypeAlias = dict[str, tuple[float, float, float]]  # value, low, high
+Metrics: TypeAlias = dict[str, list[float]]  # value, low, high
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,10 +94,11 @@ def train(
         rows out of fold).
 
     Raises:
-        TableError: too few sources to cross-validate, or a validation split of one label.
+        TableError: too few sources to cross-validate, a validation split of one label, or a source in both splits.
     """
     if len(np.unique(table.labels[table.splits == "val"])) == 1:
         raise TableError("the val split holds one label only")
+    check_splits(zip(table.sources, table.splits, strict=True))
     table = _without_dead_columns(table)
     training = table.rows(table.splits == "train")
     validation = table.rows(table.splits == "val")
@@ -117,9 +119,10 @@ def train(
     metrics: dict[str, Json] = {
         "data": _describe(table),
         "comparison": {
-            each.kind: _json(evaluate(training.labels, each.held_out, training.sources, each.thresholds.label, seed))
+            each.kind: plain(evaluate(training.labels, each.held_out, training.sources, each.thresholds.label, seed))
             for each in candidates.values()
         },
+        "log_loss": {each.kind: round(each.loss, 5) for each in candidates.values()},
         "out_of_fold": _by_delivery(training, chosen.held_out, chosen.thresholds.label, seed),
         "validation": _by_delivery(validation, score(validation), chosen.thresholds.label, seed)
         if has_validation
@@ -176,7 +179,7 @@ def _cross_validate(kind: str, table: Table, folds: IntArray, drop: float, seed:
         fold_models=tuple(models),
         calibration=calibration,
         held_out=held_out,
-        thresholds=choose_thresholds(table, calibration(log_odds), target_real),
+        thresholds=choose_thresholds(table, held_out, target_real),
         loss=float(log_loss(table.labels, held_out, weights[None])[0]),
     )
 
@@ -208,7 +211,7 @@ def _by_delivery(table: Table, probabilities: FloatArray, threshold: float, seed
     if len(rows_of) > 1:
         rows_of["all"] = np.ones(len(table), bool)
     return {
-        delivery: _json(evaluate(table.labels[rows], probabilities[rows], table.sources[rows], threshold, seed))
+        delivery: plain(evaluate(table.labels[rows], probabilities[rows], table.sources[rows], threshold, seed))
         for delivery, rows in rows_of.items()
         if len(np.unique(table.labels[rows])) == 2
     }
@@ -222,7 +225,7 @@ def _without_each_family(
         matrix = table.matrix.copy()
         matrix[:, columns] = np.nan
         lacking = Table(table.inputs, matrix, table.labels, table.sources, table.splits, table.deliveries)
-        measured[name] = _json(evaluate(table.labels, score(lacking), table.sources, threshold, seed))
+        measured[name] = plain(evaluate(table.labels, score(lacking), table.sources, threshold, seed))
     return measured
 
 
@@ -245,10 +248,6 @@ def _describe(table: Table) -> dict[str, Json]:
 
 def _hash(probabilities: FloatArray) -> str:
     return hashlib.sha256("\n".join(f"{value:.6f}" for value in probabilities).encode()).hexdigest()
-
-
-def _json(metrics: Mapping[str, Interval]) -> Metrics:
-    return {name: (round(each.value, 5), round(each.low, 5), round(each.high, 5)) for name, each in metrics.items()}
 
 
 def _refuse_foreign_folder(folder: Path) -> None:

@@ -341,6 +341,11 @@ def build_verifier(settings: Settings) -> Verifier:
     Raises:
         SetupError: as ``build_ensemble``, or a fusion artifact that is corrupt or does not fit.
     """
+    fusion = FusionModel.load(fusion_folder(settings))
+    return Verifier(build_ensemble(settings), fusion, feature_meanings(), settings.threshold)
+
+
+def fusion_folder(settings: Settings) -> Path:
+    """Of the artifact that the settings name, else the profile's."""
     name = settings.fusion or FUSION_OF_PROFILE[settings.profile]
-    folder = SHIPPED / name if (SHIPPED / name).is_dir() else Path(name)
-    return Verifier(build_ensemble(settings), FusionModel.load(folder), feature_meanings(), settings.threshold)
+    return SHIPPED / name if (SHIPPED / name).is_dir() else Path(name)

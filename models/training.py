@@ -5,14 +5,13 @@ Knows no architecture, no detector's pixels, no metric and no delivery.
 
 from __future__ import annotations
 
-import csv
 import ctypes
 import hashlib
 import json
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
@@ -29,7 +28,9 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 
 from utils.contracts import RgbArray
+from utils.errors import BadSettings, ScoreNotFinite
 from utils.persistence import sha256_file, write_atomic
+from utils.tables import TableError, check_splits, read_rows
 
 LABELS = {"real": 0, "ai": 1}
 CHECKPOINT, LOG, PLOT = "checkpoint.pt", "log.jsonl", "curve.png"
@@ -58,34 +59,32 @@ class Picture:
         return np.asarray(np.load(self.path, mmap_mode="r", allow_pickle=False))
 
 
-def read_datasets(paths: Iterable[Path]) -> list[Picture]:
-    """Every real and AI image of one or more CSVs with filepath, label and source; split and content if they have them.
+def read_datasets(paths: Iterable[Path], labels: Collection[str] = tuple(LABELS)) -> list[Picture]:
+    """Every image of these labels in one or more CSVs with filepath, label and source; split and content if they have.
 
     A file path is looked up from its CSV's own folder. Without a split, a row is for training.
 
     Raises:
-        ValueError: a column is missing, or one of the labels has no image to train on.
+        TableError: a CSV cannot be used, a label has no image to train on, or a source is in both splits.
     """
     found = []
     for path in paths:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            table = csv.DictReader(file)
-            if absent := {"filepath", "label", "source"} - set(table.fieldnames or ()):
-                raise ValueError(f"{path} has no column {', '.join(sorted(absent))}")
-            found += [
-                Picture(
-                    path.parent / row["filepath"],
-                    LABELS[row["label"]],
-                    row["source"],
-                    row.get("split") or "train",
-                    row.get("content") or "",
-                )
-                for row in table
-                if row["label"] in LABELS
-            ]
-    if {each.label for each in found if each.split == "train"} != {0, 1}:
-        raise ValueError("training needs real and AI images with split train")
+        for row in read_rows(path):
+            if row["label"] in labels:
+                label, content = LABELS[row["label"]], row.get("content") or ""
+                found.append(Picture(path.parent / row["filepath"], label, row["source"], row["split"], content))
+    check_labels(found, labels)
+    check_splits((each.source, each.split) for each in found)
     return found
+
+
+def check_labels(pictures: Iterable[Picture], labels: Collection[str]) -> None:
+    """
+    Raises:
+        TableError: a label has no image to train on.
+    """
+    if {each.label for each in pictures if each.split == "train"} != {LABELS[name] for name in labels}:
+        raise TableError(f"training needs {' and '.join(labels)} images with split train that can be read")
 
 
 def draw_weights(pictures: Sequence[Picture]) -> NDArray[np.float64]:
@@ -125,8 +124,7 @@ def prepare(
     """
     folder = folder / load.__name__
     folder.mkdir(parents=True, exist_ok=True)
-    names = [hashlib.sha256(str(each.path.resolve()).encode()).hexdigest()[:24] for each in pictures]
-    targets = [folder / f"{name}.npy" for name in names]
+    targets = [folder / f"{_identity(each.path)}.npy" for each in pictures]
     work = [(each.path, target, load) for each, target in zip(pictures, targets, strict=True)]
     if jobs == 1:
         outcomes = list(map(_prepare, work))
@@ -140,6 +138,13 @@ def prepare(
         else:
             ready.append(replace(picture, path=target, lossy=outcome))
     return ready
+
+
+def _identity(path: Path) -> str:
+    """Of a file as it is now: one that was replaced is decoded again."""
+    status = path.stat() if path.exists() else None
+    now = (path.resolve(), status and (status.st_size, status.st_mtime_ns))
+    return hashlib.sha256(str(now).encode()).hexdigest()[:24]
 
 
 def _prepare(work: tuple[Path, Path, Callable[[Path], tuple[RgbArray, bool]]]) -> bool | str:
@@ -223,6 +228,10 @@ def fit(
     resumed with more minutes goes on along the longer schedule. The seed fixes the result where ``steps`` ends the run;
     how many steps fit into ``minutes`` is the machine's affair.
 
+    Raises:
+        BadSettings: the checkpoint was made with another batch or seed: the samples would be others.
+        ScoreNotFinite: the loss is NaN or infinite; the last checkpoint stays.
+
     Args:
         loss: the network in training mode and a batch -> scalars; called under bfloat16 autocast on a GPU. On a CPU the
             backward pass of depthwise convolutions takes 1.8 times as long in bfloat16, so all stays in float32.
@@ -243,7 +252,7 @@ def fit(
         if progress >= 1:
             break
         rate = recipe.rate_at(progress)
-        sums.update(run.learn(batch, loss, rate))
+        sums.update({**run.learn(batch, loss, rate), "steps": 1})
         if run.step % recipe.log_steps == 0:
             _write_log(folder / LOG, run, rate, sums)
             sums.clear()
@@ -272,6 +281,8 @@ class _Run:
             group["lr"] = rate
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             measured = loss(self.network, tuple(each.to(self.device, non_blocking=True) for each in batch))
+        if not torch.isfinite(measured["loss"]):
+            raise ScoreNotFinite(f"the loss is not finite at step {self.step}; give a lower --rate, and --resume")
         self.optimizer.zero_grad(set_to_none=True)
         measured["loss"].backward()
         self.optimizer.step()
@@ -295,6 +306,9 @@ class _Run:
 
     def restore(self, path: Path) -> None:
         saved = torch.load(path, map_location="cpu", weights_only=True)
+        batch, seed = saved["recipe"]["batch"], saved["recipe"]["seed"]
+        if (batch, seed) != (self.recipe.batch, self.recipe.seed):
+            raise BadSettings(f"{path} was made with --batch {batch} --seed {seed}: give these, or another --out")
         self.network.load_state_dict(saved["network"])
         self.average.load_state_dict(saved["average"])
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -373,8 +387,9 @@ def _shorten_log(path: Path, step: int) -> None:
         write_atomic(path, "".join(line for line in lines if json.loads(line)["step"] <= step).encode())
 
 
-def _write_log(path: Path, run: _Run, rate: float, sums: Mapping[str, float]) -> None:
-    means = {name: round(value / run.recipe.log_steps, 5) for name, value in sums.items()}
+def _write_log(path: Path, run: _Run, rate: float, sums: Counter[str]) -> None:
+    steps = sums.pop("steps")  # fewer than recipe.log_steps after a resume
+    means = {name: round(value / steps, 5) for name, value in sums.items()}
     row = {"step": run.step, "seconds": round(run.seconds, 1), "rate": float(f"{rate:.3g}"), **means}
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")

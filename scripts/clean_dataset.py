@@ -30,6 +30,7 @@ from utils.contracts import RgbArray
 from utils.errors import VerifyError
 from utils.ingress import Ingress
 from utils.settings import load_settings
+from utils.tables import TableError, read_rows
 
 SMALLEST = 128  # px, the shorter side
 HASH_SIDE = 16  # 256 bits
@@ -67,16 +68,17 @@ class Decision:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
-    with arguments.dataset.open(newline="", encoding="utf-8-sig") as file:
-        table = csv.DictReader(file)
-        columns, rows = list(table.fieldnames or ()), list(table)
-    if absent := {"filepath", "label", "source", "split"} - set(columns):
-        print(f"clean_dataset: {arguments.dataset} has no column {', '.join(sorted(absent))}", file=sys.stderr)
+    try:
+        rows = read_rows(arguments.dataset, ("filepath", "label", "source", "split"))
+        if not rows or arguments.out.parent.resolve() != arguments.dataset.parent.resolve():
+            raise TableError("--out must be in the folder of the dataset, which must have rows")
+    except TableError as error:
+        print(f"clean_dataset: {error}", file=sys.stderr)
         return 2
     paths = [str(arguments.dataset.parent / row["filepath"]) for row in rows]
     seen = list(track(_look_at(paths, arguments.jobs), "reading", total=len(paths), console=Console(stderr=True)))
     kept, decisions = clean(rows, seen, arguments.smallest, arguments.near)
-    _write(arguments.out, columns, ({**rows[index], "split": split} for index, split in kept.items()))
+    _write(arguments.out, list(rows[0]), ({**rows[index], "split": split} for index, split in kept.items()))
     log = arguments.out.with_suffix(".log.csv")
     names = list(Decision.__slots__)
     _write(log, names, ({name: getattr(each, name) for name in names} for each in decisions))
@@ -105,7 +107,8 @@ def clean(
                 decisions.append(Decision(row["filepath"], "moved", f"its source is in {splits[row['source']]} too"))
     usable.sort(key=lambda index: splits[rows[index]["source"]] != "val")  # the copy in val stays
     first: dict[int, tuple[int, str]] = {}  # row -> the earlier row it repeats, and how
-    for index, other, how in _copies(usable, seen, near):
+    judged = [index for index in usable if rows[index]["label"] in ("real", "ai")]  # a forgery resembles its original
+    for index, other, how in _copies(judged, seen, near):
         first[index] = (other, how)
     conflicting = {other for index, (other, _) in first.items() if rows[index]["label"] != rows[other]["label"]}
     for index, (other, how) in first.items():
@@ -146,6 +149,7 @@ def _copies(order: Iterable[int], seen: Sequence[Seen], near: int) -> Iterable[t
             closest = int(distances.argmin())
             if distances[closest] <= near:
                 yield index, originals[closest], "nearly the same picture"
+                by_bytes[each.sha256] = by_pixels[each.pixels_sha256] = originals[closest]
                 continue
         fingerprints[len(originals)] = each.fingerprint
         originals.append(index)

@@ -6,33 +6,37 @@ Knows no network.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TypeAlias
 
 import cv2
 import numpy as np
+import timm
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fusion.metrics import Interval, evaluate
+from fusion.metrics import evaluate, plain
 from inference.graphs import Network
-from models.training import Picture, Recipe
+from models.training import LABELS, Picture, Recipe, check_labels, prepare, read_datasets
 from utils.contracts import RgbArray, Sample
 from utils.deliveries import LOSSY, deliver_at_random
 from utils.errors import VerifyError
 from utils.ingress import Ingress
 from utils.settings import load_settings
+from utils.tables import TableError
 
 TRIES = 4
 WINDOW = 1024  # px; how much of an image is kept at native size, larger than most deliveries
 SMOOTHING = 0.1  # of the labels; some of the sources' own claims are wrong
 THRESHOLD = 0.5  # where metrics are measured; fusion, not one detector, decides
 
+Load: TypeAlias = Callable[[Path], tuple[RgbArray, bool]]
 Logits: TypeAlias = Mapping[str, NDArray[np.float64]]  # delivery -> one logit per picture
 
 
@@ -50,11 +54,39 @@ def read_sample(path: Path) -> Sample:
         raise ValueError(f"{error.code}: {error}") from error
 
 
+def load_whole(path: Path) -> tuple[RgbArray, bool]:
+    """The stored pixels, and whether they carry a JPEG history."""
+    sample = read_sample(path)
+    return sample.rgb, sample.format in LOSSY
+
+
 def load_native(path: Path) -> tuple[RgbArray, bool]:
     """The centre of the stored pixels, cut on multiples of 8 so that JPEG's block grid keeps its phase."""
-    sample = read_sample(path)
-    top, left = (max(0, side - WINDOW) // 2 // 8 * 8 for side in sample.rgb.shape[:2])
-    return sample.rgb[top : top + WINDOW, left : left + WINDOW], sample.format in LOSSY
+    rgb, lossy = load_whole(path)
+    top, left = (max(0, side - WINDOW) // 2 // 8 * 8 for side in rgb.shape[:2])
+    return rgb[top : top + WINDOW, left : left + WINDOW], lossy
+
+
+def load_pictures(
+    arguments: argparse.Namespace, load: Load, validation: Load | None = None, labels: Collection[str] = tuple(LABELS)
+) -> tuple[list[Picture], list[Picture]]:
+    """The training and the validation pictures of the command line, decoded.
+
+    Args:
+        load: file -> pixels and whether they carry a JPEG history.
+        validation: likewise for the split val, if it differs.
+
+    Raises:
+        TableError: as ``read_datasets``, or no image of a label can be read.
+    """
+    found = read_datasets(arguments.dataset, labels)
+    ready = [
+        prepare([each for each in found if each.split == split], arguments.cache, loader, arguments.jobs)
+        for split, loader in (("train", load), ("val", validation or load))
+    ]
+    check_labels(ready[0], labels)
+    print(f"{len(ready[0])} training and {len(ready[1])} validation images", flush=True)
+    return ready[0], ready[1]
 
 
 def square(rgb: RgbArray, side: int, step: int, rng: np.random.Generator) -> RgbArray:
@@ -128,7 +160,7 @@ def fit_temperature(logits: Logits, pictures: Sequence[Picture]) -> float:
     return float(min(np.geomspace(0.2, 10, 200), key=cost))
 
 
-def measure(logits: Logits, pictures: Sequence[Picture], temperature: float) -> dict[str, dict[str, Interval]]:
+def measure(logits: Logits, pictures: Sequence[Picture], temperature: float) -> dict[str, dict[str, list[float]]]:
     """Metrics at THRESHOLD by delivery: over all pictures, then over those of each content that both labels have."""
     labels = np.array([each.label for each in pictures], np.int64)
     sources = np.array([each.source for each in pictures])
@@ -140,16 +172,8 @@ def measure(logits: Logits, pictures: Sequence[Picture], temperature: float) -> 
         for name, rows in groups.items():
             if len(np.unique(labels[rows])) == 2:
                 found = evaluate(labels[rows], probabilities[rows], sources[rows], THRESHOLD)
-                measured[f"{delivery}, {name}"] = found
+                measured[f"{delivery}, {name}"] = plain(found)
     return measured
-
-
-def plain(measured: Mapping[str, Mapping[str, Interval]]) -> dict[str, dict[str, list[float]]]:
-    """For JSON: value, low, high."""
-    return {
-        name: {key: [round(each, 5) for each in (value.value, value.low, value.high)] for key, value in metrics.items()}
-        for name, metrics in measured.items()
-    }
 
 
 # --- the command line
@@ -170,6 +194,26 @@ def parser(module: str, description: str | None, minutes: float, rate: float) ->
     found.add_argument("--jobs", type=int, default=2, help="processes that decode the images once, beforehand")
     found.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     return found
+
+
+def run(train: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
+    """The exit status; what the user can change is told in one line."""
+    try:
+        train(arguments)
+    except (TableError, VerifyError) as error:
+        print(f"{train.__module__.rpartition('.')[2]}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def add_architecture(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument("--architecture", type=_architecture, default=default, help="of timm's (default: %(default)s)")
+
+
+def _architecture(name: str) -> str:
+    if not timm.is_model(name):
+        raise argparse.ArgumentTypeError(f"timm knows no network {name!r}")
+    return name
 
 
 def recipe(arguments: argparse.Namespace) -> Recipe:

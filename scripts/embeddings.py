@@ -5,7 +5,6 @@ Does not know what computes an embedding, nor what is fitted to it.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import sys
 import zipfile
@@ -18,17 +17,17 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from fusion.table import Table, TableError
+from fusion.table import Table
 from utils.contracts import Sample
 from utils.deliveries import FIXED, deliver
 from utils.errors import InputError
 from utils.image_io import read_file
 from utils.ingress import Ingress
 from utils.settings import Settings
+from utils.tables import TableError, check_splits, read_rows
 
 Embed: TypeAlias = Callable[[Sample], NDArray[np.float32]]
 Cache: TypeAlias = dict[str, NDArray[np.float32]]  # "<sha256 of the file> <delivery>" -> embedding
-REQUIRED = ("filepath", "label", "source")
 SPLITS = ("train", "val")
 SAVE_EVERY = 200  # embeddings; a stopped run loses no more
 
@@ -44,9 +43,10 @@ def embed_manifest(manifest: Path, deliveries: Sequence[str], embed: Embed, cach
         cache: .npz of what is already known; name it after everything that ``embed`` depends on.
 
     Raises:
-        TableError: the manifest or the cache cannot be used, or one of the labels has no image.
+        TableError: the manifest or the cache cannot be used, a source is in both splits, or a label has no image.
     """
-    rows = _read_manifest(manifest)
+    rows = [row for row in read_rows(manifest) if row["label"] in ("real", "ai") and row["split"] in SPLITS]
+    check_splits((row["source"], row["split"]) for row in rows)
     known = _read_cache(cache)
     kept: list[tuple[dict[str, str], str, NDArray[np.float32]]] = []
     unsaved = 0
@@ -101,19 +101,6 @@ def _embed(
             delivered = deliver(sample.upright, delivery) if delivery in FIXED else None
             known[key] = embed(ingress.decode(delivered, str(path)) if delivered else sample)
     return len(todo), [known[key] for key in keys]
-
-
-def _read_manifest(path: Path) -> list[dict[str, str]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            table = csv.DictReader(file)
-            absent = [name for name in REQUIRED if name not in (table.fieldnames or ())]
-            rows = [{**row, "split": row.get("split") or "train"} for row in table]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise TableError(f"{path} cannot be read as CSV: {error}") from error
-    if absent:
-        raise TableError(f"{path} has no column {', '.join(absent)}")
-    return [row for row in rows if row["label"] in ("real", "ai") and row["split"] in SPLITS]
 
 
 def _read_cache(path: Path) -> Cache:

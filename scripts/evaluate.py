@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import csv
 import datetime
 import hashlib
 import html
@@ -33,17 +32,17 @@ from fusion import report
 from fusion.decision import TIERS
 from fusion.estimators import FloatArray
 from fusion.meta_model import FusionModel
-from fusion.metrics import Interval, evaluate
-from fusion.table import Table, TableError, families, read_columns, read_table, source_weights
+from fusion.metrics import evaluate, plain
+from fusion.table import Table, families, read_columns, read_table, source_weights
 from fusion.thresholds import measure_tiers
-from inference.detector import FUSION_OF_PROFILE
+from inference.detector import fusion_folder
 from inference.registry import DETECTORS
-from models.loaders import SHIPPED
 from scripts import extract_features, localisation
 from utils.deliveries import DELIVERIES
 from utils.errors import VerifyError
 from utils.ingress import Ingress
-from utils.settings import Settings, load_settings
+from utils.settings import load_settings
+from utils.tables import TableError, read_rows
 
 NAMES = ("real", "AI")
 KNOWN = ("filepath", "generator", "kind", "content", "models")
@@ -90,7 +89,7 @@ class Judged:
             return None
         scores = self.probabilities if scores is None else scores
         threshold = self.threshold if threshold is None else threshold
-        return _plain(evaluate(self.table.labels, scores, self.table.sources, threshold))
+        return plain(evaluate(self.table.labels, scores, self.table.sources, threshold))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -103,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             command = ["--manifest", str(arguments.manifest), "--split", arguments.split]
             if status := extract_features.main([*command, "--out", str(features), "--jobs", str(arguments.jobs)]):
                 return status
-        folder = artifact_folder(arguments.fusion, settings)
+        folder = fusion_folder(settings.model_copy(update={"fusion": arguments.fusion or settings.fusion}))
         judged = judge(features, arguments.manifest, folder, arguments.split, settings.threshold)
         located = localisation.locate(arguments.masks, settings) if arguments.masks else None
     except (TableError, VerifyError) as error:
@@ -122,12 +121,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     (arguments.out / "report.html").write_text(_page(text, plot, judged, arguments.manifest), encoding="utf-8")
     print(text)
     return 0
-
-
-def artifact_folder(name: str, settings: Settings) -> Path:
-    """As the product finds it: ``name``, else that of the settings, else the profile's."""
-    name = name or settings.fusion or FUSION_OF_PROFILE[settings.profile]
-    return SHIPPED / name if (SHIPPED / name).is_dir() else Path(name)
 
 
 def judge(features: Path, manifest: Path | None, artifact: Path, split: str, threshold: float | None = None) -> Judged:
@@ -158,12 +151,13 @@ def _known(features: Path, manifest: Path | None) -> tuple[Mapping[str, str], ..
     """What is known of each real and AI row, in the order of ``read_table``."""
     more: dict[str, dict[str, str]] = {}
     if manifest is not None:
-        with manifest.open(newline="", encoding="utf-8-sig") as file:
-            more = {row["filepath"]: row for row in csv.DictReader(file)}
+        more = {row["filepath"]: row for row in read_rows(manifest, ("filepath",))}
     columns = {name: cells for name, cells in read_columns(features).items() if name in (*KNOWN, "label")}
+    if "filepath" not in columns:
+        raise TableError(f"{features} has no column filepath, which tells the images apart")
     rows = [dict(zip(columns, map(str, cells), strict=True)) for cells in zip(*columns.values(), strict=True)]
     return tuple(
-        {key: row.get(key) or more.get(row.get("filepath", ""), {}).get(key, "") for key in KNOWN}
+        {key: row.get(key) or more.get(row["filepath"], {}).get(key, "") for key in KNOWN}
         for row in rows
         if row["label"] in ("real", "ai")
     )
@@ -232,8 +226,10 @@ def _cut_above_share(scores: FloatArray, weights: FloatArray, share: float) -> f
 
 def tiers(judged: Judged) -> dict[str, Tiers]:
     """By delivery: what share of the images gets each tier, and how many of those the label gets wrong."""
-    thresholds = judged.model.thresholds
-    return {name: measure_tiers(rows.table, rows.probabilities, thresholds) for name, rows in judged.by_delivery()}
+    thresholds, label = judged.model.thresholds, judged.threshold
+    return {
+        name: measure_tiers(rows.table, rows.probabilities, thresholds, label) for name, rows in judged.by_delivery()
+    }
 
 
 def shares(judged: Judged, label: int, key: str) -> list[tuple[str, int, int, dict[str, float]]]:
@@ -251,10 +247,6 @@ def shares(judged: Judged, label: int, key: str) -> list[tuple[str, int, int, di
         images = len(set(chosen.values("filepath")))
         found.append((str(name), images, len(np.unique(chosen.table.sources)), right))
     return sorted(found, key=lambda each: np.mean(list(each[3].values())))
-
-
-def _plain(metrics: Mapping[str, Interval]) -> Metrics:
-    return {name: [round(value, 5) for value in (each.value, each.low, each.high)] for name, each in metrics.items()}
 
 
 # --- what is written
@@ -278,7 +270,8 @@ def _head(judged: Judged, folder: Path, argv: Sequence[str]) -> str:
     ]
     return (
         f"# Evaluation\n\n{datetime.datetime.now(datetime.UTC):%Y-%m-%d}: {' and '.join(counts)}. Every source weighs "
-        "the same within its label; 95 % bootstrap intervals over sources. Provenance is not used.\n\n"
+        "the same within its label, except in the tables by kind, by generator and of images, where every image does; "
+        "95 % bootstrap intervals over sources. Provenance is not used.\n\n"
     ) + "\n".join(f"- {fact}" for fact in facts)
 
 

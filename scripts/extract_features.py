@@ -3,7 +3,8 @@
 The manifest is a CSV with at least filepath, label (real | ai) and source; split and generator are kept when present.
 Each image is measured under the deliveries asked for, with one thread per process. What is measured goes into a journal
 beside the table, so a stopped run goes on; the table itself is written at the end, in the manifest's order: the same
-images give the same bytes, on any number of processes and with either engine. Rows of an earlier table are kept.
+images give the same bytes, on any number of processes and with either engine. Rows of an earlier table that the same
+weights measured are kept; other files under the same names, another --seed or --skip want another --out.
 
 --engine ray measures on the cluster of RAY_ADDRESS, else on a Ray of this machine. Every node needs this code, the
 weights and the images at the same paths, as on a shared file system.
@@ -32,7 +33,7 @@ from rich.progress import track
 from threadpoolctl import threadpool_limits
 
 from fusion.estimators import FloatArray
-from fusion.table import PARQUET, TableError, numbers, read_columns
+from fusion.table import PARQUET, numbers, read_columns
 from inference.detector import Ensemble, build_ensemble
 from inference.registry import feature_meanings, select_detectors
 from utils.contracts import Json, Sample
@@ -40,6 +41,7 @@ from utils.deliveries import DELIVERIES, FIXED, LOSSY, deliver, deliver_at_rando
 from utils.errors import BadSettings, VerifyError
 from utils.ingress import Ingress
 from utils.settings import Settings, load_settings
+from utils.tables import TableError, read_rows
 
 LABELS = ("real", "ai")
 KEYS = ("filepath", "delivery", "label", "source", "split", "generator", "models")  # models: versions that measured
@@ -74,14 +76,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = load_settings()
         select_detectors(settings.profile, settings.detectors)  # a wrong name is better told here than by a process
         _check_installed(arguments.out, arguments.engine)
+        wanted = _wanted(arguments.manifest, arguments.split, arguments.deliveries)
         kept = _kept(arguments.out, names)
-        journalled = _journalled(journal, names)
-    except (BadSettings, TableError) as error:
+        known = _current(kept | _journalled(journal, names), settings)
+    except (VerifyError, TableError) as error:
         print(f"extract_features: {error}", file=sys.stderr)
         return 2
-    wanted = _wanted(arguments.manifest, arguments.split, arguments.deliveries)
     folder = str(arguments.manifest.parent.absolute())
-    tasks = [Task(folder, *key, arguments.seed) for key in wanted if key not in kept and key not in journalled]
+    tasks = [Task(folder, *key, arguments.seed) for key in wanted if key not in known]
     measured = _on_ray if arguments.engine == "ray" else _on_this_machine
     lines = measured(tasks, arguments.jobs, settings, arguments.skip)
     failures = []
@@ -94,8 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 continue
             file.write(f"{line}\n")
             file.flush()
-            journalled[found["filepath"], found["delivery"]] = _row(found, names)
-    rows = _merged(wanted, kept, journalled)
+            known[found["filepath"], found["delivery"]] = _row(found, names)
+    rows = _merged(wanted, kept, known)
     _write(arguments.out, names, rows)
     journal.unlink()
     _report(arguments.out, rows, failures)
@@ -108,12 +110,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _wanted(manifest: Path, split: str, deliveries: Sequence[str]) -> dict[Key, dict[str, str]]:
     """What the manifest says of each image to measure, in its order."""
     wanted: dict[Key, dict[str, str]] = {}
-    with manifest.open(newline="", encoding="utf-8-sig") as file:
-        for row in csv.DictReader(file):
-            if row["label"] in LABELS and split in ("all", row.get("split")):
-                row["generator"] = row.get("generator") or row.get("generator_or_camera", "")
-                known = {key: row.get(key, "") for key in KEYS}
-                wanted |= {(row["filepath"], each): {**known, "delivery": each} for each in deliveries}
+    for row in read_rows(manifest):
+        if row["label"] in LABELS and split in ("all", row["split"]):
+            row["generator"] = row.get("generator") or row.get("generator_or_camera", "")
+            known = {key: row.get(key, "") for key in KEYS}
+            wanted |= {(row["filepath"], each): {**known, "delivery": each} for each in deliveries}
     return wanted
 
 
@@ -147,20 +148,32 @@ def _journalled(journal: Path, names: Sequence[str]) -> dict[Key, Row]:
     return rows
 
 
+def _current(rows: Mapping[Key, Row], settings: Settings) -> dict[Key, Row]:
+    """Those that the installed weights measured; the others must be measured again.
+
+    Raises:
+        SetupError: as ``build_ensemble``.
+    """
+    if not rows:
+        return {}
+    models = Measurer(settings, ()).models
+    current = {key: row for key, row in rows.items() if row.known["models"] == models}
+    if len(current) < len(rows):
+        print(f"{len(rows) - len(current)} rows are of other weights; those asked for are measured again")
+    return current
+
+
 def _row(found: Mapping[str, Json], names: Sequence[str]) -> Row:
     values = [found["features"].get(name, math.nan) for name in names]
     return Row({"models": found["models"]}, np.array(values, float))
 
 
-def _merged(
-    wanted: Mapping[Key, Mapping[str, str]], kept: Mapping[Key, Row], journalled: Mapping[Key, Row]
-) -> list[Row]:
+def _merged(wanted: Mapping[Key, Mapping[str, str]], kept: Mapping[Key, Row], measured: Mapping[Key, Row]) -> list[Row]:
     """Kept rows that were not asked for, then those of the manifest in its order and with what it says of them."""
     rows = [row for key, row in kept.items() if key not in wanted]
     for key, known in wanted.items():
-        row = journalled.get(key) or kept.get(key)
-        if row is not None:
-            rows.append(Row({**known, "models": row.known["models"]}, row.values))
+        if key in measured:
+            rows.append(Row({**known, "models": measured[key].known["models"]}, measured[key].values))
     return rows
 
 

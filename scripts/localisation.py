@@ -5,7 +5,6 @@ Knows neither labels nor fusion: an image without anything changed, or changed a
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,13 @@ from numpy.typing import NDArray
 
 from fusion.estimators import FloatArray
 from fusion.metrics import RESAMPLES, Interval, auroc
-from fusion.table import TableError
 from inference.detector import Ensemble, build_ensemble
 from inference.mantranet_compact import MARKED
 from utils.contracts import Heatmap, orient
 from utils.errors import VerifyError
 from utils.ingress import Ingress
 from utils.settings import Settings
+from utils.tables import TableError, read_rows
 
 # Heatmap -> from where a pixel counts as found. GhostNet's map is a probability of its own and has no other cut.
 CUTS = {"mantranet": MARKED, "ghostnet": 0.5}
@@ -58,10 +57,9 @@ def locate(manifest: Path, settings: Settings) -> Localisation:
             the image's upright orientation.
 
     Raises:
-        TableError: the manifest names no mask.
+        TableError: the manifest cannot be read, or names no mask.
     """
-    with manifest.open(newline="", encoding="utf-8-sig") as file:
-        rows = [row for row in csv.DictReader(file) if row["label"] == "manipulated" and row.get("mask")]
+    rows = [row for row in read_rows(manifest) if row["label"] == "manipulated" and row.get("mask")]
     if not rows:
         raise TableError(f"{manifest} has no row of label manipulated with a mask")
     built = build_ensemble(settings)

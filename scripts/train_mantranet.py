@@ -6,6 +6,7 @@ Needs photographs only, the rows labelled real: every sample is a crop manipulat
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fusion.metrics import auroc
+from inference.mantranet_compact import MARKED
 from models.mantranet_net import COMPACT, ManTraNet
-from models.training import Batch, Drawn, Picture, fit, plot_log, prepare, read_datasets, save_weights, write_card
+from models.training import Batch, Drawn, Picture, fit, plot_log, save_weights, write_card
 from scripts import detector_training as shared
 from scripts.forgeries import forge
 from utils.device import pick_device
@@ -27,16 +29,16 @@ from utils.settings import load_settings
 
 SIDE = 256  # px of a training crop
 MEASURED = 200  # validation crops, one manipulation each
-MARKED = 0.5  # probability from which a pixel counts as found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = shared.parser("scripts.train_mantranet", __doc__, minutes=60.0, rate=1e-3).parse_args(argv)
+    parser = shared.parser("scripts.train_mantranet", __doc__, minutes=60.0, rate=1e-3)
+    return shared.run(train, parser.parse_args(argv))
+
+
+def train(arguments: argparse.Namespace) -> None:
     device, _ = pick_device(load_settings().device)
-    photographs = [each for each in read_datasets(arguments.dataset) if each.label == 0]
-    pictures = prepare(photographs, arguments.cache, shared.load_native, arguments.jobs)
-    training, validation = ([each for each in pictures if each.split == split] for split in ("train", "val"))
-    print(f"{len(training)} training and {len(validation)} validation photographs", flush=True)
+    training, validation = shared.load_pictures(arguments, shared.load_native, labels=("real",))
     torch.manual_seed(arguments.seed)
     network = ManTraNet(COMPACT).to(device).to(memory_format=torch.channels_last)
     samples = Drawn(training, np.ones(len(training)), partial(forged, tuple(training)), arguments.seed)
@@ -51,7 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     save_weights(path, trained.state_dict(), {"architecture": "mantranet_compact"}, torch.float16)
     fields = {"layout": "mantranet_pytorch", "licence": "MIT", "train": "python -m scripts.train_mantranet"}
     print(write_card("mantranet_compact", path, **fields))
-    return 0
 
 
 def forged(donors: Sequence[Picture], picture: Picture, rng: np.random.Generator) -> Batch:

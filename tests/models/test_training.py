@@ -27,6 +27,7 @@ from models.training import (
     save_weights,
 )
 from utils.contracts import RgbArray
+from utils.errors import BadSettings, ScoreNotFinite
 
 
 def pictures(*groups: tuple[int, str, str, int]) -> list[Picture]:
@@ -82,7 +83,7 @@ def test_several_datasets_are_read_relative_to_their_own_folders(tmp_path: Path)
 @pytest.mark.parametrize("text", ["filepath,label\nx,real\n", "filepath,label,source\nx,real,s\n"])
 def test_a_dataset_that_cannot_be_trained_from_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "d.csv").write_text(text)
-    with pytest.raises(ValueError, match=r"column source|real and AI"):
+    with pytest.raises(ValueError, match=r"column source|needs real and ai"):
         read_datasets([tmp_path / "d.csv"])
 
 
@@ -108,6 +109,9 @@ def test_pictures_are_decoded_once_and_unreadable_ones_named(
     again = prepare(given, tmp_path / "cache", load, jobs=1)
     assert again == ready
     assert [path.name for path in calls] == ["plain", "broken", "lossy", "broken"]
+    (tmp_path / "plain").write_bytes(b"another file of that name")
+    prepare(given[:1], tmp_path / "cache", load, jobs=1)
+    assert calls[-1].name == "plain"
 
 
 def view(picture: Picture, rng: np.random.Generator) -> Batch:
@@ -178,8 +182,26 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.
     resumed = fit(network(), samples(), loss, recipe(20), tmp_path / "stopped", resume=True)
     for name, value in whole.state_dict().items():
         assert torch.allclose(value, resumed.state_dict()[name], atol=1e-6), name
-    steps = [json.loads(line)["step"] for line in (tmp_path / "stopped" / training.LOG).read_text().splitlines()]
-    assert steps == sorted(set(steps))
+    texts = [(tmp_path / name / training.LOG).read_text() for name in ("whole", "stopped")]
+    logs = [[json.loads(line) for line in text.splitlines()] for text in texts]
+    assert [row["step"] for row in logs[1]] == [row["step"] for row in logs[0]]
+    for key in ("step", "loss"):  # but of the row that both runs share each knows a part
+        assert [row[key] for row in logs[1] if row["step"] != 15] == [row[key] for row in logs[0] if row["step"] != 15]
+    assert 0.5 < logs[1][2]["loss"] / logs[0][2]["loss"] < 2
+
+
+def test_a_checkpoint_of_other_samples_is_refused(tmp_path: Path) -> None:
+    fit(network(), samples(), loss, recipe(2), tmp_path)
+    with pytest.raises(BadSettings, match="--batch 8 --seed 0"):
+        fit(network(), samples(), loss, recipe(4, seed=1), tmp_path, resume=True)
+
+
+def test_a_loss_that_is_no_number_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    fit(network(), samples(), loss, recipe(2), tmp_path)
+    before = (tmp_path / training.CHECKPOINT).read_bytes()
+    with pytest.raises(ScoreNotFinite, match="step 2"):
+        fit(network(), samples(), lambda *given: {"loss": loss(*given)["loss"] / 0}, recipe(4), tmp_path, resume=True)
+    assert (tmp_path / training.CHECKPOINT).read_bytes() == before
 
 
 def test_the_rate_rises_then_falls_to_nothing() -> None:

@@ -57,6 +57,16 @@ def test_copies_under_both_labels_are_all_dropped() -> None:
     assert sorted(each.filepath for each in log) == ["a", "b", "c"]
 
 
+def test_a_copy_of_a_near_copy_under_the_other_label_drops_the_original_too() -> None:
+    kept, _ = clean([row("a"), row("b"), row("c", label="ai")], [seen("a"), seen("b", 3), seen("b", 3)])
+    assert kept == {}
+
+
+def test_a_forgery_is_no_copy_of_its_original() -> None:
+    kept, log = clean([row("a"), row("b", label="manipulated")], [seen("a"), seen("b", 3)])
+    assert (list(kept), log) == ([0, 1], [])
+
+
 def test_different_pictures_stay() -> None:
     kept, log = clean([row("a"), row("b")], [seen("a"), seen("b", 11)])
     assert (list(kept), log) == ([0, 1], [])

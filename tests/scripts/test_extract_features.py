@@ -183,13 +183,35 @@ def test_skipped_modules_leave_their_columns_empty(manifest: Path, table: Path, 
     assert found["noise.level"] == ""
 
 
-def test_rows_measured_by_other_weights_are_pointed_out(
+def test_rows_of_other_weights_are_measured_again(
+    manifest: Path, table: Path, tmp_path: Path, measured: list[tuple[str, str]]
+) -> None:
+    out = tmp_path / "t.csv"
+    out.write_text(table.read_text().replace("effnet@sha256:", "effnet@sha256:0"))
+    extract(manifest, out, "--split", "val")
+    assert {name for name, _ in measured} == {"2.png", "3.jpg"}
+    assert extract(manifest, out).read_bytes() == table.read_bytes()
+
+
+def test_rows_of_other_weights_that_were_not_asked_for_are_pointed_out(
     manifest: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "t.csv"
-    out.write_text(table.read_text().replace("effnet@sha256:", "effnet@sha256:0", 1))
-    extract(manifest, out)
+    out.write_text(table.read_text().replace("effnet@sha256:", "effnet@sha256:0"))
+    extract(manifest, out, "--split", "val")
     assert "different weights" in capsys.readouterr().err
+
+
+def test_a_manifest_without_split_is_for_training_and_one_without_a_label_is_refused(
+    manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [line.split(",") for line in manifest.read_text().splitlines()]
+    bare = manifest.with_name("bare.csv")
+    bare.write_text("\n".join(",".join(row[:3]) for row in rows))
+    assert set(read_table(extract(bare, tmp_path / "bare.csv")).splits) == {"train"}
+    bare.write_text("\n".join(row[0] for row in rows))
+    assert main(["--manifest", str(bare), "--out", str(tmp_path / "t.csv")]) == 2
+    assert "no column label, source" in capsys.readouterr().err
 
 
 def test_a_table_of_another_version_is_refused(

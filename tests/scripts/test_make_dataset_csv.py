@@ -43,10 +43,19 @@ def images(sizes: dict[tuple[str, str], int]) -> list[Found]:
 
 
 def test_no_source_is_on_both_sides_and_both_labels_are_on_each() -> None:
-    sizes = {(label, f"{label}{i}"): 10 for label in ("real", "ai") for i in range(10)}
-    splits = split_sources(images(sizes), 0.2, seed=0)
+    sizes = {(label, f"{label}{i}"): 1 + i for label in ("real", "ai") for i in range(100)}
+    splits = split_sources(images(sizes), 0.2, seed=1)
     for label in ("real", "ai"):
-        assert sum(splits[source] == "val" for each, source in sizes if each == label) == 2
+        assert 10 <= sum(splits[source] == "val" for each, source in sizes if each == label) <= 30
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_label_is_on_both_sides_at_the_cost_of_its_smallest_source(seed: int) -> None:
+    for share in (1e-9, 1 - 1e-9):
+        sizes = {("real", "a"): 3, ("real", "b"): 9, ("ai", "c"): 9, ("ai", "d"): 3}
+        splits = split_sources(images(sizes), share, seed)
+        few, many = ("val", "train") if share < 0.5 else ("train", "val")
+        assert splits == {"a": few, "b": many, "c": many, "d": few}
 
 
 def test_a_source_of_both_labels_stays_whole() -> None:
@@ -55,11 +64,12 @@ def test_a_source_of_both_labels_stays_whole() -> None:
     assert {splits["x"], splits["y"]} == {"train", "val"}
 
 
-def test_a_new_source_moves_few_others() -> None:
-    sizes = {(label, f"{label}{i}"): 10 for label in ("real", "ai") for i in range(20)}
-    before = split_sources(images(sizes), 0.2, seed=0)
-    after = split_sources(images(sizes | {("ai", "new"): 10}), 0.2, seed=0)
-    assert sum(before[source] != after[source] for source in before) <= 1
+@pytest.mark.parametrize("seed", range(20))
+def test_a_new_source_moves_no_other(seed: int) -> None:
+    sizes = {(label, f"{label}{i}"): 1 + i * i for label in ("real", "ai") for i in range(20)}
+    before = split_sources(images(sizes), 0.2, seed)
+    after = split_sources(images(sizes | {("ai", "new"): 10}), 0.2, seed)
+    assert {source: after[source] for source in before} == before
 
 
 def test_a_single_source_is_trained_on() -> None:

@@ -301,7 +301,8 @@ def _median(measured: list[Measurement]) -> Measurement:
 def build_ensemble(settings: Settings) -> Ensemble:
     """Load the detectors that the settings ask for and all forensics.
 
-    A detector without weights is listed as unavailable, with the command that installs it; nothing is downloaded.
+    A detector without weights is listed as unavailable, with the command that installs it; nothing is downloaded. So
+    is one that the settings leave out.
 
     Raises:
         SetupError: an unknown detector or device, or weights that are corrupt or do not fit.
@@ -317,6 +318,10 @@ def build_ensemble(settings: Settings) -> Ensemble:
             detectors.append(_load_detector(name, spec, weights, settings))
         except WeightsMissing as error:
             unavailable.update(dict.fromkeys(spec.features, str(error)))
+    left_out = f"not in the {settings.profile} profile; IMGV_DETECTORS switches detectors on"
+    known = {*unavailable, *chain.from_iterable(detector.features for detector in detectors)}
+    every = dict.fromkeys(chain.from_iterable(spec.features for spec in DETECTORS.values()), left_out)
+    unavailable |= {name: why for name, why in every.items() if name not in known}
     return Ensemble(detectors, load_forensics(settings.c2pa_trust_anchors), unavailable, settings.threads)
 
 

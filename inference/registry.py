@@ -72,7 +72,7 @@ DETECTORS: dict[str, Spec] = {
 }
 
 PROFILES: dict[str, tuple[str, ...]] = {
-    "embedded": ("effnet", "ghostnet", "mantranet_compact"),
+    "embedded": ("effnet", "mantranet_compact"),  # not ghostnet: a quarter more time, and nothing gained (docs/LOG.md)
     "full": ("effnet", "ghostnet", "dino", "fatformer", "clip_h14", "clip_bigg", "mantranet"),
 }
 

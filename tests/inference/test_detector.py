@@ -258,6 +258,15 @@ def test_what_is_not_installed_is_listed():
     assert answer.unavailable["dino_prob"] == "weights not installed: run this"
 
 
+def test_every_missing_number_has_its_reason(tmp_path):
+    (answer,) = verdicts(build_verifier(load_settings(profile="full", weights_dir=tmp_path)), flat_sample(5))
+    assert {name for name, value in answer.numbers.items() if value is None} <= answer.unavailable.keys()
+    assert "download_weights" in answer.unavailable["clip_h14_prob"]
+    (answer,) = verdicts(build_verifier(load_settings(weights_dir=tmp_path)), flat_sample(5))
+    assert {name for name, value in answer.numbers.items() if value is None} <= answer.unavailable.keys()
+    assert answer.unavailable["ghostnet_score"].startswith("not in the embedded profile")
+
+
 def test_a_detector_that_fusion_does_not_know_is_shown_and_told():
     built = verifier(FakeDetector(), FakeDetector("dino"))
     (answer,) = verdicts(built, flat_sample(255))

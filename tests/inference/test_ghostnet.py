@@ -113,7 +113,7 @@ def installed(folder: Path, state: dict[str, Tensor], sha256: str = "") -> Weigh
     path = folder / "ghostnet.safetensors"
     save_file(state, path)
     (folder / "weights.toml").write_text(
-        f'[ghostnet]\nfile = "{path.name}"\nsha256 = "{sha256 or sha256_file(path)}"\n'
+        f'[ghostnet]\nfile = "{path.name}"\nsize = {path.stat().st_size}\nsha256 = "{sha256 or sha256_file(path)}"\n'
     )
     return Weights.at(folder)
 

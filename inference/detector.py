@@ -319,9 +319,9 @@ def build_ensemble(settings: Settings) -> Ensemble:
         except WeightsMissing as error:
             unavailable.update(dict.fromkeys(spec.features, str(error)))
     left_out = f"not in the {settings.profile} profile; IMGV_DETECTORS switches detectors on"
-    known = {*unavailable, *chain.from_iterable(detector.features for detector in detectors)}
-    every = dict.fromkeys(chain.from_iterable(spec.features for spec in DETECTORS.values()), left_out)
-    unavailable |= {name: why for name, why in every.items() if name not in known}
+    asked_for = {*unavailable, *chain.from_iterable(detector.features for detector in detectors)}
+    for spec in DETECTORS.values():
+        unavailable |= {name: left_out for name in spec.features if name not in asked_for}
     return Ensemble(detectors, load_forensics(settings.c2pa_trust_anchors), unavailable, settings.threads)
 
 

@@ -228,14 +228,14 @@ def fit(
     resumed with more minutes goes on along the longer schedule. The seed fixes the result where ``steps`` ends the run;
     how many steps fit into ``minutes`` is the machine's affair.
 
-    Raises:
-        BadSettings: the checkpoint was made with another batch or seed: the samples would be others.
-        ScoreNotFinite: the loss is NaN or infinite; the last checkpoint stays.
-
     Args:
         loss: the network in training mode and a batch -> scalars; called under bfloat16 autocast on a GPU. On a CPU the
             backward pass of depthwise convolutions takes 1.8 times as long in bfloat16, so all stays in float32.
         resume: go on from the folder's checkpoint, if there is one.
+
+    Raises:
+        BadSettings: the checkpoint was made with another batch or seed: the samples would be others.
+        ScoreNotFinite: the loss is NaN or infinite; the last checkpoint stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _keep_freed_memory()

@@ -36,7 +36,7 @@ from utils.deliveries import DELIVERIES, deliver
 from utils.device import pick_device
 from utils.settings import load_settings
 
-CROP = 192  # px; smaller than the detector's TILE, as more images are worth more than more of each
+CROP = 192  # px; smaller than the detector's TILE: a step takes half the time
 CROPS = 2  # of one delivery, which costs as much to make as they cost to learn from
 PATCHES = 0.5  # share of the loss that every patch must carry alone, so that the map means something
 

@@ -43,5 +43,5 @@ def check_splits(sources_and_splits: Iterable[tuple[str, str]]) -> None:
         sources.setdefault(split, set()).add(source)
     if shared := sorted(sources.get("train", set()) & sources.get("val", set())):
         raise TableError(
-            f"{len(shared)} sources are in train and in val, such as {', '.join(shared[:3])}; see README.md"
+            f"{len(shared)} sources are in train and in val, such as {', '.join(shared[:3])}; keep each in one"
         )

@@ -39,7 +39,7 @@ export function evidence(verdict, models, localPicture) {
 // ---------------------------------------------------------------------------------------------------- the conclusion
 
 function facts(verdict, models) {
-  const values = Object.values(verdict.signals);
+  const values = Object.values(numbers(verdict));
   const measured = values.filter((value) => value !== null).length;
   const unsure = verdict.tier === "inconclusive";
   const byOrigin = verdict.decided_by === "provenance";
@@ -212,13 +212,13 @@ function metadata(verdict) {
 }
 
 function signals(verdict) {
-  const shown = Object.entries({ ...publicSignals(verdict), ...verdict.signals }).map(([name, value]) => [name, value === null ? "–" : Number(value.toPrecision(4))]);
+  const shown = Object.entries(numbers(verdict)).map(([name, value]) => [name, value === null ? "–" : Number(value.toPrecision(4))]);
   const made = Object.entries(verdict.models).map(([name, version]) => `${name} ${version}`).join(", ");
   return el("details", {}, el("summary", {}, `All ${shown.length} signals, and what measured them`), el("p", { class: "quiet" }, made), table(shown, ["Signal", "Value"]));
 }
 
 const PUBLIC = ["dino_prob", "fatformer_prob", "ghostnet_score", "clip_h14_prob", "clip_bigg_prob", "mantra_anomaly", "exif_score", "image_entropy", "compression_level"];
-const publicSignals = (verdict) => Object.fromEntries(PUBLIC.map((name) => [name, verdict[name]]));
+const numbers = (verdict) => ({ ...Object.fromEntries(PUBLIC.map((name) => [name, verdict[name]])), ...verdict.signals });
 
 function table(rows, [first, second]) {
   return el(

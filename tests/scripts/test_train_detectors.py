@@ -149,6 +149,7 @@ def test_random_views_have_one_size_and_range_whatever_the_picture(tmp_path: Pat
             assert label == 1
             crops, labels = train_ghostnet.random_crops(picture, np.random.default_rng(seed))
             assert crops.shape == (train_ghostnet.CROPS, 3, train_ghostnet.CROP, train_ghostnet.CROP)
+            assert 0 <= float(crops.min()) <= float(crops.max()) <= 255
             assert labels.tolist() == [1] * train_ghostnet.CROPS
 
 

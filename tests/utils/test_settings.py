@@ -48,7 +48,7 @@ def test_a_mistyped_setting_is_refused_wherever_it_stands(monkeypatch, tmp_path)
         load_settings()
 
 
-def test_every_path_may_begin_at_home(monkeypatch, tmp_path):
+def test_a_path_may_begin_at_home(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     settings = load_settings(c2pa_trust_anchors="~/a.pem", weights_dir="~/w", queue_embedded_dir="~/q")
     paths = (settings.c2pa_trust_anchors, settings.weights_dir, settings.queue_embedded_dir)

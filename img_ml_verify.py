@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:  # imported where used: --help and --schema answer without numpy or OpenCV
     from inference.detector import Judgement, Verifier
+    from ingress.sources import Ingress
     from utils.contracts import Sample
     from utils.errors import VerifyError
-    from utils.ingress import Ingress
     from utils.settings import Settings
 
     Answered: TypeAlias = tuple[str, Sample | None, Judgement | VerifyError]
@@ -104,8 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Judge every input, and show each answer as soon as its batch is done."""
     from inference.detector import build_verifier
+    from ingress.sources import Ingress, expand
     from utils.errors import VerifyError
-    from utils.ingress import Ingress, expand
 
     sources = list(expand(args.inputs))
     single, code = sources == args.inputs and len(sources) == 1, EXIT_JUDGED

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from api.schemas import DetectorInfo, FusionInfo, Models, WeightsFile
-from forensics.registry import load_forensics
 from fusion.meta_model import FusionModel
 from inference.detector import fusion_folder
+from inference.parts import load_forensics
 from inference.registry import DETECTORS, select_detectors
 from inference.report import HEATMAP_TITLES
 from inference.terminal import TIER_WORDS

@@ -16,8 +16,8 @@ from starlette.requests import Request
 
 from api.jobs import Image
 from api.schemas import BatchRequest, Item, Options, UrlRequest, VerifyRequest
+from ingress.sources import is_url
 from utils.errors import BadRequest, TooManyBytes
-from utils.ingress import is_url
 
 FILE_FIELDS = ("file", "image", "files", "images")
 _MOST_FIELDS = 16  # of a form, besides its files

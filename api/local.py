@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 from api.jobs import Image, Job
 from api.metrics import Metrics
 from api.problems import BUG
+from ingress.sources import Ingress, fetch_within
 from utils.contracts import Sample
 from utils.errors import Internal, NotFound, QueueFull, VerifyError
-from utils.ingress import Ingress, fetch_within
 from utils.settings import Settings
 from utils.verdict_json import verdict_dict
 

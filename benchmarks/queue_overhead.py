@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import redis.asyncio
 
 from inference.detector import build_verifier
-from utils.ingress import Ingress, expand
+from ingress.sources import Ingress, expand
 from utils.settings import load_settings
 from utils.verdict_json import dump, verdict_dict
 from worker.embedded import EmbeddedServer

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from forensics.watermark import CHANNEL_ORDERS, MARKS, MIN_PIXELS, Mark, best_match, block_votes, decode_bits
+from provenance.watermark import CHANNEL_ORDERS, MARKS, MIN_PIXELS, Mark, best_match, block_votes, decode_bits
 
 RANDOM_PAYLOADS = 500
 

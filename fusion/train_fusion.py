@@ -17,17 +17,17 @@ from typing import TypeAlias
 
 import numpy as np
 
-from fusion import report
 from fusion.calibration import Calibration
 from fusion.decision import Thresholds
 from fusion.estimators import Estimator, FloatArray
 from fusion.meta_model import QUANTILES, FusionModel
-from fusion.metrics import evaluate, log_loss, plain
-from fusion.table import IntArray, Table, families, read_table, source_weights
-from fusion.thresholds import choose_thresholds, measure_tiers
-from fusion.trainers import KINDS, fit, fit_calibration
+from training import fusion_card as report
+from training.datasets import TableError, check_splits
+from training.feature_table import IntArray, Table, families, read_table, source_weights
+from training.meta_models import KINDS, fit, fit_calibration
+from training.metrics import evaluate, log_loss, plain
+from training.thresholds import choose_thresholds, measure_tiers
 from utils.contracts import Json
-from utils.tables import TableError, check_splits
 
 FOLDS = 5
 EXTRACT_HINT = "python -m scripts.extract_features --manifest dataset.csv --out features.csv"

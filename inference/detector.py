@@ -18,11 +18,11 @@ from typing import Protocol, TypeAlias, runtime_checkable
 import cv2
 from threadpoolctl import ThreadpoolController
 
-from forensics.registry import Forensic, Reads, load_forensics
 from fusion.decision import decide
 from fusion.explain import explain
 from fusion.meta_model import FusionModel
 from inference.graphs import GraphDetector
+from inference.parts import Forensic, Reads, load_forensics
 from inference.registry import DETECTORS, Spec, feature_meanings, select_detectors
 from models.loaders import SHIPPED, Weights, find
 from utils.contracts import (

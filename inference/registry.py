@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from forensics.registry import load_forensics
+from inference.parts import load_forensics
 from utils.contracts import PUBLIC_FEATURES
 from utils.errors import BadSettings
 

@@ -38,11 +38,11 @@ from rich.console import Console
 from rich.table import Table
 
 import img_ml_verify
-from forensics.registry import load_forensics
 from inference.detector import Part, Verifier, build_verifier
 from inference.graphs import GraphDetector, Network
+from inference.parts import load_forensics
+from ingress.sources import Ingress
 from utils.contracts import Measurement, Sample
-from utils.ingress import Ingress
 from utils.settings import Settings, load_settings
 from utils.verdict_json import dump, verdict_dict
 
@@ -206,8 +206,8 @@ def in_torch(detector: GraphDetector) -> GraphDetector:
     import torch
 
     from models.loaders import Weights, load_into
-    from scripts.detector_training import as_graph
     from scripts.export_graphs import SHIPPED
+    from training.detectors import as_graph
 
     _, build = SHIPPED[detector.name]
     network = build()

@@ -25,12 +25,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from fusion.table import source_weights
+from ingress.sources import Ingress
+from training.datasets import TableError, read_rows
+from training.feature_table import source_weights
 from utils.contracts import RgbArray
 from utils.errors import VerifyError
-from utils.ingress import Ingress
 from utils.settings import load_settings
-from utils.tables import TableError, read_rows
 
 SMALLEST = 128  # px, the shorter side
 HASH_SIDE = 16  # 256 bits

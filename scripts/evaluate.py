@@ -28,21 +28,22 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.metrics import classification_report, confusion_matrix
 
-from fusion import report
 from fusion.decision import TIERS
 from fusion.estimators import FloatArray
 from fusion.meta_model import FusionModel
-from fusion.metrics import evaluate, plain
-from fusion.table import Table, families, read_columns, read_table, source_weights
-from fusion.thresholds import measure_tiers
 from inference.detector import fusion_folder
 from inference.registry import DETECTORS
-from scripts import extract_features, localisation
-from utils.deliveries import DELIVERIES
+from ingress.sources import Ingress
+from scripts import extract_features
+from training import fusion_card as report
+from training import localisation
+from training.datasets import TableError, read_rows
+from training.deliveries import DELIVERIES
+from training.feature_table import Table, families, read_columns, read_table, source_weights
+from training.metrics import evaluate, plain
+from training.thresholds import measure_tiers
 from utils.errors import VerifyError
-from utils.ingress import Ingress
 from utils.settings import load_settings
-from utils.tables import TableError, read_rows
 
 NAMES = ("real", "AI")
 KNOWN = ("filepath", "generator", "kind", "content", "models")

@@ -27,7 +27,7 @@ from inference.views import IMAGENET
 from models.ghostnet_net import GhostNetForensics
 from models.loaders import GRAPHS
 from models.mantranet_net import COMPACT, ManTraNet, bayar_constrained
-from models.training import card
+from training.loop import card
 
 if TYPE_CHECKING:
     import onnx

@@ -33,15 +33,15 @@ from rich.progress import track
 from threadpoolctl import threadpool_limits
 
 from fusion.estimators import FloatArray
-from fusion.table import PARQUET, numbers, read_columns
 from inference.detector import Ensemble, build_ensemble
 from inference.registry import feature_meanings, select_detectors
+from ingress.sources import Ingress
+from training.datasets import TableError, read_rows
+from training.deliveries import DELIVERIES, FIXED, LOSSY, deliver, deliver_at_random
+from training.feature_table import PARQUET, numbers, read_columns
 from utils.contracts import Json, Sample
-from utils.deliveries import DELIVERIES, FIXED, LOSSY, deliver, deliver_at_random
 from utils.errors import BadSettings, VerifyError
-from utils.ingress import Ingress
 from utils.settings import Settings, load_settings
-from utils.tables import TableError, read_rows
 
 LABELS = ("real", "ai")
 KEYS = ("filepath", "delivery", "label", "source", "split", "generator", "models")  # models: versions that measured

@@ -21,19 +21,19 @@ from torch import Tensor
 from torch.nn import functional
 
 from fusion.estimators import FloatArray, sigmoid
-from fusion.metrics import evaluate, log_loss
-from fusion.table import IntArray, Table, source_weights
 from fusion.train_fusion import assign_folds
 from inference.clip_models import CLIP_DETECTORS, TextEmbeddings
 from models.loaders import Weights
 from scripts.embed_clip_prompts import install
-from scripts.embeddings import embed_manifest
+from training.datasets import TableError
+from training.deliveries import DELIVERIES
+from training.embeddings import embed_manifest
+from training.feature_table import IntArray, Table, source_weights
+from training.metrics import evaluate, log_loss
 from utils.contracts import Sample
-from utils.deliveries import DELIVERIES
 from utils.device import pick_device
 from utils.errors import VerifyError
 from utils.settings import load_settings
-from utils.tables import TableError
 
 # Strength of the pull towards even prompt weights, in nats per squared log-weight; inf keeps them even.
 PENALTIES = (math.inf, 1.0, 0.1, 0.01, 0.001)

@@ -30,10 +30,10 @@ from PIL import Image, ImageCms, PngImagePlugin
 from rich.console import Console
 from rich.table import Table
 
+from ingress.decode import Limits, decode
+from ingress.sandbox import DecodeChild
 from utils.contracts import Sample
 from utils.errors import DecoderKilled, VerifyError
-from utils.image_io import Limits, decode
-from utils.sandbox import DecodeChild
 
 # Small on purpose: a flipped bit in a header makes a large image, and the run is about answers, not about zlib's speed.
 LIMITS = Limits(max_bytes=1 << 24, max_pixels=1 << 24, max_frames=4, max_animation_pixels=1 << 25)

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.ingress import IMAGE_SUFFIXES
+from ingress.sources import IMAGE_SUFFIXES
 
 COLUMNS = ("filepath", "label", "split", "source", "generator", "delivery")
 LABELS = {

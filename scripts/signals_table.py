@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from forensics.registry import load_forensics
+from inference.parts import FORENSICS, load_forensics
 from inference.registry import DETECTORS, PROFILES
 
 HEAD = """\
@@ -23,9 +23,9 @@ def table() -> str:
         module = spec.path.partition(":")[0].replace(".", "/")
         parts.append(f"### `{name}`: `{module}.py`\n\nProfiles: {profiles}. Weights: {weights}.\n")
         parts.append(_rows(spec.features))
-    parts.append("## Forensics\n")
-    for forensic in load_forensics():
-        parts.append(f"### `forensics/{forensic.name}.py`\n")
+    parts.append("## Forensics and provenance\n")
+    for module, forensic in zip(FORENSICS, load_forensics(), strict=True):
+        parts.append(f"### `{module.replace('.', '/')}.py`\n")
         parts.append(_rows(forensic.features))
     return "\n".join(parts)
 

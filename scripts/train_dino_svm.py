@@ -30,21 +30,21 @@ from threadpoolctl import threadpool_limits
 
 from fusion.calibration import Calibration
 from fusion.estimators import FloatArray
-from fusion.metrics import evaluate, log_loss, plain
-from fusion.report import markdown_table
-from fusion.table import IntArray, Table, source_weights
 from fusion.train_fusion import assign_folds
-from fusion.trainers import fit_calibration
 from inference.dino import EMBEDDING, HEAD, Head, load_backbone, log_odds, views
 from models.loaders import Weights, record_card
-from scripts.embeddings import embed_manifest
+from training.datasets import TableError
+from training.deliveries import DELIVERIES
+from training.embeddings import embed_manifest
+from training.feature_table import IntArray, Table, source_weights
+from training.fusion_card import markdown_table
+from training.meta_models import fit_calibration
+from training.metrics import evaluate, log_loss, plain
 from utils.contracts import Sample
-from utils.deliveries import DELIVERIES
 from utils.device import pick_device
 from utils.errors import VerifyError
 from utils.persistence import sha256_file
 from utils.settings import load_settings
-from utils.tables import TableError
 
 THRESHOLD = 0.5  # where the metrics are measured; fusion, not this head, decides
 

@@ -23,7 +23,10 @@ from torch import Tensor, nn
 
 from inference.effnet import LONG_SIDES, EffNetDetector, reduced
 from inference.views import IMAGENET, normalised
-from models.training import (
+from scripts.export_graphs import SHIPPED, EffNetOnPixels, export_beside
+from training import detectors as shared
+from training.deliveries import DELIVERIES, LOSSY, deliver
+from training.loop import (
     Batch,
     Drawn,
     Picture,
@@ -33,10 +36,7 @@ from models.training import (
     save_weights,
     write_card,
 )
-from scripts import detector_training as shared
-from scripts.export_graphs import SHIPPED, EffNetOnPixels, export_beside
 from utils.contracts import RgbArray
-from utils.deliveries import DELIVERIES, LOSSY, deliver
 from utils.device import pick_device
 from utils.errors import WeightsMismatch, WeightsMissing
 from utils.settings import load_settings

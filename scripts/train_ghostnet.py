@@ -19,7 +19,10 @@ from torch import Tensor, nn
 
 from inference.ghostnet import CELL, GhostNetDetector
 from models.ghostnet_net import GhostNetForensics
-from models.training import (
+from scripts.export_graphs import SHIPPED, GhostNetOnPixels, export_beside
+from training import detectors as shared
+from training.deliveries import DELIVERIES, deliver
+from training.loop import (
     Batch,
     Drawn,
     Picture,
@@ -29,10 +32,7 @@ from models.training import (
     save_weights,
     write_card,
 )
-from scripts import detector_training as shared
-from scripts.export_graphs import SHIPPED, GhostNetOnPixels, export_beside
 from utils.contracts import Sample
-from utils.deliveries import DELIVERIES, deliver
 from utils.device import pick_device
 from utils.settings import load_settings
 

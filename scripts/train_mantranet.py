@@ -1,7 +1,7 @@
 """Train the compact ManTraNet: python -m scripts.train_mantranet --dataset dataset.csv --out FOLDER --cache FOLDER
 
 Needs photographs only, the rows labelled real: every sample is a crop manipulated on the fly, with its exact mask
-(scripts/forgeries.py). Rows of split train make the network; those of val are manipulated to measure it.
+(training/forgeries.py). Rows of split train make the network; those of val are manipulated to measure it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fusion.metrics import auroc
 from inference.mantranet_compact import MARKED
 from models.mantranet_net import COMPACT, ManTraNet
-from models.training import Batch, Drawn, Picture, fit, plot_log, save_weights, write_card
-from scripts import detector_training as shared
-from scripts.forgeries import forge
+from training import detectors as shared
+from training.forgeries import forge
+from training.loop import Batch, Drawn, Picture, fit, plot_log, save_weights, write_card
+from training.metrics import auroc
 from utils.device import pick_device
 from utils.settings import load_settings
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from forensics.registry import Forensic
 from fusion.calibration import Platt
 from fusion.decision import Thresholds
 from fusion.estimators import Logistic, Scaling
 from fusion.meta_model import FusionModel
+from inference.parts import Forensic
 from utils.contracts import Measurement, Sample
 
 THRESHOLDS = Thresholds(label=0.5, real=0.1, likely_real=0.4, likely_ai=0.6, ai=0.9)

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 import img_ml_verify as cli
+from ingress.sources import Ingress
 from utils.contracts import PUBLIC_FEATURES
-from utils.ingress import Ingress
 from utils.verdict_json import json_schema
 
 ROOT = Path(__file__).parent.parent

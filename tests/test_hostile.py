@@ -1,6 +1,6 @@
 """The bad inputs people and attackers send: each gets one coded error or a flagged Sample, in bounded memory and time.
 
-URLs that must not be fetched are in tests/utils/test_fetch.py.
+URLs that must not be fetched are in tests/ingress/test_fetch.py.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
+from ingress.decode import Limits, decode, read_file
 from scripts import fuzz
 from utils.contracts import Sample
 from utils.errors import (
@@ -30,7 +31,6 @@ from utils.errors import (
     UnsupportedFormat,
     VerifyError,
 )
-from utils.image_io import Limits, decode, read_file
 from utils.settings import Settings
 
 # The product's own defaults: what we promise is promised for them.
@@ -268,7 +268,7 @@ import io, resource, sys
 from pathlib import Path
 from PIL import Image
 from utils.errors import VerifyError
-from utils.image_io import Limits, decode
+from ingress.decode import Limits, decode
 
 def peak_kib():
     if sys.platform == "linux":  # where ru_maxrss starts from the parent's peak

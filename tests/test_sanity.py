@@ -13,11 +13,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from sklearn.datasets import load_sample_images
 
-from fusion.metrics import auroc
 from inference.detector import Verifier, build_verifier
-from tests.forensics.test_c2pa import action, sign
+from ingress.sources import Ingress
+from tests.provenance.test_c2pa import action, sign
+from training.metrics import auroc
 from utils.contracts import RgbArray, Verdict
-from utils.ingress import Ingress
 from utils.settings import Settings
 
 SIDE = 192  # px of a crop

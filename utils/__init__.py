@@ -1,1 +1,1 @@
-"""Types, errors, settings and image ingress. Knows no other package of ours."""
+"""Types, errors, settings, persistence and logs. Knows no other package of ours, but for the door image_io."""

@@ -53,7 +53,7 @@ class CallbackJobs:
 
 
 class Post(Protocol):
-    """utils.fetch.post_async with its limits, or a test's double with the same errors."""
+    """ingress.fetch.post_async with its limits, or a test's double with the same errors."""
 
     async def __call__(self, url: str, body: bytes, headers: Mapping[str, str]) -> None: ...
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from ingress.sources import is_url
 from utils.errors import BadMessage, DeadlinePassed, PathRefused, TooManyBytes, VerifyError
-from utils.ingress import is_url
 from utils.verdict_json import dump, error_dict
 from worker.stream import PRIORITIES, Ending, Entry
 

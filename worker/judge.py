@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from ingress.decode import read_file
+from ingress.sources import Ingress, fetch_within
 from utils.contracts import Json, Sample
 from utils.errors import FileMissing
-from utils.image_io import read_file
-from utils.ingress import Ingress, fetch_within
 from utils.settings import Settings
 from utils.verdict_json import dump, verdict_dict
 from worker.jobs import Job, check_deadline

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, RedisError
 
+from ingress.fetch import post_async
 from utils.errors import BadSettings, SetupError
-from utils.fetch import post_async
 from utils.settings import Settings
 from worker.cache import RedisCache, fingerprint
 from worker.callbacks import Callback, CallbackJobs, Sender, signing_key

@@ -17,10 +17,10 @@ from redis.exceptions import RedisError
 from rich.console import Console
 from rich.progress import Progress
 
+from ingress.decode import read_file
+from ingress.sources import expand, is_url
 from utils.contracts import Json
 from utils.errors import InputError, QueueFull, QueueUnreachable, SetupError, VerifyError
-from utils.image_io import read_file
-from utils.ingress import expand, is_url
 from utils.settings import Settings, load_settings
 from utils.verdict_json import dump, error_dict
 from worker.connect import Client, connect

@@ -1,13 +1,13 @@
-"""The bad files and addresses that tests/test_hostile.py and tests/utils/test_fetch.py know, sent over HTTP."""
+"""The bad files and addresses that tests/test_hostile.py and tests/ingress/test_fetch.py know, sent over HTTP."""
 
 from __future__ import annotations
 
 import httpx
 import pytest
 
+from ingress.sandbox import DecodeChild
 from tests.api.conftest import photo
 from tests.test_hostile import black_png, gif_of
-from utils.sandbox import DecodeChild
 
 FILES = {
     "nothing": (b"", 400, "empty_input"),

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from fusion.calibration import Isotonic, Platt
 from fusion.meta_model import FusionModel
-from fusion.metrics import auroc, expected_calibration_error
-from fusion.table import families, family, read_table, source_weights
 from tests.fusion.synthetic import INPUTS, KINDS, write_table
+from training.feature_table import families, family, read_table, source_weights
+from training.metrics import auroc, expected_calibration_error
 from utils.errors import FusionCorrupt, FusionMismatch
 
 IMAGE = dict(zip(INPUTS, (0.9, 0.5, 2.0, 0.0, -1.0, math.nan), strict=True))

@@ -9,10 +9,10 @@ import pytest
 
 from fusion.calibration import Isotonic, Platt
 from fusion.meta_model import FusionModel
-from fusion.table import family, read_table, source_weights
 from fusion.train_fusion import assign_folds, main
-from fusion.trainers import drop_families, fit_calibration, fit_isotonic
 from tests.fusion.synthetic import INPUTS, KINDS, write_table
+from training.feature_table import family, read_table, source_weights
+from training.meta_models import drop_families, fit_calibration, fit_isotonic
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -20,7 +20,7 @@ from PIL import Image
 
 from inference.detector import Verifier, build_verifier
 from inference.registry import feature_meanings
-from utils.image_io import Limits, decode
+from ingress.decode import Limits, decode
 from utils.settings import Settings
 
 GOLDEN = Path(__file__).with_name("golden.json")
@@ -106,7 +106,11 @@ def _close(feature: str, expected: Mapping[str, float | None], found: Mapping[st
     one, other = expected[feature], found[feature]
     if one is None or other is None:
         return one is other
-    absolute = TOLERANCE if "0..1" in feature_meanings().get(feature, "0..1") else 1e-9
+    meaning = feature_meanings().get(feature, "0..1")
+    if feature.startswith("spectrum.peak_"):  # a smooth picture has only rounding noise there, another on each CPU
+        absolute = 1e-4  # dB or robust deviations: nobody could see it, and fusion's bins are far wider
+    else:
+        absolute = TOLERANCE if "0..1" in meaning else 1e-9
     return math.isclose(one, other, rel_tol=TOLERANCE, abs_tol=absolute)
 
 

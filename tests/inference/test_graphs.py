@@ -19,9 +19,9 @@ from torch import nn
 from inference.effnet import EffNetDetector
 from inference.graphs import Graph, graph_weights, sigmoid
 from models.loaders import GRAPHS, SHIPPED, Weights, cards, load_arrays, load_into, load_state
-from scripts.detector_training import as_graph
 from scripts.export_graphs import SHIPPED as EXPORTED
 from scripts.export_graphs import OnPixels
+from training.detectors import as_graph
 from utils.contracts import Sample
 from utils.errors import BadSettings, DeviceBusy, ScoreNotFinite, WeightsCorrupt, WeightsMismatch
 

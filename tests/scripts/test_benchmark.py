@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from inference.detector import build_verifier
+from ingress.sources import Ingress
 from scripts import benchmark
-from utils.ingress import Ingress
 from utils.settings import load_settings
 
 

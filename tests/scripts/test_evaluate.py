@@ -15,8 +15,9 @@ from sklearn.datasets import load_sample_image
 from fusion.meta_model import FusionModel
 from inference.detector import FUSION_OF_PROFILE, Ensemble
 from models.loaders import SHIPPED
-from scripts import evaluate, localisation
+from scripts import evaluate
 from scripts.evaluate import judge, main, measure, shares, tiers
+from training import localisation
 from utils.contracts import Measurement, Sample
 from utils.settings import load_settings
 

@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from fusion.table import read_table
 from inference.detector import build_ensemble
+from ingress.sources import Ingress
 from scripts.extract_features import KEYS, Measurer, Task, main
-from utils.ingress import Ingress
+from training.feature_table import read_table
 from utils.settings import load_settings
 
 DELIVERIES = "clean,random1"

@@ -14,12 +14,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional
 
-from fusion.table import Table, source_weights
-from fusion.trainers import fit_platt
 from inference.clip_models import TINY, ClipH14Detector, TextEmbeddings
 from models.loaders import Weights
 from scripts.embed_clip_prompts import main as embed_clip_prompts
 from scripts.fit_clip_prompts import _fit, fit, main
+from training.feature_table import Table, source_weights
+from training.meta_models import fit_platt
 from utils.persistence import sha256_file
 
 WIDTH = 16

@@ -22,10 +22,10 @@ from inference.ghostnet import GhostNetDetector
 from inference.mantranet_compact import CompactManTraNetDetector
 from inference.views import IMAGENET
 from models.loaders import GRAPHS, Card, Weights, cards
-from models.training import Picture
-from scripts import detector_training as shared
 from scripts import train_effnet, train_ghostnet, train_mantranet
 from scripts.export_graphs import graph_card
+from training import detectors as shared
+from training.loop import Picture
 from utils.contracts import Sample
 from utils.errors import WeightsMismatch
 

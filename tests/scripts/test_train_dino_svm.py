@@ -12,16 +12,17 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import Dinov2Config, Dinov2Model
 
-from fusion.table import Table
 from inference.dino import DinoDetector, log_odds
 from models.loaders import Weights
-from scripts import embeddings, train_dino_svm
-from scripts.embeddings import embed_manifest
+from scripts import train_dino_svm
 from scripts.train_dino_svm import main, settings_of, train
+from training import embeddings
+from training.datasets import TableError
+from training.embeddings import embed_manifest
+from training.feature_table import Table
 from utils.contracts import Sample
 from utils.persistence import sha256_file
 from utils.settings import load_settings
-from utils.tables import TableError
 
 
 @pytest.fixture

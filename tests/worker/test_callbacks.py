@@ -11,9 +11,9 @@ import threading
 import pytest
 from ssrfguard import AddressTable, Policy
 
+from ingress import fetch
 from tests.worker.conftest import answered
 from tests.worker.work import obedient
-from utils import fetch
 from utils.errors import BadSettings
 from worker import service
 from worker.callbacks import signature_headers, signing_key

@@ -1,0 +1,51 @@
+"""Deliveries treat every image alike and do what they say."""
+
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_image
+
+from training.deliveries import FIXED, deliver, deliver_at_random
+
+
+@pytest.fixture(scope="module")
+def photo():
+    return np.asarray(load_sample_image("china.jpg"))
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_a_fixed_delivery_has_its_side_and_quality(photo, name):
+    side, quality = FIXED[name]
+    large = np.kron(photo, np.ones((2, 2, 1), np.uint8))
+    with Image.open(BytesIO(deliver(large, name))) as image:
+        assert max(image.size) == side
+        expected = BytesIO()
+        Image.new("RGB", (8, 8)).save(expected, "JPEG", quality=quality)
+        with Image.open(expected) as reference:
+            assert image.quantization == reference.quantization
+
+
+def test_a_small_image_is_not_enlarged(photo):
+    with Image.open(BytesIO(deliver(photo[:100, :200], "web"))) as image:
+        assert image.size == (200, 100)
+
+
+@pytest.mark.parametrize("compressed_before", [True, False])
+def test_a_random_delivery_repeats_with_its_seed_and_varies_with_another(photo, compressed_before):
+    draw = [
+        deliver_at_random(photo, np.random.default_rng(seed), compressed_before=compressed_before) for seed in (1, 1, 2)
+    ]
+    assert draw[0] == draw[1] != draw[2]
+
+
+def test_random_deliveries_decode_whatever_the_draw():
+    tiny = np.random.default_rng(0).integers(0, 256, (9, 5, 3), dtype=np.uint8)
+    formats = set()
+    for seed in range(60):
+        raw = deliver_at_random(tiny, np.random.default_rng(seed), compressed_before=False)
+        with Image.open(BytesIO(raw)) as image:
+            image.load()
+            formats.add(image.format)
+    assert formats == {"JPEG", "WEBP", "PNG"}

@@ -10,12 +10,11 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias
+from typing import Final, TypeAlias
 
 from ingress.metadata import Field, Metadata, clean
-from utils.contracts import Json
+from utils.contracts import ClaimKind, Json
 
-Kind: TypeAlias = Literal["generated", "edited_with_ai", "captured", "edited"]
 Place: TypeAlias = tuple[str, str]  # Field.source, Field.name
 
 XMP_IPTC_EXT: Final = "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}"
@@ -60,7 +59,7 @@ class Signature:
     """One trace: a hit needs every test. ``generator`` empty: the program names itself in the first test's field."""
 
     generator: str
-    kind: Kind
+    kind: ClaimKind
     tests: tuple[Test, ...]
     known_from: str  # where the exact form was read
 
@@ -70,7 +69,7 @@ class Hit:
     """A signature found in a file."""
 
     generator: str
-    kind: Kind
+    kind: ClaimKind
     source: str  # Field.source of the deciding field, or "trailer"
     name: str
     text: str  # beginning of that field, cleaned: often the prompt
@@ -355,7 +354,7 @@ C2PA_NAMES: Final = (
 
 # cv.iptc.org/newscodes/digitalsourcetype, and the two terms that C2PA adds; compared whole, case matters.
 _SOURCE_TYPE: Final = re.compile(r"(?:https?://(?:cv\.iptc\.org/newscodes|c2pa\.org)/digitalsourcetype/)?([A-Za-z]+)")
-SOURCE_TYPE_KINDS: Final[dict[str, Kind]] = {
+SOURCE_TYPE_KINDS: Final[dict[str, ClaimKind]] = {
     "trainedAlgorithmicMedia": "generated",
     "trainedAlgorithmicData": "generated",
     "compositeWithTrainedAlgorithmicMedia": "edited_with_ai",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Final, Literal, TypeAlias, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,12 @@ PUBLIC_FEATURES = (
 
 Label: TypeAlias = Literal["AI", "NON-AI"]
 Tier: TypeAlias = Literal["real", "likely_real", "inconclusive", "likely_ai", "ai"]
+ClaimKind: TypeAlias = Literal["generated", "edited_with_ai", "captured", "edited"]
+Grade: TypeAlias = Literal["forgeable_metadata", "pixel_watermark", "signed_untrusted", "cryptographic"]
+
+# From the easiest to forge to the hardest: the one ranking of claims.
+GRADES: Final[tuple[Grade, ...]] = get_args(Grade)
+AI_KINDS: Final[tuple[ClaimKind, ...]] = ("generated", "edited_with_ai")
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,6 +161,31 @@ class Note:
 
 
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """What an image says about its own origin, and how hard that is to forge."""
+
+    source: str  # where it was found: c2pa xmp iptc png_text exif comment app trailer tc260 stealth pixel_watermark
+    kind: ClaimKind
+    grade: Grade
+    generator: str  # product or program; empty when the claim names none
+    text: str  # one line for a person
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(ClaimKind) or self.grade not in GRADES:
+            raise ValueError(f"not a claim we know: kind {self.kind!r}, grade {self.grade!r}")
+
+    @property
+    def rank(self) -> int:
+        """The grade's place in GRADES; higher is harder to forge."""
+        return GRADES.index(self.grade)
+
+
+def strongest(claims: Iterable[Claim]) -> Claim | None:
+    """The claim that is hardest to forge; of equals one for the whole image, then one with a name, then the first."""
+    return max(claims, key=lambda claim: (claim.rank, claim.kind == "generated", bool(claim.generator)), default=None)
+
+
+@dataclass(frozen=True, slots=True)
 class Measurement:
     """What one detector or one forensic module found in one image.
 
@@ -164,6 +195,7 @@ class Measurement:
     features: Mapping[str, float]
     notes: tuple[Note, ...] = ()
     heatmaps: Mapping[str, Heatmap] = field(default_factory=dict)
+    claims: tuple[Claim, ...] = ()
     facts: Mapping[str, Json] = field(default_factory=dict)  # structured findings for the verdict
     skipped: str | None = None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Final, Literal, TypeAlias, TypeVar, get_args
 
@@ -24,20 +24,7 @@ VERDICT_SCHEMA_VERSION = "1"
 # memory of a phone photograph.
 WINDOW_PIXELS = 2048 * 2048
 
-# The nine public inputs, in the order every feature vector starts with. Higher means more likely AI for every
-# *_prob, *_score and *_anomaly, except exif_score, where 1 is a complete and plausible camera record.
-PUBLIC_FEATURES = (
-    "dino_prob",
-    "fatformer_prob",
-    "ghostnet_score",
-    "clip_h14_prob",
-    "clip_bigg_prob",
-    "mantra_anomaly",
-    "exif_score",
-    "image_entropy",
-    "compression_level",
-)
-
+PublicNumber: TypeAlias = float | None  # None: not measured, and ``Verdict.unavailable`` says why
 Label: TypeAlias = Literal["AI", "NON-AI"]
 Tier: TypeAlias = Literal["real", "likely_real", "inconclusive", "likely_ai", "ai"]
 ClaimKind: TypeAlias = Literal["generated", "edited_with_ai", "captured", "edited"]
@@ -239,15 +226,17 @@ class Verdict:
     confidence: float
     tier: Tier
     decided_by: Literal["fusion", "provenance"]
-    dino_prob: float | None
-    fatformer_prob: float | None
-    ghostnet_score: float | None
-    clip_h14_prob: float | None
-    clip_bigg_prob: float | None
-    mantra_anomaly: float | None
-    exif_score: float | None
-    image_entropy: float | None
-    compression_level: float | None
+    # The nine public numbers. Higher means more likely AI for every *_prob, *_score and *_anomaly, except exif_score,
+    # where 1 is a complete and plausible camera record.
+    dino_prob: PublicNumber
+    fatformer_prob: PublicNumber
+    ghostnet_score: PublicNumber
+    clip_h14_prob: PublicNumber
+    clip_bigg_prob: PublicNumber
+    mantra_anomaly: PublicNumber
+    exif_score: PublicNumber
+    image_entropy: PublicNumber
+    compression_level: PublicNumber
     signals: dict[str, float | None]
     unavailable: dict[str, str]
     reasoning: tuple[Reason, ...]
@@ -261,3 +250,7 @@ class Verdict:
     def numbers(self) -> dict[str, float | None]:
         """The nine public ones, then ``signals``."""
         return {name: getattr(self, name) for name in PUBLIC_FEATURES} | self.signals
+
+
+# In the order in which every feature vector starts.
+PUBLIC_FEATURES: Final = tuple(field.name for field in fields(Verdict) if field.type == "PublicNumber")

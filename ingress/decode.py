@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from formats.containers import Layout, declared_size, describe, find_layout, png_chunks, supported_format
+from formats import png
+from formats.containers import Layout, declared_size, describe, find_layout, supported_format
 from utils.contracts import RgbArray, Sample, orient
 from utils.errors import (
     DecoderKilled,
@@ -275,9 +276,10 @@ def _load(image: Image.Image, lines: list[str]) -> bool:
 def _png_pixels_only(raw: bytes) -> bytes:
     """The chunks that make pixels, with fresh checksums; drops text, profile, EXIF and animation."""
     parts = [raw[:8]]
-    for name, start, length in png_chunks(raw):
-        data = raw[start : start + length]
-        if name == b"IDAT" or (name in (b"IHDR", b"PLTE", b"tRNS") and len(data) == length):
+    for name, start, length in png.chunks(raw):
+        is_whole = start + length + png.CRC_BYTES <= len(raw)
+        if name == b"IDAT" or (name in (b"IHDR", b"PLTE", b"tRNS") and is_whole):
+            data = raw[start : start + length]
             parts.append(struct.pack(">I4s", len(data), name) + data + struct.pack(">I", zlib.crc32(name + data)))
     return b"".join((*parts, b"\0\0\0\0IEND\xaeB`\x82"))
 

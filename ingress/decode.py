@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import stat
 import struct
-import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from formats.containers import Layout, declared_size, describe, find_layout, png_chunks, supported_format
+from ingress.pillow import ignore_pillow_warnings
 from utils.contracts import RgbArray, Sample, orient
 from utils.errors import (
     DecoderKilled,
@@ -62,10 +61,6 @@ _PILLOW_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
-
-# Pillow warns about bombs, broken EXIF and the like; our limits and the Sample's fields say it. A lasting filter on
-# Pillow's modules, because warnings.catch_warnings swaps process-wide state: not for several threads (Python 3.11).
-_QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +137,7 @@ def decode(raw: bytes, source: str, limits: Limits) -> Sample:
         raise EmptyInput("0 bytes: the file is empty; send the image again")
     if len(raw) > limits.max_bytes:
         raise _too_many_bytes(f"{len(raw):,}", limits.max_bytes)
-    if _QUIET not in warnings.filters:
-        warnings.filterwarnings("ignore", module=r"PIL\.")
+    ignore_pillow_warnings()
     kind = supported_format(raw)
     try:
         return _decode(raw, source, kind, limits)

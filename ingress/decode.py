@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import stat
 import struct
-import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ from PIL import Image, ImageCms
 
 from formats import png
 from formats.containers import Layout, declared_size, describe, find_layout, supported_format
+from ingress.pillow import ignore_pillow_warnings
 from utils.contracts import RgbArray, Sample, orient
 from utils.errors import (
     DecoderKilled,
@@ -63,10 +62,6 @@ _PILLOW_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
-
-# Pillow warns about bombs, broken EXIF and the like; our limits and the Sample's fields say it. A lasting filter on
-# Pillow's modules, because warnings.catch_warnings swaps process-wide state: not for several threads (Python 3.11).
-_QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +138,7 @@ def decode(raw: bytes, source: str, limits: Limits) -> Sample:
         raise EmptyInput("0 bytes: the file is empty; send the image again")
     if len(raw) > limits.max_bytes:
         raise _too_many_bytes(f"{len(raw):,}", limits.max_bytes)
-    if _QUIET not in warnings.filters:
-        warnings.filterwarnings("ignore", module=r"PIL\.")
+    ignore_pillow_warnings()
     kind = supported_format(raw)
     try:
         return _decode(raw, source, kind, limits)

@@ -10,7 +10,6 @@ import contextlib
 import io
 import struct
 import unicodedata
-import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from defusedxml.ElementTree import fromstring
 from PIL import Image
 
 from formats import jpeg, png, riff
+from ingress.pillow import ignore_pillow_warnings
 
 ExifValue: TypeAlias = str | float | bytes | tuple[float, ...]
 
@@ -284,10 +284,9 @@ def _read_with_pillow(raw: bytes, found: _Found) -> None:
 @contextlib.contextmanager
 def _opened(raw: bytes) -> Iterator[Image.Image | None]:
     """The image with its header read; None when Pillow cannot. Pillow raises almost anything on a damaged header."""
+    ignore_pillow_warnings()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(raw))
+        image = Image.open(io.BytesIO(raw))
     except Exception:  # noqa: BLE001
         yield None
         return
@@ -303,11 +302,11 @@ def _read_exif(tiff: bytes) -> Exif | None:
     survey = _survey_exif(tiff)
     if survey is None:
         return None
+    ignore_pillow_warnings()
     loaders = (_load_with_piexif, _load_with_pillow) if survey else (_load_with_pillow,)
     for load in loaders:
         # piexif fails by struct.error, ValueError, IndexError, KeyError; Pillow by those, SyntaxError and more.
-        with contextlib.suppress(Exception), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with contextlib.suppress(Exception):
             return load(tiff)
     return None
 

@@ -31,7 +31,7 @@ from training.embeddings import embed_manifest
 from training.feature_table import IntArray, Table, source_weights
 from training.metrics import evaluate, log_loss
 from utils.contracts import Sample
-from utils.device import pick_device
+from utils.device import get_device
 from utils.errors import VerifyError
 from utils.settings import load_settings
 
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(name: str, manifest: Path, seed: int) -> int:
     settings = load_settings()
-    device, _ = pick_device(settings.device)
+    device = get_device(settings.device)
     weights = Weights.at(settings.weights_dir)
     detector = CLIP_DETECTORS[name].load(weights, device)
 

@@ -41,7 +41,7 @@ from training.fusion_card import markdown_table
 from training.meta_models import fit_calibration
 from training.metrics import evaluate, log_loss, plain
 from utils.contracts import Sample
-from utils.device import pick_device
+from utils.device import get_device
 from utils.errors import VerifyError
 from utils.persistence import sha256_file
 from utils.settings import load_settings
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     settings = load_settings()
     weights = Weights.at(settings.weights_dir)
-    device, _ = pick_device(settings.device)
+    device = get_device(settings.device)
     backbone = load_backbone(weights, arguments.backbone).to(device)
     card = weights.card(arguments.backbone)
 

@@ -73,6 +73,12 @@ class Sample:
         return hashlib.sha256(self.raw).hexdigest()
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of memory that it holds: the file, the pixels of every frame, alpha; not what measuring derives."""
+        pixels = [self.rgb, *self.frames, *([] if self.alpha is None else [self.alpha])]
+        return len(self.raw) + sum(each.nbytes for each in pixels)
+
+    @property
     def height(self) -> int:
         return int(self.rgb.shape[0])
 

@@ -30,6 +30,11 @@ def test_pixels_of_another_shape_or_type_are_refused(rgb):
         Sample("test", b"", rgb, "PNG")
 
 
+def test_the_bytes_of_a_sample_are_its_file_and_every_pixel():
+    held = sample(4, 6, alpha=np.zeros((4, 6), np.uint8), frames=(np.zeros((4, 6, 3), np.uint8),) * 2)
+    assert held.nbytes == len(b"raw") + 4 * 6 * (3 + 1 + 2 * 3)
+
+
 def test_a_missing_number_needs_a_reason():
     with pytest.raises(ValueError, match=r"a\.b"):
         Measurement({"a.b": math.nan})

@@ -38,12 +38,12 @@ from utils.contracts import (
 )
 from utils.device import pick_device
 from utils.errors import VerifyError, WeightsMissing
+from utils.profiles import PROFILES
 from utils.settings import Settings
 
 log = logging.getLogger(__name__)
 
 CGROUP_CPU = Path("/sys/fs/cgroup/cpu.max")  # microseconds of CPU per period, or "max"; cgroup v2
-FUSION_OF_PROFILE = {"embedded": "embedded-2026.11", "full": "embedded-2026.11"}
 
 
 class Part(Protocol):
@@ -352,5 +352,5 @@ def build_verifier(settings: Settings) -> Verifier:
 
 def fusion_folder(settings: Settings) -> Path:
     """Of the artifact that the settings name, else the profile's."""
-    name = settings.fusion or FUSION_OF_PROFILE[settings.profile]
+    name = settings.fusion or PROFILES[settings.profile].fusion
     return SHIPPED / name if (SHIPPED / name).is_dir() else Path(name)

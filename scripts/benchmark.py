@@ -43,6 +43,7 @@ from inference.graphs import GraphDetector, Network
 from inference.parts import load_forensics
 from ingress.sources import Ingress
 from utils.contracts import Measurement, Sample
+from utils.profiles import DEFAULT_PROFILE
 from utils.settings import Settings, load_settings
 from utils.verdict_json import dump, verdict_dict
 
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=5, help="the median counts (default: %(default)s)")
     parser.add_argument("--only", choices=("rows", "cold", "curves"), help="one part of it")
     arguments = parser.parse_args(argv)
-    settings = load_settings(profile="embedded")
+    settings = load_settings(profile=DEFAULT_PROFILE)
     print(conditions())
     with tempfile.TemporaryDirectory(prefix="imgv-benchmark-") as folder:
         paths = photographs(Path(folder), arguments.images, 1.0)

@@ -153,17 +153,17 @@ def _claim(text: str, fields: dict[str, Json], signed: bool | None) -> Claim | N
             "generation settings of NovelAI are hidden in the pixels, but their signature does not fit: "
             "the pixels were changed, or the text was copied or forged"
         )
-        return _unsigned("NovelAI", says)
+        return _forgeable("NovelAI", says)
     if fields.get("Software") == "NovelAI":
         says = "generation settings of NovelAI are hidden in the pixels; they are unsigned and can be forged"
-        return _unsigned("NovelAI", says)
+        return _forgeable("NovelAI", says)
     if fields or re.search(r"\bSteps: \d+", text):
         says = "generation settings are hidden in the pixels; anybody can write them"
-        return _unsigned("Stable Diffusion interface (stealth pnginfo)", says)
+        return _forgeable("Stable Diffusion interface (stealth pnginfo)", says)
     return None
 
 
-def _unsigned(generator: str, text: str) -> Claim:
+def _forgeable(generator: str, text: str) -> Claim:
     return Claim("stealth", "generated", "forgeable_metadata", generator, text)
 
 

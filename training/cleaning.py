@@ -118,6 +118,18 @@ def copies(order: Iterable[int], seen: Sequence[Seen], near: int) -> Iterable[tu
         originals.append(index)
 
 
+def repeats(one: Seen, others: Iterable[Seen], near: int = NEAR) -> bool:
+    """Whether an image is one of the others: the same bytes or pixels, or nearly the same picture."""
+    for other in others:
+        if one.sha256 == other.sha256 or one.pixels_sha256 == other.pixels_sha256:
+            return True
+        if one.fingerprint is None or other.fingerprint is None:
+            continue
+        if int(np.bitwise_count(one.fingerprint ^ other.fingerprint).sum()) <= near:
+            return True
+    return False
+
+
 # --- one file
 
 

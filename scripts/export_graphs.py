@@ -23,7 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from inference.ghostnet import TILE
-from inference.views import IMAGENET
+from inference.views import IMAGENET, OPENAI_CLIP
+from models.clip_tower import ARCHITECTURE as CLIP_B16
+from models.clip_tower import SIDE, class_tokens, clip_tower
 from models.ghostnet_net import GhostNetForensics
 from models.loaders import GRAPHS
 from models.mantranet_net import COMPACT, ManTraNet, bayar_constrained
@@ -70,6 +72,17 @@ class GhostNetOnPixels(OnPixels):
         return self.network(pixels.permute(0, 3, 1, 2).float())[1]
 
 
+class ClipTowerOnPixels(OnPixels):
+    """Squares (b, SIDE, SIDE, 3) -> the class token after each block, (b, BLOCKS, WIDTH)."""
+
+    sizes: Mapping[int, object] = {}
+    example = (1, SIDE, SIDE, 3)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        mean, std = (255 * torch.tensor(each, device=pixels.device) for each in (OPENAI_CLIP.mean, OPENAI_CLIP.std))
+        return class_tokens(self.network, ((pixels.float() - mean) / std).permute(0, 3, 1, 2))
+
+
 class ManTraNetOnPixels(OnPixels):
     """One image, mirrored by 2 pixels on each side (symmetric), -> probabilities (1, 1, h, w).
 
@@ -91,6 +104,7 @@ SHIPPED: dict[str, tuple[str, Callable[[], OnPixels]]] = {
         "efficientnet_lite0",
         lambda: EffNetOnPixels(timm.create_model("efficientnet_lite0", pretrained=False, num_classes=1)),
     ),
+    "clip_b16": (CLIP_B16, lambda: ClipTowerOnPixels(clip_tower())),
     "ghostnet": ("ghostnet_100", lambda: GhostNetOnPixels(GhostNetForensics())),
     "mantranet_compact": ("mantranet_compact", lambda: ManTraNetOnPixels(ManTraNet(COMPACT))),
 }

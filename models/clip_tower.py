@@ -6,7 +6,7 @@ Papers:     Radford et al., "Learning Transferable Visual Models From Natural La
 Upstream:   the network is timm's; the weights are OpenAI's, scripts/convert_clip_tower.py says how they come here
 Differs:    without the last LayerNorm and the projection into the space of texts: nothing of ours looks at them
 
-Knows nothing of images, files or devices. Shapes in comments: b images, 12 blocks, 768 channels.
+Knows nothing of images, files or devices.
 """
 
 from __future__ import annotations
@@ -17,9 +17,6 @@ from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 ARCHITECTURE = "vit_base_patch16_clip_quickgelu_224"  # of timm's; OpenAI trained with the quick GELU
-SIDE = 224  # px of the square that it looks at
-BLOCKS = 12
-WIDTH = 768
 
 
 def clip_tower() -> VisionTransformer:
@@ -30,7 +27,7 @@ def clip_tower() -> VisionTransformer:
 
 
 def class_tokens(tower: VisionTransformer, images: Tensor) -> Tensor:
-    """(b, 3, SIDE, SIDE), normalised as CLIP's -> the class token after each block, (b, BLOCKS, WIDTH)."""
+    """(b, 3, 224, 224), normalised as CLIP's -> the class token after each block, (b, 12, 768)."""
     blocks = tower.forward_intermediates(
         images, return_prefix_tokens=True, norm=False, output_fmt="NLC", intermediates_only=True
     )

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from inference.clip_b16 import SIDE
 from inference.ghostnet import TILE
 from inference.views import IMAGENET, OPENAI_CLIP
-from models.clip_tower import ARCHITECTURE as CLIP_B16
-from models.clip_tower import SIDE, class_tokens, clip_tower
+from models.clip_tower import class_tokens
 from models.ghostnet_net import GhostNetForensics
 from models.loaders import GRAPHS
 from models.mantranet_net import COMPACT, ManTraNet, bayar_constrained
@@ -104,7 +104,6 @@ SHIPPED: dict[str, tuple[str, Callable[[], OnPixels]]] = {
         "efficientnet_lite0",
         lambda: EffNetOnPixels(timm.create_model("efficientnet_lite0", pretrained=False, num_classes=1)),
     ),
-    "clip_b16": (CLIP_B16, lambda: ClipTowerOnPixels(clip_tower())),
     "ghostnet": ("ghostnet_100", lambda: GhostNetOnPixels(GhostNetForensics())),
     "mantranet_compact": ("mantranet_compact", lambda: ManTraNetOnPixels(ManTraNet(COMPACT))),
 }

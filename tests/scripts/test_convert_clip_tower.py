@@ -14,9 +14,10 @@ from onnx import helper, numpy_helper
 from sklearn.datasets import load_sample_image
 from torch import nn
 
+from inference.clip_b16 import BLOCKS, SIDE, WIDTH
 from inference.graphs import Graph
 from inference.views import OPENAI_CLIP, centre_square, normalised
-from models.clip_tower import ARCHITECTURE, BLOCKS, SIDE, WIDTH, class_tokens, clip_tower
+from models.clip_tower import ARCHITECTURE, class_tokens, clip_tower
 from models.quantised import SCALE, dequantised, load_quantised
 from scripts.convert_clip_tower import FILE, main, stacked, tower_tensors
 from scripts.export_graphs import ClipTowerOnPixels, export

@@ -12,6 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from utils.profiles import DEFAULT_PROFILE, PROFILES
+
 if TYPE_CHECKING:  # imported where used: --help and --schema answer without numpy or OpenCV
     from inference.detector import Judgement, Verifier
     from ingress.sources import Ingress
@@ -45,7 +47,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("inputs", nargs="*", metavar="INPUT", help="image file, folder, http(s) URL, or - for stdin")
     parser.add_argument("--json", action="store_true", help="print JSON: one object, or a line each for several images")
     parser.add_argument("--artifacts", metavar="DIR", type=Path, help="write heatmaps and an HTML report below DIR")
-    parser.add_argument("--profile", choices=("embedded", "full"), help="which detectors run (default: embedded)")
+    parser.add_argument("--profile", choices=tuple(PROFILES), help=f"which detectors run (default: {DEFAULT_PROFILE})")
     parser.add_argument("--threshold", type=float, metavar="P", help="label AI from this probability on, 0..1")
     parser.add_argument("--demo", action="store_true", help="judge a real photograph that scikit-learn carries")
     parser.add_argument("--schema", action="store_true", help="print the JSON Schema of a verdict and exit")

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from utils.profiles import DEFAULT_PROFILE, PROFILES
+
 if TYPE_CHECKING:  # imported where used: --help answers at once
     from utils.settings import Settings
 
@@ -39,7 +41,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, help="port to listen on (default: 8000; 0: any free one)")
-    parser.add_argument("--profile", choices=("embedded", "full"), help="which detectors run (default: embedded)")
+    parser.add_argument("--profile", choices=tuple(PROFILES), help=f"which detectors run (default: {DEFAULT_PROFILE})")
     parser.add_argument("--new-key", metavar="NAME", help="print a fresh API key for NAME and exit")
     return parser.parse_args(argv)
 

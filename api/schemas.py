@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from utils.contracts import Tier, Verdict
+from utils.contracts import Grade, Tier, Verdict
 
 MAX_WAIT_SECONDS = 300.0
 _MOST_TEXT = 8192  # characters of a URL; what browsers and servers accept
@@ -123,6 +123,13 @@ class FusionInfo(BaseModel):
     metrics: dict[str, Any]
 
 
+class GradeInfo(BaseModel):
+    """How hard a claim of this grade is to forge, in words."""
+
+    name: str
+    meaning: str
+
+
 class Models(BaseModel):
     """What judges here, and the words that go with its answers."""
 
@@ -132,6 +139,9 @@ class Models(BaseModel):
     detectors: list[DetectorInfo]
     forensics: list[str]
     tiers: dict[Tier, str]
+    tier_meanings: dict[Tier, str] = Field(description="what to make of an image of this tier, as a sentence")
+    grades: dict[Grade, GradeInfo] = Field(description="of a claim in `provenance`, the hardest to forge first")
+    numbers: list[str] = Field(description="the verdict's own numbers, in order; `signals` has the others")
     heatmaps: dict[str, str]
 
 

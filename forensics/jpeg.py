@@ -27,6 +27,7 @@ from scipy.fft import dct
 from scipy.ndimage import gaussian_filter1d
 from scipy.special import ndtr
 
+from formats.jpeg import APP0, APP14, DQT, DRI, SOF0, SOF1, SOF2, SOS, segments
 from utils.contracts import Json, Measurement, Note, Sample
 
 FEATURES = {
@@ -47,7 +48,6 @@ FEATURES = {
 BLOCK = 8
 MAX_BLOCKS = 16_384  # 1 megapixel of blocks: histograms no longer change, time stays bounded
 BLAS_THREADS_FROM = 2**18  # multiplications; OpenBLAS starts threads above, which would compete with ours
-MAX_SEGMENTS = 4096  # a 64 MB file of empty segments must not keep us
 SUBSAMPLING = {(1, 1): "4:4:4", (2, 1): "4:2:2", (2, 2): "4:2:0", (1, 2): "4:4:0", (4, 1): "4:1:1", (4, 2): "4:1:0"}
 
 RANGE = 256  # coefficients are compared up to this size, in grey levels
@@ -210,31 +210,25 @@ class Header:
 def read_header(raw: bytes) -> Header:
     """Read the segments up to the first scan (T.81 Annex B). Broken files give what could be read."""
     header = Header()
-    position = 2  # after SOI
-    for _ in range(MAX_SEGMENTS):
-        if raw[position : position + 2] == b"\xff\xff":  # fill byte
-            position += 1
-            continue
-        marker, length = raw[position + 1 : position + 2], int.from_bytes(raw[position + 2 : position + 4], "big")
-        if raw[position : position + 1] != b"\xff" or marker in (b"", b"\xda", b"\xd9") or length < 2:
+    for kind, start, length in segments(raw):
+        if kind == SOS:
             break
-        _read_segment(header, marker[0], raw[position + 4 : position + 2 + length])
-        position += 2 + length
+        _read_segment(header, kind, raw[start : start + length])
     return header
 
 
-def _read_segment(header: Header, marker: int, data: bytes) -> None:
-    if marker == 0xDB:
+def _read_segment(header: Header, kind: bytes, data: bytes) -> None:
+    if kind == DQT:
         _read_tables(header, data)
-    elif marker in (0xC0, 0xC1, 0xC2) and len(data) >= 6:
-        header.progressive = marker == 0xC2
+    elif kind in (SOF0, SOF1, SOF2) and len(data) >= 6:
+        header.progressive = kind == SOF2
         components = (data[6 + 3 * i : 9 + 3 * i] for i in range(data[5]))
         header.components = [(c[1] >> 4, c[1] & 15, c[2]) for c in components if len(c) == 3]
-    elif marker == 0xDD:
+    elif kind == DRI:
         header.restart_interval = int.from_bytes(data[:2], "big")
-    elif marker == 0xE0:
+    elif kind == APP0:
         header.jfif |= data.startswith(b"JFIF\0")
-    elif marker == 0xEE:
+    elif kind == APP14:
         header.adobe |= data.startswith(b"Adobe")
 
 

@@ -7,7 +7,6 @@ and nothing of metadata: bytes are counted for the coded pixels alone.
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -15,6 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from formats import jpeg, png, riff
 from utils.contracts import Measurement, RgbArray, Sample
 
 Plane: TypeAlias = NDArray[np.uint8]
@@ -42,7 +42,6 @@ FEATURES: Mapping[str, str] = {
 _DEFLATE_LIMIT = 1032
 _CODED_SAMPLE = 500_000  # pixels in whole rows: the entropy of a residual needs no more
 _COLOUR_SAMPLE = 65_536  # a fixed number, because the share of distinct colours falls with the number of pixels
-_MOST_PARTS = 65_536  # segments or chunks walked: a hostile file has millions of empty ones
 _ROUNDING = 1 / 12  # variance of rounding to whole grey levels: no energy below it means anything
 
 
@@ -119,40 +118,22 @@ def _coded_bytes(sample: Sample) -> int:
     found = 0
     if raw.startswith(b"\xff\xd8"):
         found = _jpeg_scan_bytes(raw)
-    elif raw.startswith(b"\x89PNG\r\n\x1a\n"):
-        found = _chunk_bytes(raw, 8, ">I4s", (b"IDAT",))
+    elif raw.startswith(png.SIGNATURE):
+        found = sum(part.length for part in png.chunks(raw) if part.kind == b"IDAT")
     elif raw[:4] == b"RIFF" and raw[8:12] == b"WEBP":
-        found = _chunk_bytes(raw, 12, "<4sI", (b"VP8 ", b"VP8L"))
+        found = sum(part.length for part in riff.chunks(raw) if part.kind in (b"VP8 ", b"VP8L"))
     return found or (len(raw) - sample.trailing_bytes) // sample.frame_count
 
 
 def _jpeg_scan_bytes(raw: bytes) -> int:
     """Bytes from the first start of scan to the end of the image; 0 when there is none."""
-    at = 2
-    for _ in range(_MOST_PARTS):
-        if at + 4 > len(raw) or raw[at] != 0xFF:
-            break
-        if raw[at + 1] == 0xDA:
-            # Coded data never holds FF D9: a data byte FF is followed by a stuffed 00 (ITU-T T.81, B.1.1.5).
-            end = raw.find(b"\xff\xd9", at)
-            return (end if end > 0 else len(raw)) - at
-        at += 2 + int.from_bytes(raw[at + 2 : at + 4], "big")
-    return 0
-
-
-def _chunk_bytes(raw: bytes, at: int, header: str, wanted: tuple[bytes, ...]) -> int:
-    """Total length of the wanted chunks of a PNG (length, name, data, CRC) or RIFF (name, length, padded data) file."""
-    total = 0
-    is_png = header.startswith(">")
-    for _ in range(_MOST_PARTS):
-        if at + 8 > len(raw):
-            break
-        first, second = struct.unpack_from(header, raw, at)
-        name, length = (second, first) if is_png else (first, second)
-        if name in wanted:
-            total += min(length, len(raw) - at - 8)
-        at += 12 + length if is_png else 8 + length + length % 2
-    return total
+    first = None
+    for part in jpeg.segments(raw):
+        if part.kind == jpeg.SOS and first is None:
+            first = jpeg.marker_start(part)
+        elif part.kind == jpeg.EOI and first is not None:
+            return jpeg.marker_start(part) - first
+    return 0 if first is None else len(raw) - first
 
 
 def _colour(red: Plane, green: Plane, blue: Plane) -> dict[str, float]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from formats import jpeg, png, riff
+from formats.parts import Part, most_parts
 from utils.errors import NotAnImage, Undecodable, UnsupportedFormat
 
 _JPEG_SCANS = 100  # encoders write about 10; each costs a pass over all coefficients (LJT-01-004, libjpeg-turbo 2015)
 _EXIF_SEGMENTS = 16  # Pillow joins them by copying, which is quadratic in their number
 _MPF_VIEWS = 4  # phones list 2 or 3 (gain map, depth); each is walked to its end
 _HEADER_JUNK = 1 << 16  # Pillow steps over bytes between JPEG segments one at a time
+_TOO_MANY = "built of too many tiny pieces to be a genuine image"
 _TIFF_VALUES = 150_000  # strips or tiles of one page; each costs Pillow about 20 us and 300 bytes
 
 # ---------------------------------------------------------------------------------------------- what is this file?
@@ -140,21 +142,18 @@ class Layout:
     frames: int = 1
 
 
-def _pieces(raw: bytes) -> Iterator[None]:
-    """Count pieces of a container.
-
-    Encoders write pieces of 255 bytes (GIF) to 64 KiB (JPEG), so half a GIF's size on average is generous.
+def _checked(parts: Iterable[Part], raw: bytes) -> Iterator[Part]:
+    """All parts of a file.
 
     Raises:
         Undecodable: there are too many.
     """
-    for _ in range(100_000 + len(raw) // 128):
-        yield
-    raise Undecodable("built of too many tiny pieces to be a genuine image")
-
-
-# A marker inside JPEG data: neither a stuffed zero, nor a restart, nor a fill byte.
-_JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+    count = 0
+    for part in parts:
+        count += 1
+        yield part
+    if count >= most_parts(raw):
+        raise Undecodable(_TOO_MANY)
 
 
 def _jpeg_layout(raw: bytes) -> Layout:
@@ -171,24 +170,18 @@ def _jpeg_end(raw: bytes, start: int) -> tuple[int, list[int]]:
     """The offset behind the EOI of the JPEG at ``start`` (0: there is none), and where its MPF index points to."""
     position, junk, scans, exif = start + 2, 0, 0, 0
     views: list[int] | None = None
-    for _ in _pieces(raw):
-        match = _JPEG_MARKER.search(raw, position)
-        if not match:
-            break
-        junk += 0 if scans else match.start() - position
-        marker, position = raw[match.end() - 1], match.end()
-        if marker == 0xD9:
+    for part in _checked(jpeg.segments(raw, start), raw):
+        junk += 0 if scans else jpeg.marker_start(part) - position
+        position = part.start + part.length
+        if part.kind == jpeg.EOI:
             return position, views or []
-        if marker in (0x01, 0xD8):
-            continue
-        name = raw[position + 2 : position + 6]
-        scans += marker == 0xDA
-        exif += marker == 0xE1 and name == b"Exif"
+        name = raw[part.start : part.start + 4]
+        scans += part.kind == jpeg.SOS
+        exif += part.kind == jpeg.APP1 and name == b"Exif"
         if junk > _HEADER_JUNK or scans > _JPEG_SCANS or exif > _EXIF_SEGMENTS:
             raise Undecodable("a JPEG with an abnormal number of scans, EXIF blocks or stray bytes")
-        if marker == 0xE2 and name == b"MPF\0" and views is None:
-            views = _mpf_views(raw, position + 6)
-        position += int.from_bytes(raw[position : position + 2], "big")
+        if part.kind == jpeg.APP2 and name == b"MPF\0" and views is None:
+            views = _mpf_views(raw, part.start + 4)
     return 0, []
 
 
@@ -209,23 +202,12 @@ def _mpf_views(raw: bytes, base: int) -> list[int]:
     return []
 
 
-def png_chunks(raw: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Name, start and length of each chunk's data; the last one may be cut short."""
-    position = 8
-    for _ in _pieces(raw):
-        if position + 8 > len(raw):
-            return
-        length, name = struct.unpack_from(">I4s", raw, position)
-        yield name, position + 8, length
-        position += 12 + length
-
-
 def _png_layout(raw: bytes) -> Layout:
     frames = 0
-    for name, start, length in png_chunks(raw):
-        frames += name == b"fcTL"
-        if name == b"IEND":
-            return Layout(min(len(raw), start + length + 4), max(1, frames))
+    for part in _checked(png.chunks(raw), raw):
+        frames += part.kind == b"fcTL"
+        if part.kind == b"IEND":
+            return Layout(min(len(raw), part.start + part.length + png.CRC_BYTES), max(1, frames))
     return Layout(frames=max(1, frames))
 
 
@@ -237,7 +219,7 @@ def _gif_layout(raw: bytes) -> Layout:
     try:
         position = 13 + palette(raw[10])
         in_blocks = False
-        for _ in _pieces(raw):
+        for _ in range(most_parts(raw)):
             byte = raw[position]
             if in_blocks:
                 in_blocks = byte != 0
@@ -253,14 +235,14 @@ def _gif_layout(raw: bytes) -> Layout:
                 in_blocks = True
             else:
                 position += 1
+        raise Undecodable(_TOO_MANY)
     except IndexError:
         pass
     return Layout(frames=max(1, frames))
 
 
 def _riff_layout(raw: bytes) -> Layout:
-    size = int.from_bytes(raw[4:8], "little")
-    end = 8 + size + size % 2
+    end = riff.declared_end(raw)
     return Layout(end if end <= len(raw) else 0)
 
 

@@ -22,12 +22,14 @@ from fusion.decision import Thresholds
 from fusion.estimators import Estimator, FloatArray
 from fusion.meta_model import QUANTILES, FusionModel
 from training import fusion_card as report
-from training.datasets import TableError, check_splits
+from training.datasets import check_splits
 from training.feature_table import IntArray, Table, families, read_table, source_weights
 from training.meta_models import KINDS, fit, fit_calibration
 from training.metrics import evaluate, log_loss, plain
 from training.thresholds import choose_thresholds, measure_tiers
 from utils.contracts import Json
+from utils.errors import TableError
+from utils.profiles import DEFAULT_PROFILE, PROFILES
 
 FOLDS = 5
 EXTRACT_HINT = "python -m scripts.extract_features --manifest dataset.csv --out features.csv"
@@ -79,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(
     table: Table,
     name: str,
-    profile: str = "embedded",
+    profile: str = DEFAULT_PROFILE,
     kind: str = "best",
     drop: float = 0.3,
     seed: int = 0,
@@ -282,7 +284,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m fusion.train_fusion", description="Train a fusion artifact.")
     parser.add_argument("--table", type=Path, required=True, help=f"CSV of features; made by: {EXTRACT_HINT}")
     parser.add_argument("--out", type=Path, required=True, help="artifact folder, e.g. models/saved_models/NAME")
-    parser.add_argument("--profile", default="embedded", help="profile the artifact is for (default: %(default)s)")
+    parser.add_argument(
+        "--profile",
+        choices=tuple(PROFILES),
+        default=DEFAULT_PROFILE,
+        help="profile the artifact is for (default: %(default)s)",
+    )
     parser.add_argument("--model", choices=(*KINDS, "best"), default="best", help="best: lowest out-of-fold log loss")
     parser.add_argument(
         "--inputs", nargs="+", default=["*"], metavar="PATTERN", help="feature columns to use, e.g. 'noise.*'"

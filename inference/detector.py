@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
@@ -28,6 +28,7 @@ from models.loaders import SHIPPED, Weights, find
 from utils.contracts import (
     PUBLIC_FEATURES,
     VERDICT_SCHEMA_VERSION,
+    Claim,
     Heatmap,
     Json,
     Measurement,
@@ -37,12 +38,12 @@ from utils.contracts import (
 )
 from utils.device import pick_device
 from utils.errors import VerifyError, WeightsMissing
+from utils.profiles import PROFILES
 from utils.settings import Settings
 
 log = logging.getLogger(__name__)
 
 CGROUP_CPU = Path("/sys/fs/cgroup/cpu.max")  # microseconds of CPU per period, or "max"; cgroup v2
-FUSION_OF_PROFILE = {"embedded": "embedded-2026.11", "full": "embedded-2026.11"}
 
 
 class Part(Protocol):
@@ -195,6 +196,7 @@ class Findings:
         self.features: dict[str, float] = {}
         self.notes: list[Note] = []
         self.heatmaps: dict[str, Heatmap] = {}
+        self.claims: list[Claim] = []
         self.facts: dict[str, Json] = {}
         self.timings: dict[str, float] = {}
         self.warnings: list[str] = []
@@ -206,9 +208,8 @@ class Findings:
                 self.unavailable[feature] = measured.skipped or "not measured"
         self.notes.extend(measured.notes)
         self.heatmaps.update(measured.heatmaps)
-        facts = dict(measured.facts)
-        self.facts.setdefault("claims", []).extend(facts.pop("claims", []))
-        self.facts.update(facts)
+        self.claims.extend(measured.claims)
+        self.facts.update(measured.facts)
         self.timings[name] = seconds
 
     def fail(self, name: str, features: Iterable[str], error: Exception) -> None:
@@ -249,9 +250,8 @@ class Verifier:
         started = time.perf_counter()
         features = {name: found.features.get(name, math.nan) for name in self.meanings}
         probability = self.fusion.probability(features)
-        claims = found.facts.setdefault("claims", [])
-        decision = decide(probability, self.fusion.thresholds, claims, self.threshold)
-        reasons = explain(self.fusion, features, self.meanings, claims, found.notes)
+        decision = decide(probability, self.fusion.thresholds, found.claims, self.threshold)
+        reasons = explain(self.fusion, features, self.meanings, found.claims, found.notes)
         found.timings["fusion"] = time.perf_counter() - started
         values = {name: None if math.isnan(value) else round(float(value), 6) for name, value in features.items()}
         verdict = Verdict(
@@ -272,7 +272,7 @@ class Verifier:
             signals=values,
             unavailable=found.unavailable,
             reasoning=(*decision.reasons, *reasons),
-            provenance=found.facts,
+            provenance={"claims": [asdict(claim) for claim in found.claims], **found.facts},
             artifacts={},
             models={"fusion": self.fusion.name}
             | {detector.name: detector.version for detector in self.ensemble.detectors},
@@ -352,5 +352,5 @@ def build_verifier(settings: Settings) -> Verifier:
 
 def fusion_folder(settings: Settings) -> Path:
     """Of the artifact that the settings name, else the profile's."""
-    name = settings.fusion or FUSION_OF_PROFILE[settings.profile]
+    name = settings.fusion or PROFILES[settings.profile].fusion
     return SHIPPED / name if (SHIPPED / name).is_dir() else Path(name)

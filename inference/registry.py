@@ -1,7 +1,7 @@
 """The table of detectors, and the feature schema that follows from it. Importing it loads no network.
 
 To add a detector: write inference/<name>.py, add one entry here, its card in models/weights.toml and its parity
-test in tests/inference/. To switch one on: a profile below, or the setting IMGV_DETECTORS.
+test in tests/inference/. To switch one on: a profile in utils/profiles.py, or the setting IMGV_DETECTORS.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from inference.parts import load_forensics
 from utils.contracts import PUBLIC_FEATURES
 from utils.errors import BadSettings
+from utils.profiles import PROFILES
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +72,6 @@ DETECTORS: dict[str, Spec] = {
     "mantranet": Spec("inference.mantranet:ManTraNetDetector", ("mantranet",), MANTRA),
 }
 
-PROFILES: dict[str, tuple[str, ...]] = {
-    "embedded": ("effnet", "mantranet_compact"),  # not ghostnet: a quarter more time, and nothing gained (docs/LOG.md)
-    "full": ("effnet", "ghostnet", "dino", "fatformer", "clip_h14", "clip_bigg", "mantranet"),
-}
-
 
 def select_detectors(profile: str, extra: str = "") -> tuple[str, ...]:
     """Names of the detectors of a profile, with further ones from a comma separated list.
@@ -83,7 +79,7 @@ def select_detectors(profile: str, extra: str = "") -> tuple[str, ...]:
     Raises:
         BadSettings: an unknown name (the nearest known one is suggested), or two detectors for the same feature.
     """
-    names = list(PROFILES[profile])
+    names = list(PROFILES[profile].detectors)
     for name in filter(None, (part.strip() for part in extra.split(","))):
         if name not in DETECTORS:
             near = difflib.get_close_matches(name, DETECTORS, n=1)

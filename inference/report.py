@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader
 from numpy.typing import NDArray
 
 from inference.detector import Judgement
-from inference.terminal import TIER_WORDS
+from inference.terminal import GRADE_WORDS, TIER_WORDS
 from utils.contracts import Heatmap, RgbArray, Sample, orient
 from utils.persistence import safe_name, write_atomic
 from utils.verdict_json import dump, verdict_dict
@@ -62,7 +62,8 @@ def write_artifacts(folder: Path, sample: Sample, judgement: Judgement) -> dict[
         titles=HEATMAP_TITLES,
         opacity=OPACITY,
         scale=max((abs(reason.contribution or 0) for reason in verdict.reasoning), default=0) or 1,
-        claims=verdict.provenance.get("claims", []),
+        claims=verdict.provenance["claims"],
+        grades=GRADE_WORDS,
         facts={name: facts for name, facts in verdict.provenance.items() if facts and name != "claims"},
     )
     write_atomic(home / "report.html", page.encode("utf-8", "backslashreplace"))  # a file name may be no text

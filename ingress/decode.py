@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import stat
 import struct
-import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from formats.containers import Layout, declared_size, describe, find_layout, png_chunks, supported_format
+from formats import png
+from formats.containers import Layout, declared_size, describe, find_layout, supported_format
+from ingress.pillow import ignore_pillow_warnings
 from utils.contracts import RgbArray, Sample, orient
 from utils.errors import (
     DecoderKilled,
@@ -62,10 +62,6 @@ _PILLOW_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
-
-# Pillow warns about bombs, broken EXIF and the like; our limits and the Sample's fields say it. A lasting filter on
-# Pillow's modules, because warnings.catch_warnings swaps process-wide state: not for several threads (Python 3.11).
-_QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +138,7 @@ def decode(raw: bytes, source: str, limits: Limits) -> Sample:
         raise EmptyInput("0 bytes: the file is empty; send the image again")
     if len(raw) > limits.max_bytes:
         raise _too_many_bytes(f"{len(raw):,}", limits.max_bytes)
-    if _QUIET not in warnings.filters:
-        warnings.filterwarnings("ignore", module=r"PIL\.")
+    ignore_pillow_warnings()
     kind = supported_format(raw)
     try:
         return _decode(raw, source, kind, limits)
@@ -275,9 +270,10 @@ def _load(image: Image.Image, lines: list[str]) -> bool:
 def _png_pixels_only(raw: bytes) -> bytes:
     """The chunks that make pixels, with fresh checksums; drops text, profile, EXIF and animation."""
     parts = [raw[:8]]
-    for name, start, length in png_chunks(raw):
-        data = raw[start : start + length]
-        if name == b"IDAT" or (name in (b"IHDR", b"PLTE", b"tRNS") and len(data) == length):
+    for name, start, length in png.chunks(raw):
+        is_whole = start + length + png.CRC_BYTES <= len(raw)
+        if name == b"IDAT" or (name in (b"IHDR", b"PLTE", b"tRNS") and is_whole):
+            data = raw[start : start + length]
             parts.append(struct.pack(">I4s", len(data), name) + data + struct.pack(">I", zlib.crc32(name + data)))
     return b"".join((*parts, b"\0\0\0\0IEND\xaeB`\x82"))
 

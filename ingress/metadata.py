@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
 import struct
 import unicodedata
-import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,12 +22,14 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 from PIL import Image
 
+from formats import jpeg, png, riff
+from ingress.pillow import ignore_pillow_warnings
+
 ExifValue: TypeAlias = str | float | bytes | tuple[float, ...]
 
 MAX_FIELD_BYTES: Final = 2**20  # a large ComfyUI graph takes some 100 kB
 MAX_TOTAL_BYTES: Final = 8 * 2**20  # all text of one file; also what a zip bomb in zTXt may expand to
 MAX_FIELDS: Final = 1024
-MAX_SEGMENTS: Final = 10_000  # of a JPEG; a large ICC or XMP extension takes some hundreds
 MAX_APP_BYTES: Final = 4096  # of a JPEG application segment that nobody knows
 MAX_EXIF_ENTRIES: Final = 2048
 MAX_EXIF_BYTES: Final = 4 * 2**20  # values of all EXIF tags together; a JPEG segment holds 64 kB
@@ -56,7 +56,6 @@ _TYPE_BYTES: Final = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 
 _RDF: Final = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 _XMP_HEADER: Final = b"http://ns.adobe.com/xap/1.0/\0"
 _XMP_EXTENSION: Final = b"http://ns.adobe.com/xmp/extension/\0"
-_JPEG_MARKER: Final = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")  # past stuffed bytes, restarts and fill bytes
 _CONTROL: Final = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 
 
@@ -108,7 +107,7 @@ class _Found:
 
     fields: list[Field] = field(default_factory=list)
     xmp: list[bytes] = field(default_factory=list)
-    photoshop: bytes = b""
+    photoshop: bytearray = field(default_factory=bytearray)  # grows by every segment: bytes would be copied each time
     iim: bytes = b""
     exif: bytes = b""
     trailer: bytes = b""
@@ -166,7 +165,7 @@ def read(raw: bytes, format: str) -> Metadata:
             _add_exif_texts(exif, found)
     if not all([_read_xmp(packet, found) for packet in found.xmp]):
         damaged.append("xmp")
-    _read_iim(found.iim or _photoshop_iim(found.photoshop), found)
+    _read_iim(found.iim or _photoshop_iim(bytes(found.photoshop)), found)
     return Metadata(tuple(found.fields), exif, found.trailer, tuple(damaged))
 
 
@@ -175,16 +174,11 @@ def read(raw: bytes, format: str) -> Metadata:
 
 def _read_png(raw: bytes, found: _Found) -> None:
     """Chunks before and after the pixels (PNG 3rd edition, section 5); a truncated last chunk gives what is left."""
-    position = 8
-    while position + 8 <= len(raw):
-        length, kind = struct.unpack_from(">I4s", raw, position)
-        if kind == b"IEND":
-            return
+    for kind, start, length in png.chunks(raw):
         if kind in (b"tEXt", b"zTXt", b"iTXt"):
-            _add_png_text(kind, raw[position + 8 : position + 8 + min(length, MAX_TOTAL_BYTES)], found)
+            _add_png_text(kind, raw[start : start + min(length, MAX_TOTAL_BYTES)], found)
         elif kind == b"eXIf":
-            found.exif = found.exif or raw[position + 8 : position + 8 + min(length, MAX_TOTAL_BYTES)]
-        position += 12 + length
+            found.exif = found.exif or raw[start : start + min(length, MAX_TOTAL_BYTES)]
 
 
 def _add_png_text(kind: bytes, body: bytes, found: _Found) -> None:
@@ -229,27 +223,17 @@ def _add_raw_profile(kind: str, text: bytes, found: _Found) -> None:
 def _read_jpeg(raw: bytes, found: _Found) -> None:
     """Marker segments (ITU-T T.81 Annex B) up to the end of the first image, and what follows it."""
     extended: dict[bytes, list[tuple[int, bytes]]] = {}
-    position = 2
-    for _ in range(MAX_SEGMENTS):
-        match = _JPEG_MARKER.search(raw, position)
-        if match is None:
-            break
-        marker, position = match.group()[-1], match.end()
-        if marker == 0xD9:
-            found.trailer = raw[position:]
-            break
-        if marker in (0x01, 0xD8):  # these two stand alone
-            continue
-        length = int.from_bytes(raw[position : position + 2], "big")
-        if 0xE0 <= marker <= 0xEF or marker == 0xFE:
-            _add_segment(marker, raw[position + 2 : position + length], found, extended)
-        position += max(2, length)
+    for kind, start, length in jpeg.segments(raw):
+        if kind == jpeg.EOI:
+            found.trailer = raw[start:]
+        elif jpeg.APP0 <= kind <= jpeg.APP15 or kind == jpeg.COM:
+            _add_segment(kind, raw[start : start + length], found, extended)
     for pieces in extended.values():
         found.add_xmp(b"".join(piece for _, piece in sorted(pieces)))
 
 
-def _add_segment(marker: int, body: bytes, found: _Found, extended: dict[bytes, list[tuple[int, bytes]]]) -> None:
-    if marker == 0xFE:
+def _add_segment(marker: bytes, body: bytes, found: _Found, extended: dict[bytes, list[tuple[int, bytes]]]) -> None:
+    if marker == jpeg.COM:
         found.add("comment", "COM", body)
     elif body.startswith(b"Exif\0"):
         found.exif = found.exif or body[6:]
@@ -262,20 +246,16 @@ def _add_segment(marker: int, body: bytes, found: _Found, extended: dict[bytes, 
     elif body.startswith(b"Photoshop 3.0\0"):
         found.photoshop += body[14:]
     elif not body.startswith((b"JFIF\0", b"ICC_PROFILE\0", b"Adobe\0", b"MPF\0", b"JP")):  # JP: JUMBF, that is C2PA
-        found.add("app", f"APP{marker - 0xE0}", body[:MAX_APP_BYTES])
+        found.add("app", f"APP{marker[0] - jpeg.APP0[0]}", body[:MAX_APP_BYTES])
 
 
 def _read_webp(raw: bytes, found: _Found) -> None:
-    position = 12
-    while position + 8 <= len(raw):
-        kind, length = struct.unpack_from("<4sI", raw, position)
-        if kind in (b"EXIF", b"XMP "):
-            body = raw[position + 8 : position + 8 + min(length, MAX_TOTAL_BYTES)]
-            if kind == b"EXIF":
-                found.exif = found.exif or body.removeprefix(b"Exif\0\0")
-            else:
-                found.add_xmp(body)
-        position += 8 + length + length % 2
+    for kind, start, length in riff.chunks(raw):
+        body = raw[start : start + min(length, MAX_TOTAL_BYTES)] if kind in (b"EXIF", b"XMP ") else b""
+        if kind == b"EXIF":
+            found.exif = found.exif or body.removeprefix(b"Exif\0\0")
+        elif kind == b"XMP ":
+            found.add_xmp(body)
 
 
 def _read_tiff(raw: bytes, found: _Found) -> None:
@@ -304,10 +284,9 @@ def _read_with_pillow(raw: bytes, found: _Found) -> None:
 @contextlib.contextmanager
 def _opened(raw: bytes) -> Iterator[Image.Image | None]:
     """The image with its header read; None when Pillow cannot. Pillow raises almost anything on a damaged header."""
+    ignore_pillow_warnings()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(raw))
+        image = Image.open(io.BytesIO(raw))
     except Exception:  # noqa: BLE001
         yield None
         return
@@ -323,11 +302,11 @@ def _read_exif(tiff: bytes) -> Exif | None:
     survey = _survey_exif(tiff)
     if survey is None:
         return None
+    ignore_pillow_warnings()
     loaders = (_load_with_piexif, _load_with_pillow) if survey else (_load_with_pillow,)
     for load in loaders:
         # piexif fails by struct.error, ValueError, IndexError, KeyError; Pillow by those, SyntaxError and more.
-        with contextlib.suppress(Exception), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with contextlib.suppress(Exception):
             return load(tiff)
     return None
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -21,6 +20,7 @@ from PIL import Image
 
 from ingress import metadata
 from ingress.metadata import Exif, clean
+from ingress.pillow import ignore_pillow_warnings
 from provenance import generators
 from utils.contracts import Json, Measurement, Note, RgbArray, Sample
 
@@ -287,9 +287,9 @@ def _thumbnail_mismatch(data: bytes | None, rgb: RgbArray) -> float:
 def _decode_thumbnail(data: bytes | None) -> NDArray[np.uint8] | None:
     if not data:
         return None
+    ignore_pillow_warnings()
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-            warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             if image.width * image.height > _MAX_THUMBNAIL_PIXELS:
                 return None
             return np.asarray(image.convert("RGB"))

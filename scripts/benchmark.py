@@ -43,6 +43,7 @@ from inference.graphs import GraphDetector, Network
 from inference.parts import load_forensics
 from ingress.sources import Ingress
 from utils.contracts import Measurement, Sample
+from utils.profiles import DEFAULT_PROFILE
 from utils.settings import Settings, load_settings
 from utils.verdict_json import dump, verdict_dict
 
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=5, help="the median counts (default: %(default)s)")
     parser.add_argument("--only", choices=("rows", "cold", "curves"), help="one part of it")
     arguments = parser.parse_args(argv)
-    settings = load_settings(profile="embedded")
+    settings = load_settings(profile=DEFAULT_PROFILE)
     print(conditions())
     with tempfile.TemporaryDirectory(prefix="imgv-benchmark-") as folder:
         paths = photographs(Path(folder), arguments.images, 1.0)
@@ -313,12 +314,15 @@ class Queue:
         async with Judge(settings, {settings.profile: self._verifier}, metrics) as judge:
             yield judge
 
-    def judge(self, paths: Sequence[Path]) -> None:
+    def judge(self, paths: Sequence[Path]) -> list[dict[str, str]]:
+        """Send each file as a job and wait for all; the fields of their answers, in the order of answering."""
         done = int(self._db.xlen("image_verify:results")) + len(paths)
         for path in paths:
             self._db.xadd("image_verify:jobs", {"image": path.read_bytes()})
         while int(self._db.xlen("image_verify:results")) < done:
             time.sleep(0.002)
+        newest = self._db.xrevrange("image_verify:results", count=len(paths))
+        return [{key.decode(): value.decode() for key, value in fields.items()} for _, fields in reversed(newest)]
 
 
 # --- from a cold start

@@ -26,10 +26,10 @@ from rich.console import Console
 from rich.progress import track
 
 from ingress.sources import Ingress
-from training.datasets import TableError, read_rows
+from training.datasets import read_rows
 from training.feature_table import source_weights
 from utils.contracts import RgbArray
-from utils.errors import VerifyError
+from utils.errors import TableError, VerifyError
 from utils.settings import load_settings
 
 SMALLEST = 128  # px, the shorter side

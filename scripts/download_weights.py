@@ -20,6 +20,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from models.loaders import OVERRIDES, Card, Weights, check, find, record_card
 from utils.errors import FetchFailed, VerifyError, WeightsCorrupt, WeightsMissing
 from utils.persistence import sha256_file
+from utils.profiles import PROFILES
 from utils.settings import load_settings
 
 CHUNK = 2**20
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None, transport: httpx.BaseTransport | Non
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m scripts.download_weights", description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", help="cards to install; see --list")
-    parser.add_argument("--profile", choices=("embedded", "full"), help="all cards of this profile")
+    parser.add_argument("--profile", choices=tuple(PROFILES), help="all cards of this profile")
     parser.add_argument("--list", action="store_true", help="show sizes, licences and hashes; download nothing")
     parser.add_argument("--yes", action="store_true", help="do not ask")
     parser.add_argument("--to", type=Path, metavar="DIR", help="weights folder; default: IMGV_WEIGHTS_DIR")

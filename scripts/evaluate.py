@@ -37,12 +37,12 @@ from ingress.sources import Ingress
 from scripts import extract_features
 from training import fusion_card as report
 from training import localisation
-from training.datasets import TableError, read_rows
+from training.datasets import read_rows
 from training.deliveries import DELIVERIES
 from training.feature_table import Table, families, read_columns, read_table, source_weights
 from training.metrics import evaluate, plain
 from training.thresholds import measure_tiers
-from utils.errors import VerifyError
+from utils.errors import TableError, VerifyError
 from utils.settings import load_settings
 
 NAMES = ("real", "AI")
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = fusion_folder(settings.model_copy(update={"fusion": arguments.fusion or settings.fusion}))
         judged = judge(features, arguments.manifest, folder, arguments.split, settings.threshold)
         located = localisation.locate(arguments.masks, settings) if arguments.masks else None
-    except (TableError, VerifyError) as error:
+    except VerifyError as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 1
     measured = measure(judged)

@@ -36,11 +36,11 @@ from fusion.estimators import FloatArray
 from inference.detector import Ensemble, build_ensemble
 from inference.registry import feature_meanings, select_detectors
 from ingress.sources import Ingress
-from training.datasets import TableError, read_rows
+from training.datasets import read_rows
 from training.deliveries import DELIVERIES, FIXED, LOSSY, deliver, deliver_at_random
 from training.feature_table import PARQUET, numbers, read_columns
 from utils.contracts import Json, Sample
-from utils.errors import BadSettings, VerifyError
+from utils.errors import BadSettings, TableError, VerifyError
 from utils.settings import Settings, load_settings
 
 LABELS = ("real", "ai")
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         wanted = _wanted(arguments.manifest, arguments.split, arguments.deliveries)
         kept = _kept(arguments.out, names)
         known = _current(kept | _journalled(journal, names), settings)
-    except (VerifyError, TableError) as error:
+    except VerifyError as error:
         print(f"extract_features: {error}", file=sys.stderr)
         return 2
     folder = str(arguments.manifest.parent.absolute())

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from inference.parts import FORENSICS, load_forensics
-from inference.registry import DETECTORS, PROFILES
+from inference.registry import DETECTORS
+from utils.profiles import PROFILES
 
 HEAD = """\
 # Signals
@@ -18,7 +19,7 @@ current. A signal that does not apply or whose weights are missing is null, and 
 def table() -> str:
     parts = [HEAD, "## Detectors\n"]
     for name, spec in DETECTORS.items():
-        profiles = ", ".join(profile for profile, names in PROFILES.items() if name in names)
+        profiles = ", ".join(profile for profile, row in PROFILES.items() if name in row.detectors)
         weights = ", ".join(f"`{card}`" for card in spec.weights)
         module = spec.path.partition(":")[0].replace(".", "/")
         parts.append(f"### `{name}`: `{module}.py`\n\nProfiles: {profiles}. Weights: {weights}.\n")

@@ -33,7 +33,6 @@ from fusion.estimators import FloatArray
 from fusion.train_fusion import assign_folds
 from inference.dino import EMBEDDING, HEAD, Head, load_backbone, log_odds, views
 from models.loaders import Weights, record_card
-from training.datasets import TableError
 from training.deliveries import DELIVERIES
 from training.embeddings import embed_manifest
 from training.feature_table import IntArray, Table, source_weights
@@ -41,8 +40,8 @@ from training.fusion_card import markdown_table
 from training.meta_models import fit_calibration
 from training.metrics import evaluate, log_loss, plain
 from utils.contracts import Sample
-from utils.device import pick_device
-from utils.errors import VerifyError
+from utils.device import get_device
+from utils.errors import TableError, VerifyError
 from utils.persistence import sha256_file
 from utils.settings import load_settings
 
@@ -63,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     try:
         return _run(arguments)
-    except (VerifyError, TableError) as error:
+    except VerifyError as error:
         print(f"train_dino_svm: {error}", file=sys.stderr)
         return 1
 
@@ -71,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     settings = load_settings()
     weights = Weights.at(settings.weights_dir)
-    device, _ = pick_device(settings.device)
+    device = get_device(settings.device)
     backbone = load_backbone(weights, arguments.backbone).to(device)
     card = weights.card(arguments.backbone)
 

@@ -37,7 +37,7 @@ from training.loop import (
     write_card,
 )
 from utils.contracts import RgbArray
-from utils.device import pick_device
+from utils.device import get_device
 from utils.errors import WeightsMismatch, WeightsMissing
 from utils.settings import load_settings
 
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    device, _ = pick_device(load_settings().device)
+    device = get_device(load_settings().device)
     torch.manual_seed(arguments.seed)
     network = start(arguments.architecture, arguments.weights).to(device).to(memory_format=torch.channels_last)
     training, validation = shared.load_pictures(arguments, load_reduced)

@@ -33,7 +33,7 @@ from training.loop import (
     write_card,
 )
 from utils.contracts import Sample
-from utils.device import pick_device
+from utils.device import get_device
 from utils.settings import load_settings
 
 CROP = 192  # px; smaller than the detector's TILE: a step takes half the time
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    device, _ = pick_device(load_settings().device)
+    device = get_device(load_settings().device)
     training, validation = shared.load_pictures(arguments, shared.load_native, shared.load_whole)
     torch.manual_seed(arguments.seed)
     network = GhostNetForensics(arguments.architecture).to(device).to(memory_format=torch.channels_last)

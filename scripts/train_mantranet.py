@@ -24,7 +24,7 @@ from training import detectors as shared
 from training.forgeries import forge
 from training.loop import Batch, Drawn, Picture, fit, plot_log, save_weights, write_card
 from training.metrics import auroc
-from utils.device import pick_device
+from utils.device import get_device
 from utils.settings import load_settings
 
 SIDE = 256  # px of a training crop
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    device, _ = pick_device(load_settings().device)
+    device = get_device(load_settings().device)
     training, validation = shared.load_pictures(arguments, shared.load_native, labels=("real",))
     torch.manual_seed(arguments.seed)
     network = ManTraNet(COMPACT).to(device).to(memory_format=torch.channels_last)

@@ -12,7 +12,12 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 
 def test_every_error_code_is_documented_with_its_kind():
-    kinds = {errors.InputError: "input", errors.TransientError: "transient", errors.SetupError: "setup"}
+    kinds = {
+        errors.InputError: "input",
+        errors.TransientError: "transient",
+        errors.SetupError: "setup",
+        errors.TrainingError: "training",
+    }
     codes = {cls.code: name for kind, name in kinds.items() for cls in kind.__subclasses__()}
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \|", (DOCS / "errors.md").read_text(), re.MULTILINE)
     assert dict(rows) == codes

@@ -5,6 +5,15 @@ from __future__ import annotations
 from utils.errors import BadSettings
 
 
+def get_device(wanted: str = "auto") -> str:
+    """The torch device to use: ``pick_device`` without its reason.
+
+    Raises:
+        BadSettings: as ``pick_device``.
+    """
+    return pick_device(wanted)[0]
+
+
 def pick_device(wanted: str) -> tuple[str, str]:
     """Turn a setting into a torch device that exists here.
 

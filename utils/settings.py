@@ -12,6 +12,7 @@ from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_vali
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from utils.errors import BadSettings
+from utils.profiles import DEFAULT_PROFILE, PROFILES
 
 T = TypeVar("T")
 
@@ -33,7 +34,7 @@ class Settings(BaseSettings):
         populate_by_name=True,
     )
 
-    profile: Literal["embedded", "full"] = Field("embedded", description="which detectors run")
+    profile: str = Field(DEFAULT_PROFILE, description=f"which detectors run: {' | '.join(PROFILES)}")
     detectors: str = Field("", description="further detectors to switch on, comma separated")
     fusion: str = Field(
         "", description="fusion artifact: a folder, or its name in models/saved_models; empty: the profile's"
@@ -127,6 +128,13 @@ class Settings(BaseSettings):
     @classmethod
     def _expand_home(cls, path: Path | None) -> Path | None:
         return path and path.expanduser()
+
+    @field_validator("profile")
+    @classmethod
+    def _is_a_profile(cls, name: str) -> str:
+        if name not in PROFILES:
+            raise ValueError(f"no profile {name!r}; there are {' and '.join(PROFILES)}")
+        return name
 
     @field_validator("*")
     @classmethod

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from utils.profiles import DEFAULT_PROFILE, PROFILES
+
 if TYPE_CHECKING:  # imported where used: --help answers at once
     from worker.service import Service
 
@@ -36,7 +38,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--embedded", action="store_true", help="start a Valkey of our own, with its data in a folder")
-    parser.add_argument("--profile", choices=("embedded", "full"), help="which detectors run (default: embedded)")
+    parser.add_argument("--profile", choices=tuple(PROFILES), help=f"which detectors run (default: {DEFAULT_PROFILE})")
     return parser.parse_args(argv)
 
 

@@ -73,7 +73,7 @@ class Judge:
         self._fingerprints = fingerprints or {}
         self._preparing: dict[asyncio.Task[None], Job] = {}
         self._ready: deque[_Ready] = deque()
-        self._pixels = 0  # bytes decoded and not yet judged
+        self._pixels = 0  # bytes of images decoded and not yet judged
         self._most_pixels = settings.queue_max_mb << 20
         self._began_batch = 0.0
         self._wake, self._room = asyncio.Event(), asyncio.Event()
@@ -134,7 +134,7 @@ class Judge:
                 with self._metrics.seconds.labels("decode").time():
                     decoding = asyncio.get_running_loop().run_in_executor(self._decoders, self._decode, raw, job.source)
                     sample = await decoding
-                self._pixels += sample.rgb.nbytes
+                self._pixels += sample.nbytes
         except Exception as error:  # noqa: BLE001 - the loop decides what it means
             answer(job, error)
             return
@@ -174,7 +174,7 @@ class Judge:
                     outcomes = await asyncio.get_running_loop().run_in_executor(self._models, self._judge, batch)
                 self._began_batch = 0.0
                 self._metrics.batch.observe(len(batch))
-                self._pixels -= sum(each.sample.rgb.nbytes for each in batch)
+                self._pixels -= sum(each.sample.nbytes for each in batch)
                 self._room.set()
                 for each, outcome in zip(batch, outcomes, strict=True):
                     each.answer(each.job, outcome)

@@ -17,6 +17,7 @@ from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissi
 
 from ingress.fetch import post_async
 from utils.errors import BadSettings, SetupError
+from utils.profiles import PROFILES
 from utils.settings import Settings
 from worker.cache import RedisCache, fingerprint
 from worker.callbacks import Callback, CallbackJobs, Sender, signing_key
@@ -198,8 +199,8 @@ def profiles(settings: Settings) -> tuple[str, ...]:
     """
     names = (settings.profile, *(name.strip() for name in settings.queue_profiles.split(",") if name.strip()))
     for name in names:
-        if name not in ("embedded", "full"):
-            raise BadSettings(f"IMGV_QUEUE_PROFILES: no profile {name!r}; there are embedded and full")
+        if name not in PROFILES:
+            raise BadSettings(f"IMGV_QUEUE_PROFILES: no profile {name!r}; there are {' and '.join(PROFILES)}")
     return tuple(dict.fromkeys(names))
 
 

@@ -21,6 +21,7 @@ from ingress.decode import read_file
 from ingress.sources import expand, is_url
 from utils.contracts import Json
 from utils.errors import InputError, QueueFull, QueueUnreachable, SetupError, VerifyError
+from utils.profiles import PROFILES
 from utils.settings import Settings, load_settings
 from utils.verdict_json import dump, error_dict
 from worker.connect import Client, connect
@@ -155,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m worker.submit", description="Queue images and wait for verdicts.")
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image file, folder or http(s) URL")
     parser.add_argument("--json", action="store_true", help="print one JSON object per line")
-    parser.add_argument("--profile", choices=("embedded", "full"), help="as the job's field")
+    parser.add_argument("--profile", choices=tuple(PROFILES), help="as the job's field")
     parser.add_argument("--priority", choices=PRIORITIES, default="normal")
     args = parser.parse_args(argv)
     try:

@@ -130,9 +130,7 @@ def test_a_trained_file_scores_as_the_network_that_was_trained(
     state = {key: value.to(dtype) if value.ndim else value for key, value in network.network.state_dict().items()}
     detector = EffNetDetector.load(installed(tmp_path, state, METADATA))
     expected = probability(EffNetDetector(as_graph(network, "cpu"), "x", 1.7), sample_of(photograph))
-    assert probability(detector, sample_of(photograph)) == pytest.approx(
-        expected, abs=1e-5 if dtype.itemsize == 4 else 0.01
-    )
+    assert probability(detector, sample_of(photograph)) == pytest.approx(expected, abs=tolerance)
     assert detector.version.startswith("effnet@sha256:")
 
 

@@ -14,7 +14,6 @@ from sklearn.datasets import load_sample_image
 
 from ingress import metadata
 from provenance import claims as provenance
-from provenance.claims import strongest
 from utils.contracts import Sample
 
 PHOTO = load_sample_image("china.jpg")
@@ -46,13 +45,13 @@ def with_text(**texts) -> Sample:
 
 
 def claims(sample) -> list[tuple[str, str, str]]:
-    return [(each["source"], each["kind"], each["generator"]) for each in provenance.measure(sample).facts["claims"]]
+    return [(each.source, each.kind, each.generator) for each in provenance.measure(sample).claims]
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF"])
 def test_a_picture_without_metadata_claims_nothing(format):
     found = provenance.measure(saved(format))
-    assert found.facts["claims"] == []
+    assert found.claims == ()
     assert set(found.features) == set(provenance.FEATURES)
     assert set(found.features.values()) == {0.0}
     assert found.notes == ()
@@ -151,33 +150,13 @@ def test_a_manifest_elsewhere_is_named_and_not_fetched():
     found = provenance.measure(with_xmp('dcterms:provenance="https://example.com/m.c2pa"'))
     assert found.facts["c2pa"] == {"binding": "remote", "trusted": False, "address": "https://example.com/m.c2pa"}
     assert [note.code for note in found.notes] == ["c2pa_remote"]
-    assert found.facts["claims"] == []
+    assert found.claims == ()
 
 
 def test_a_photographs_caption_about_ai_claims_nothing():
     description = b"A talk about Midjourney, Stable Diffusion and trainedAlgorithmicMedia; imagen 3; firefly"
     exif = piexif.dump({"0th": {piexif.ImageIFD.ImageDescription: description, piexif.ImageIFD.Artist: b"Flux"}})
     assert claims(saved(exif=exif, comment=b"Made with Google AI? No: Steps: 3")) == []
-
-
-def claim(kind, grade):
-    return {"kind": kind, "grade": grade}
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        ([], None),
-        ([claim("edited", "cryptographic")], None),
-        ([claim("captured", "signed_untrusted"), claim("generated", "forgeable_metadata")], 1),
-        ([claim("captured", "cryptographic"), claim("generated", "signed_untrusted")], 0),
-        ([claim("captured", "cryptographic"), claim("edited_with_ai", "cryptographic")], 1),
-        ([claim("edited_with_ai", "signed_untrusted"), claim("generated", "forgeable_metadata")], 0),
-        ([claim("edited_with_ai", "forgeable_metadata"), claim("generated", "forgeable_metadata")], 1),
-    ],
-)
-def test_the_strongest_claim_decides(given, expected):
-    assert strongest(given) is (None if expected is None else given[expected])
 
 
 def test_a_signature_of_novelai_is_proof_until_a_pixel_changes():
@@ -199,4 +178,4 @@ def test_a_signature_that_is_not_novelais_is_told_and_proves_nothing():
     signed = json.dumps({"steps": 28, "signed_hash": base64.b64encode(bytes(64)).decode()})
     found = provenance.measure(with_text(Software="NovelAI", Comment=signed))
     assert [note.code for note in found.notes] == ["novelai_broken_signature"]
-    assert {claim["grade"] for claim in found.facts["claims"]} == {"forgeable_metadata"}
+    assert {claim.grade for claim in found.claims} == {"forgeable_metadata"}

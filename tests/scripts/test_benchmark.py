@@ -46,8 +46,11 @@ def test_the_limit_runs_every_network_on_what_it_was_given(photograph: Path) -> 
 
 def test_the_worker_row_answers_every_photograph(photograph: Path) -> None:
     settings = load_settings(profile="embedded")
-    with benchmark.Queue(settings, build_verifier(settings)) as queue:
-        queue.judge([photograph, photograph])
+    verifier = build_verifier(settings)
+    with benchmark.Queue(settings, verifier) as queue:
+        answers = queue.judge([photograph, photograph])
+    expected = json.loads(benchmark.one(verifier, settings, photograph))["fusion_prob"]
+    assert [json.loads(answer["verdict"])["fusion_prob"] for answer in answers] == [expected, expected]
 
 
 def test_a_process_of_its_own_reports_its_own_peak(photograph: Path) -> None:

@@ -13,15 +13,16 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from fusion.meta_model import FusionModel
-from inference.detector import FUSION_OF_PROFILE, Ensemble
+from inference.detector import Ensemble
 from models.loaders import SHIPPED
 from scripts import evaluate
 from scripts.evaluate import judge, main, measure, shares, tiers
 from training import localisation
 from utils.contracts import Measurement, Sample
+from utils.profiles import DEFAULT_PROFILE, PROFILES
 from utils.settings import load_settings
 
-ARTIFACT = SHIPPED / FUSION_OF_PROFILE["embedded"]
+ARTIFACT = SHIPPED / PROFILES[DEFAULT_PROFILE].fusion
 MODEL = FusionModel.load(ARTIFACT)
 
 

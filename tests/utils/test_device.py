@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from utils.device import pick_device
+from utils.device import get_device, pick_device
 from utils.errors import BadSettings
 
 
@@ -42,6 +42,14 @@ def test_a_device_that_exists_is_picked_with_its_reason(
 ) -> None:
     machine(gpus, mps)
     assert pick_device(wanted) == expected
+    assert get_device(wanted) == expected[0]
+
+
+def test_without_a_wish_the_best_device_is_taken(machine) -> None:
+    machine(gpus=0)
+    assert get_device() == "cpu"
+    machine(gpus=2)
+    assert get_device() == "cuda:0"
 
 
 @pytest.mark.parametrize("wanted", ["cuda", "cuda:1", "mps", "gpu", "", "meta", "cuda:x"])

@@ -98,6 +98,19 @@ def test_pixels_in_memory_stay_within_the_limit(db, keys, server, run_worker):
     assert recording.batches == [1] * 8
 
 
+def test_every_frame_of_an_animation_counts_towards_the_limit(db, keys, server, run_worker):
+    frames = [Image.new("L", (400, 400), level) for level in range(0, 240, 30)]  # 0.5 MB of pixels each, decoded
+    buffer = BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    for number in range(4):
+        db.xadd(keys.streams[1], {"image": buffer.getvalue(), "job_id": str(number)})
+    recording = Slow(verifier())
+    run_worker(
+        judging(recording), lambda s: answered(s, server.url, keys, 4), queue_max_mb=1, queue_decoders=1, queue_batch=8
+    )
+    assert recording.batches == [1] * 4
+
+
 def test_a_file_that_is_no_image_is_answered_once_from_the_decoding_child(db, keys, server, run_worker):
     db.xadd(keys.streams[1], {"image": b"<html>", "job_id": "a"})
     db.xadd(keys.streams[1], {"image": b"", "job_id": "b"})

@@ -1,0 +1,27 @@
+"""The profiles: which detectors a name switches on, and which fusion artifact weighs them.
+
+Every choice, default and document derives from this table. It is data, and lies here because the settings offer its
+names: the registry, which knows the detectors themselves, is above the settings and only reads it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """One row: what runs unless a setting says otherwise."""
+
+    detectors: tuple[str, ...]  # names of inference.registry.DETECTORS; IMGV_DETECTORS adds others
+    fusion: str  # a folder of models/saved_models; IMGV_FUSION takes another
+
+
+PROFILES: dict[str, Profile] = {
+    # Not ghostnet: a quarter more time, and nothing gained (docs/LOG.md).
+    "embedded": Profile(("effnet", "mantranet_compact"), "embedded-2026.11"),
+    "full": Profile(
+        ("effnet", "ghostnet", "dino", "fatformer", "clip_h14", "clip_bigg", "mantranet"), "embedded-2026.11"
+    ),
+}
+DEFAULT_PROFILE = next(iter(PROFILES))

@@ -23,7 +23,7 @@ BLOCK_SETS: Mapping[str, tuple[int, ...]] = {  # counted from 1, as the papers d
     "6+8+10+12": (6, 8, 10, 12),
     "all": tuple(range(1, 13)),
 }
-TEMPERATURES = np.geomspace(0.2, 5, 200)
+TEMPERATURES = np.geomspace(0.05, 20, 400)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

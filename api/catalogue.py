@@ -6,11 +6,11 @@ from api.schemas import DetectorInfo, FusionInfo, Models, WeightsFile
 from fusion.meta_model import FusionModel
 from inference.detector import fusion_folder
 from inference.parts import load_forensics
-from inference.registry import DETECTORS, select_detectors
-from inference.report import HEATMAP_TITLES
+from inference.registry import DETECTORS, heatmap_titles, select_detectors
 from inference.terminal import TIER_WORDS
-from models.loaders import Card, Weights, find
+from models.loaders import Weights, find
 from utils.errors import WeightsMissing
+from utils.persistence import Card
 from utils.settings import Settings
 
 
@@ -35,13 +35,13 @@ def catalogue(settings: Settings, where: str) -> Models:
         detectors=[_detector(name, weights, name in enabled) for name in DETECTORS],
         forensics=[forensic.name for forensic in load_forensics()],
         tiers=dict(TIER_WORDS),
-        heatmaps=HEATMAP_TITLES,
+        heatmaps=heatmap_titles(),
     )
 
 
 def _detector(name: str, weights: Weights, enabled: bool) -> DetectorInfo:
     spec = DETECTORS[name]
-    cards = [weights.card(card) for card in spec.weights]
+    cards = weights.of(spec.model)
     reason = ""
     try:
         for card in cards:

@@ -34,9 +34,10 @@ from fusion.estimators import FloatArray, logit
 from inference.base import TorchDetector
 from inference.registry import DETECTORS
 from inference.views import IMAGENET, centre_square, normalised
-from models.loaders import Card, Weights, load_into
+from models.loaders import Weights, load_into
 from utils.contracts import Json, Measurement, Sample
 from utils.errors import BackboneMismatch, WeightsCorrupt, WeightsMismatch
+from utils.persistence import Card
 
 HEAD = "dino_svm"
 RETRAIN = "python -m scripts.train_dino_svm --manifest dataset.csv"

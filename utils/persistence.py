@@ -273,16 +273,26 @@ def load_arrays(path: Path) -> tuple[Arrays, dict[str, str]]:
     Integers (batch normalisation's counters of training steps) are left out: nothing that is computed depends on them.
 
     Raises:
-        WeightsCorrupt: not a safetensors file, or it holds a type that NumPy does not know.
+        WeightsCorrupt: as ``read_arrays``.
     """
     import numpy as np
+
+    arrays, metadata = read_arrays(path)
+    floating = {key: value for key, value in arrays.items() if np.issubdtype(value.dtype, np.floating)}
+    return {key: value.astype(np.float32, copy=False) for key, value in floating.items()}, metadata
+
+
+def read_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    """Every tensor of a verified .safetensors file in the type that it is stored in, and the file's metadata.
+
+    Raises:
+        WeightsCorrupt: not a safetensors file, or it holds a type that NumPy does not know.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "np") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no mapping
-            metadata = dict(file.metadata() or {})
+            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no mapping
+            return arrays, dict(file.metadata() or {})
     except (SafetensorError, TypeError, AttributeError) as error:
         raise WeightsCorrupt(f"{path} is not a safetensors file that NumPy can read: {error}") from error
-    floating = {key: value for key, value in tensors.items() if np.issubdtype(value.dtype, np.floating)}
-    return {key: value.astype(np.float32, copy=False) for key, value in floating.items()}, metadata

@@ -6,12 +6,12 @@ from api.schemas import DetectorInfo, FusionInfo, GradeInfo, Models, WeightsFile
 from fusion.meta_model import FusionModel
 from inference.detector import fusion_folder
 from inference.parts import load_forensics
-from inference.registry import DETECTORS, select_detectors
-from inference.report import HEATMAP_TITLES
+from inference.registry import DETECTORS, heatmap_titles, select_detectors
 from inference.words import GRADE_WORDS, TIER_MEANINGS, TIER_WORDS
-from models.loaders import Card, Weights, find
+from models.loaders import Weights, find
 from utils.contracts import PUBLIC_FEATURES
 from utils.errors import WeightsMissing
+from utils.persistence import Card
 from utils.settings import Settings
 
 
@@ -39,13 +39,13 @@ def catalogue(settings: Settings, where: str) -> Models:
         tier_meanings=dict(TIER_MEANINGS),
         grades={grade: GradeInfo(name=name, meaning=meaning) for grade, (name, meaning) in GRADE_WORDS.items()},
         numbers=list(PUBLIC_FEATURES),
-        heatmaps=HEATMAP_TITLES,
+        heatmaps=heatmap_titles(),
     )
 
 
 def _detector(name: str, weights: Weights, enabled: bool) -> DetectorInfo:
     spec = DETECTORS[name]
-    cards = [weights.card(card) for card in spec.weights]
+    cards = weights.of(spec.model)
     reason = ""
     try:
         for card in cards:

@@ -23,6 +23,7 @@ FEATURES = {
     "ela.block_contrast": "95th percentile of the blocks' change over their median; 1 where all change alike",
     "ela.edge_ratio": "change of the most textured quarter of the blocks over that of the least textured",
 }
+HEATMAPS = {"ela": "Error level analysis: where re-compression changes the image most"}
 
 QUALITY = 90
 BLOCK = 16

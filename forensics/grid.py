@@ -32,6 +32,7 @@ FEATURES = {
     "grid.origin_shift": "1 when a significant grid does not start at the image's corner (cropped after JPEG), else 0",
     "grid.foreign_area": "share of the examined area whose pixels sit on another grid, 0..1",
 }
+HEATMAPS = {"jpeg_grid": "Blocks whose JPEG grid differs from the rest"}
 
 BLOCK = 8
 ORIGINS = BLOCK * BLOCK

@@ -29,6 +29,7 @@ FEATURES: Mapping[str, str] = {
     "noise.cfa": "difference of the green residual between the two quincunx lattices, |log|, 0..2",
     "noise.srm_entropy": "entropy of three neighbouring truncated first differences over its maximum, 0..1",
 }
+HEATMAPS = {"noise": "Noise level that departs from the rest of the image"}
 
 _BLOCK = 16
 _FEWEST_BLOCKS = 36  # the regression has five unknowns; 96 x 96 pixels

@@ -313,8 +313,8 @@ def build_ensemble(settings: Settings) -> Ensemble:
     for name in select_detectors(settings.profile, settings.detectors):
         spec = DETECTORS[name]
         try:
-            for card in spec.weights:  # before anything large is imported
-                find(weights.card(card), weights.folders)
+            for card in weights.of(spec.model):  # before anything large is imported
+                find(card, weights.folders)
             detectors.append(_load_detector(name, spec, weights, settings))
         except WeightsMissing as error:
             unavailable.update(dict.fromkeys(spec.features, str(error)))

@@ -10,36 +10,32 @@ Does not know how heads are trained.
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import math
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
-import joblib
 import numpy as np
-import sklearn
 import torch
-from sklearn.exceptions import InconsistentVersionWarning
 from torch import Tensor, nn
 from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 from fusion.calibration import Calibration, Platt, calibration_from_json
-from fusion.estimators import FloatArray, logit
+from fusion.estimators import FloatArray
 from inference.base import TorchDetector
+from inference.heads import CLASSIFIERS, Classifier, Linear
 from inference.registry import DETECTORS
 from inference.views import IMAGENET, centre_square, normalised
-from models.loaders import Card, Weights, load_into
+from models.loaders import Weights, load_into
 from utils.contracts import Json, Measurement, Sample
 from utils.errors import BackboneMismatch, WeightsCorrupt, WeightsMismatch
+from utils.persistence import Card, read_arrays, save_model
 
 HEAD = "dino_svm"
-RETRAIN = "python -m scripts.train_dino_svm --manifest dataset.csv"
+RETRAIN = "retrain it: python -m scripts.train_dino_svm --manifest dataset.csv"
 
 # What an embedding is. Change the text whenever ``views`` or ``Backbone.forward`` changes: heads name it.
 EMBEDDING = "1: mean over views of [CLS, mean of patches] after the last norm; 256/224 centre, five native 224 crops"
@@ -51,7 +47,6 @@ NATIVE_CROPS = ((0.5, 0.5), (0.25, 0.25), (0.25, 0.75), (0.75, 0.25), (0.75, 0.7
 
 HEAD_WIDTH = 64  # channels per attention head, in DINOv2 of every size
 LAYER = re.compile(r"encoder\.layer\.(\d+)\.")
-FOREST_FLOOR = 1e-3  # a forest says 0 or 1 when its trees agree; log-odds must stay finite
 
 # transformers has renamed these modules since the checkpoints were published.
 _RENAMED = {
@@ -145,77 +140,60 @@ def load_backbone(weights: Weights, name: str, dtype: torch.dtype = torch.float3
 class Head:
     """A trained classifier of embeddings, and the backbone it belongs to.
 
-    On disk: ``head.json`` says what it is and the sha256 of ``head.joblib``, the scikit-learn pipeline. A pickle runs
-    code when it is opened, so it is opened only after ``head.json`` matched its card and the pickle matched that.
+    On disk it is a model folder (utils/persistence.py): the classifier's arrays, and what else there is to say as JSON
+    in the file's header. Nothing in it can run.
     """
 
-    kind: str  # svm, logistic or forest
     backbone: str  # weights card
     backbone_sha256: str
-    estimator: Any  # scikit-learn pipeline: embeddings in, decision or probability out
+    classifier: Classifier
     calibration: Calibration  # its log-odds -> probability
+    settings: str  # what was fitted, for people: "LinearSVC(C=0.001)"
 
     def probability(self, embedding: FloatArray) -> float:
         """One embedding (2 d) -> probability of AI."""
-        return float(self.calibration(log_odds(self.estimator, embedding[None]))[0])
+        return float(self.calibration(self.classifier.log_odds(embedding[None]))[0])
 
-    def save(self, folder: Path, facts: Mapping[str, Json]) -> Path:
-        """Write both files into a folder, with ``facts`` for people; returns the path of ``head.json``."""
-        buffer = io.BytesIO()
-        joblib.dump(self.estimator, buffer, compress=3)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "head.joblib").write_bytes(buffer.getvalue())
+    def save(self, folder: Path, facts: Mapping[str, Json]) -> None:
+        """Write the model folder, with ``facts`` for people in the header of the weights."""
         stored = {
-            "kind": self.kind,
+            "kind": self.classifier.kind,
             "backbone": self.backbone,
             "backbone_sha256": self.backbone_sha256,
             "embedding": EMBEDDING,
-            "scikit_learn": sklearn.__version__,
-            "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
             "calibration": self.calibration.to_json(),
+            "settings": self.settings,
             **facts,
         }
-        path = folder / "head.json"
-        path.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
-        return path
+        # One entry: safetensors writes several in random order, and the same head shall be the same bytes.
+        save_model(folder, self.classifier.arrays(), {"head": json.dumps(stored)}, layout="inference.heads")
 
     @classmethod
     def load(cls, path: Path) -> Head:
-        """Read a verified ``head.json`` and the pipeline beside it.
+        """Read a verified file of weights.
 
         Raises:
-            WeightsCorrupt: malformed, or the pipeline is not the one that was trained.
-            WeightsMismatch: made for another definition of the embedding or another scikit-learn.
+            WeightsCorrupt: malformed.
+            WeightsMismatch: made for another definition of the embedding, or by a version that saved pickles.
         """
+        if path.suffix != ".safetensors":
+            raise WeightsMismatch(f"{path} is a head of an earlier version, a pickle, which is not opened; {RETRAIN}")
+        arrays, metadata = read_arrays(path)
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            raw = path.with_name("head.joblib").read_bytes()
-            calibration = calibration_from_json(stored["calibration"])
-            expected, kind, backbone = stored["sha256"], stored["kind"], stored["backbone"]
-            backbone_sha256, embedding, version = stored["backbone_sha256"], stored["embedding"], stored["scikit_learn"]
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            raise WeightsCorrupt(f"{path} is not a complete DINOv2 head ({error!r}); retrain it: {RETRAIN}") from error
-        if (found := hashlib.sha256(raw).hexdigest()) != expected:
-            raise WeightsCorrupt(f"{path.with_name('head.joblib')}: expected sha256 {expected}, found {found}")
-        _check_made_for("embedding", embedding, EMBEDDING)
-        # scikit-learn promises pickles within a release series only.
-        _check_made_for("scikit-learn", *(".".join(v.split(".")[:2]) for v in (version, sklearn.__version__)))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", InconsistentVersionWarning)  # another patch release
-            estimator = joblib.load(io.BytesIO(raw))
-        return cls(kind, backbone, backbone_sha256, estimator, calibration)
-
-
-def _check_made_for(what: str, head: str, here: str) -> None:
-    if head != here:
-        raise WeightsMismatch(f"{HEAD} was made for {what} {head!r}, here it is {here!r}; retrain it: {RETRAIN}")
-
-
-def log_odds(estimator: Any, embeddings: FloatArray) -> FloatArray:
-    """n x 2 d -> n, towards AI: the decision function, or the log-odds of a forest's votes."""
-    if hasattr(estimator, "decision_function"):
-        return np.asarray(estimator.decision_function(embeddings), float)
-    return logit(np.asarray(estimator.predict_proba(embeddings)[:, 1], float), FOREST_FLOOR)
+            stored = json.loads(metadata["head"])
+            head = cls(
+                stored["backbone"],
+                stored["backbone_sha256"],
+                CLASSIFIERS[stored["kind"]].from_arrays(arrays),
+                calibration_from_json(stored["calibration"]),
+                stored["settings"],
+            )
+            embedding = stored["embedding"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise WeightsCorrupt(f"{path} is not a complete DINOv2 head ({error!r}); {RETRAIN}") from error
+        if embedding != EMBEDDING:
+            raise WeightsMismatch(f"{HEAD} was made for embedding {embedding!r}, here it is {EMBEDDING!r}; {RETRAIN}")
+        return head
 
 
 class DinoDetector(TorchDetector):
@@ -245,17 +223,15 @@ class DinoDetector(TorchDetector):
 
     @classmethod
     def tiny(cls) -> Self:
-        from sklearn.linear_model import LogisticRegression
-
         config = Dinov2Config(
             hidden_size=HEAD_WIDTH, num_hidden_layers=2, num_attention_heads=1, patch_size=56, image_size=112
         )
         with torch.random.fork_rng():
             torch.manual_seed(0)
             network = Backbone(config).eval().requires_grad_(False)
-        embeddings = np.random.default_rng(0).normal(size=(8, 2 * HEAD_WIDTH))
-        estimator = LogisticRegression().fit(embeddings, np.arange(8) % 2)
-        return cls(network, Head("logistic", "tiny", "", estimator, Platt(1.0, 0.0)), "tiny")
+        weights = np.random.default_rng(0).normal(size=2 * HEAD_WIDTH)
+        line = Linear(np.zeros_like(weights), np.ones_like(weights), weights, np.zeros(1))
+        return cls(network, Head("tiny", "", line, Platt(1.0, 0.0), "drawn at random"), "tiny")
 
     def preprocess(self, sample: Sample) -> Tensor:
         return views(sample)
@@ -272,10 +248,10 @@ def _backbone_card(weights: Weights, head: Head) -> Card:
     trained_on = f"{HEAD} was trained on {head.backbone} with sha256 {head.backbone_sha256}"
     if head.backbone not in weights.cards:
         known = ", ".join(name for name in weights.cards if name.startswith("dinov2"))
-        raise BackboneMismatch(f"{trained_on}; the weights cards here are {known}; retrain it: {RETRAIN}")
+        raise BackboneMismatch(f"{trained_on}; the weights cards here are {known}; {RETRAIN}")
     card = weights.card(head.backbone)
     if card.sha256 != head.backbone_sha256:
         raise BackboneMismatch(
-            f"{trained_on}, here {card.name} is the one with sha256 {card.sha256 or 'unknown'}; retrain it: {RETRAIN}"
+            f"{trained_on}, here {card.name} is the one with sha256 {card.sha256 or 'unknown'}; {RETRAIN}"
         )
     return card

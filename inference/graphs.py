@@ -1,6 +1,6 @@
 """Detectors that run a small network on ONNX Runtime: NumPy in, NumPy out, no torch.
 
-A graph file (models/graphs, made by scripts/export_graphs.py) holds the structure of a network; its weights come from
+The graph of a model folder (made by scripts/export_graphs.py) holds the structure of a network; its weights come from
 the safetensors file that training wrote. So they are stored once, and a network that was trained again needs no new
 graph. One image keeps one core busy; the conductor runs several at a time.
 
@@ -20,7 +20,7 @@ import numpy as np
 import onnxruntime  # type: ignore[import-untyped]
 from numpy.typing import ArrayLike, NDArray
 
-from models.loaders import GRAPHS, Weights, compare
+from models.loaders import Weights, compare, shipped
 from utils.contracts import Measurement, Sample
 from utils.errors import BadSettings, DeviceBusy, ScoreNotFinite, WeightsCorrupt, WeightsMismatch
 
@@ -75,7 +75,7 @@ class GraphDetector(ABC):
 
     @classmethod
     def _tiny_graph(cls) -> Graph:
-        path, rng = GRAPHS / f"{cls.name}.onnx", np.random.default_rng(0)
+        path, rng = shipped(f"{cls.name}_graph"), np.random.default_rng(0)
         weights = {name: _drawn(name, shape, rng) for name, shape in graph_weights(path).items()}
         return Graph(path, weights, keeps_memory=cls.keeps_memory)
 
@@ -114,7 +114,8 @@ class Graph:
     def __init__(
         self, path: Path, weights: Mapping[str, Floats], device: str = "cpu", *, keeps_memory: bool = True
     ) -> None:
-        compare(path.name, graph_weights(path), {name: value.shape for name, value in weights.items()})
+        given = {name: value.shape for name, value in weights.items()}
+        compare(f"{path.parent.name}/{path.name}", graph_weights(path), given)
         providers = _providers(device)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -126,8 +127,9 @@ class Graph:
             self._session = onnxruntime.InferenceSession(path, options, providers=providers)
         except Exception as error:
             raise WeightsCorrupt(f"{path} is not a graph that ONNX Runtime can run: {_first_line(error)}") from error
-        self._name = path.stem
-        self.architecture: str = self._session.get_modelmeta().custom_metadata_map.get("architecture", "")
+        about = self._session.get_modelmeta()
+        self._name: str = about.graph_name
+        self.architecture: str = about.custom_metadata_map.get("architecture", "")
 
     def __call__(self, pixels: NDArray[np.uint8]) -> Floats:
         try:

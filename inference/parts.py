@@ -1,7 +1,8 @@
 """The table of modules that measure without a network. To add one: write <package>/<name>.py, add one line here.
 
 Each module has ``FEATURES``, a mapping from each feature it gives to what the number means (unit and range), and
-``measure(sample) -> Measurement``. The table holds names, not imports: one broken module cannot take the others down.
+``measure(sample) -> Measurement``; one that draws has ``HEATMAPS``, name -> title. The table holds names, not imports:
+one broken module cannot take the others down.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Forensic:
     name: str
     reads: Reads
     features: Mapping[str, str]
+    heatmaps: Mapping[str, str]
     measure: Callable[[Sample], Measurement]
 
 
@@ -60,5 +62,6 @@ def load_forensics(trust_anchors: Path | None = None) -> tuple[Forensic, ...]:
     for path, reads in FORENSICS.items():
         module = import_module(path)
         measure = partial(module.measure, trust_anchors=anchors) if path == "provenance.claims" else module.measure
-        loaded.append(Forensic(path.rpartition(".")[2], reads, module.FEATURES, measure))
+        heatmaps = getattr(module, "HEATMAPS", {})
+        loaded.append(Forensic(path.rpartition(".")[2], reads, module.FEATURES, heatmaps, measure))
     return tuple(loaded)

@@ -1,14 +1,14 @@
 """The table of detectors, and the feature schema that follows from it. Importing it loads no network.
 
-To add a detector: write inference/<name>.py, add one entry here, its card in models/weights.toml and its parity
-test in tests/inference/. To switch one on: a profile in utils/profiles.py, or the setting IMGV_DETECTORS.
+To add a detector: write inference/<name>.py, add one entry here, its card in models/saved_models/<model>/ and
+its parity test in tests/inference/. To switch one on: a profile in utils/profiles.py, or the setting IMGV_DETECTORS.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from inference.parts import load_forensics
 from utils.contracts import PUBLIC_FEATURES
@@ -18,11 +18,12 @@ from utils.profiles import PROFILES
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """Where a detector lives, the weights cards it needs, and what its numbers mean."""
+    """Where a detector lives, the model it runs, and what its numbers and pictures mean."""
 
     path: str  # "module:Class"
-    weights: tuple[str, ...]
+    model: str  # a folder of models/saved_models; its card names every file that the detector needs
     features: Mapping[str, str]
+    heatmaps: Mapping[str, str] = field(default_factory=dict)  # name -> title, for those it draws
 
 
 # Both widths of ManTraNet answer the same question, so they share names and a profile lists one of them.
@@ -32,44 +33,47 @@ MANTRA = {
     "mantra.area": "share of the image that ManTraNet marks as manipulated, 0..1",
     "mantra.concentration": "how far the mass of ManTraNet's map sits in one place, 0..1",
 }
+MANTRA_MAP = {"mantranet": "ManTraNet: traces of manipulation"}
 
 DETECTORS: dict[str, Spec] = {
     "effnet": Spec(
         "inference.effnet:EffNetDetector",
-        ("effnet", "effnet_graph"),
+        "effnet",
         {"effnet_prob": "probability of AI by the fine-tuned EfficientNet, 0..1"},
     ),
     "ghostnet": Spec(
         "inference.ghostnet:GhostNetDetector",
-        ("ghostnet", "ghostnet_graph"),
+        "ghostnet",
         {"ghostnet_score": "AI score of GhostNet on high-pass noise residuals, 0..1"},
+        {"ghostnet": "GhostNet: patches that look generated"},
     ),
     "mantranet_compact": Spec(
         "inference.mantranet_compact:CompactManTraNetDetector",
-        ("mantranet_compact", "mantranet_compact_graph"),
+        "mantranet_compact",
         MANTRA,
+        MANTRA_MAP,
     ),
     "dino": Spec(
         "inference.dino:DinoDetector",
-        ("dino_svm",),  # the head names its backbone
+        "dino_svm",  # the head names its backbone
         {"dino_prob": "probability of AI by an SVM on DINOv2 embeddings, 0..1"},
     ),
     "fatformer": Spec(
         "inference.fatformer:FatFormerDetector",
-        ("fatformer",),
+        "fatformer",
         {"fatformer_prob": "probability of AI by FatFormer, 0..1"},
     ),
     "clip_h14": Spec(
         "inference.clip_models:ClipH14Detector",
-        ("clip_h14_text", "clip_h14"),
+        "clip_h14",
         {"clip_h14_prob": "probability of AI by CLIP ViT-H/14 against prompts, 0..1"},
     ),
     "clip_bigg": Spec(
         "inference.clip_models:ClipBigGDetector",
-        ("clip_bigg_text", "clip_bigg"),
+        "clip_bigg",
         {"clip_bigg_prob": "probability of AI by CLIP ViT-bigG/14 against prompts, 0..1"},
     ),
-    "mantranet": Spec("inference.mantranet:ManTraNetDetector", ("mantranet",), MANTRA),
+    "mantranet": Spec("inference.mantranet:ManTraNetDetector", "mantranet", MANTRA, MANTRA_MAP),
 }
 
 
@@ -104,3 +108,13 @@ def feature_meanings() -> dict[str, str]:
     for forensic in load_forensics():
         meanings.update(forensic.features)
     return {name: meanings[name] for name in (*PUBLIC_FEATURES, *(n for n in meanings if n not in PUBLIC_FEATURES))}
+
+
+def heatmap_titles() -> dict[str, str]:
+    """Every heatmap and its title, forensics first."""
+    titles: dict[str, str] = {}
+    for forensic in load_forensics():
+        titles |= forensic.heatmaps
+    for spec in DETECTORS.values():
+        titles |= spec.heatmaps
+    return titles

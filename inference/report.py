@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader
 from numpy.typing import NDArray
 
 from inference.detector import Judgement
+from inference.registry import heatmap_titles
 from inference.words import GRADE_WORDS, TIER_WORDS
 from utils.contracts import Heatmap, RgbArray, Sample, orient
 from utils.persistence import safe_name, write_atomic
@@ -20,14 +21,6 @@ from utils.verdict_json import dump, verdict_dict
 PREVIEW_SIDE = 1024  # px; a report is to be looked at and mailed, the original is the caller's
 OPACITY = 0.6  # of a heatmap over the image
 JPEG_QUALITY = 85
-
-HEATMAP_TITLES = {
-    "ela": "Error level analysis: where re-compression changes the image most",
-    "jpeg_grid": "Blocks whose JPEG grid differs from the rest",
-    "noise": "Noise level that departs from the rest of the image",
-    "ghostnet": "GhostNet: patches that look generated",
-    "mantranet": "ManTraNet: traces of manipulation",
-}
 
 _templates = Environment(loader=PackageLoader("inference"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
@@ -59,7 +52,7 @@ def write_artifacts(folder: Path, sample: Sample, judgement: Judgement) -> dict[
         words=TIER_WORDS[verdict.tier],
         preview=_data_url("image/jpeg", _encode(".jpg", cv2.cvtColor(preview, cv2.COLOR_RGB2BGR))),
         overlays=overlays,
-        titles=HEATMAP_TITLES,
+        titles=heatmap_titles(),
         opacity=OPACITY,
         scale=max((abs(reason.contribution or 0) for reason in verdict.reasoning), default=0) or 1,
         claims=verdict.provenance["claims"],

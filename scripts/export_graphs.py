@@ -27,9 +27,9 @@ from inference.ghostnet import TILE
 from inference.views import IMAGENET, OPENAI_CLIP
 from models.clip_tower import class_tokens
 from models.ghostnet_net import GhostNetForensics
-from models.loaders import GRAPHS
+from models.loaders import SHIPPED
 from models.mantranet_net import COMPACT, ManTraNet, bayar_constrained
-from training.loop import card
+from utils.persistence import GRAPH, record_file
 
 if TYPE_CHECKING:
     import onnx
@@ -99,7 +99,7 @@ class ManTraNetOnPixels(OnPixels):
         return anomalies.logits(anomalies.standardise(anomalies.adaptation(x))).sigmoid()
 
 
-SHIPPED: dict[str, tuple[str, Callable[[], OnPixels]]] = {
+EXPORTED: dict[str, tuple[str, Callable[[], OnPixels]]] = {
     "effnet": (
         "efficientnet_lite0",
         lambda: EffNetOnPixels(timm.create_model("efficientnet_lite0", pretrained=False, num_classes=1)),
@@ -111,34 +111,28 @@ SHIPPED: dict[str, tuple[str, Callable[[], OnPixels]]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.export_graphs", description=__doc__.partition("\n")[0])
-    parser.add_argument("--to", type=Path, default=GRAPHS, metavar="FOLDER", help="default: %(default)s")
+    parser.add_argument(
+        "--to", type=Path, default=SHIPPED, metavar="FOLDER", help="of model folders (default: %(default)s)"
+    )
     folder: Path = parser.parse_args(argv).to
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, (architecture, build) in SHIPPED.items():
-        path = folder / f"{name}.onnx"
-        export(build(), architecture, path)
-        print(graph_card(name, path))
+    for name, (architecture, build) in EXPORTED.items():
+        export(build(), architecture, folder / name)
+        print(folder / name / GRAPH)
     return 0
 
 
-def export_beside(name: str, network: OnPixels, architecture: str, folder: Path) -> None:
-    """Beside freshly trained weights, the graph that they need where it is not the shipped one; and print its card."""
-    if architecture != SHIPPED[name][0]:
-        path = folder / f"{name}.onnx"
-        export(network, architecture, path)
-        print(graph_card(name, path))
+def export_beside(network: OnPixels, architecture: str, folder: Path) -> None:
+    """Into the model folder of freshly trained weights, the graph that they need where it is not the shipped one."""
+    if architecture != EXPORTED[folder.name][0]:
+        export(network, architecture, folder)
 
 
-def graph_card(name: str, path: Path) -> str:
-    """The lines of models/weights.toml for a graph."""
-    return card(f"{name}_graph", path, licence="MIT", train="python -m scripts.export_graphs")
-
-
-def export(network: OnPixels, architecture: str, path: Path) -> None:
-    """Write a network's graph; of its weights, names and shapes only.
+def export(network: OnPixels, architecture: str, folder: Path) -> None:
+    """Write a network's graph into its model folder, and its card; of the weights, names and shapes only.
 
     Args:
         architecture: stored in the graph, and compared with what the trained file names.
+        folder: its name is the graph's.
     """
     import onnx
 
@@ -163,14 +157,17 @@ def export(network: OnPixels, architecture: str, path: Path) -> None:
     assert not unused, unused
     graph = onnx.helper.make_graph(
         [_bare(node) for node in exported.node],
-        path.stem,
+        folder.name,
         [_bare(pixels)],
         [_bare(each) for each in exported.output],
         [*(_bare(each) for each in exported.initializer), *(_external(each) for each in given)],
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", OPSET)], ir_version=10)
     model.metadata_props.add(key="architecture", value=architecture)
-    path.write_bytes(model.SerializeToString(deterministic=True))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / GRAPH).write_bytes(model.SerializeToString(deterministic=True))
+    about = {"licence": "MIT", "commercial": True, "layout": f"ONNX, opset {OPSET}"}
+    record_file(folder, "graph", GRAPH, **about, train="python -m scripts.export_graphs")
 
 
 class _Functional(nn.Module):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from inference.parts import FORENSICS, load_forensics
 from inference.registry import DETECTORS
+from models.loaders import Weights, cards
 from utils.profiles import PROFILES
 
 HEAD = """\
@@ -17,10 +18,11 @@ current. A signal that does not apply or whose weights are missing is null, and 
 
 
 def table() -> str:
+    ours = Weights(cards(), ())
     parts = [HEAD, "## Detectors\n"]
     for name, spec in DETECTORS.items():
         profiles = ", ".join(profile for profile, row in PROFILES.items() if name in row.detectors)
-        weights = ", ".join(f"`{card}`" for card in spec.weights)
+        weights = ", ".join(f"`{card.name}`" for card in ours.of(spec.model))
         module = spec.path.partition(":")[0].replace(".", "/")
         parts.append(f"### `{name}`: `{module}.py`\n\nProfiles: {profiles}. Weights: {weights}.\n")
         parts.append(_rows(spec.features))

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import sklearn
 import torch
+from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.ensemble import RandomForestClassifier
@@ -31,18 +32,19 @@ from threadpoolctl import threadpool_limits
 from fusion.calibration import Calibration
 from fusion.estimators import FloatArray
 from fusion.train_fusion import assign_folds
-from inference.dino import EMBEDDING, HEAD, Head, load_backbone, log_odds, views
-from models.loaders import Weights, record_card
+from inference.dino import EMBEDDING, HEAD, Head, load_backbone, views
+from models.loaders import Weights, cards, record_card
 from training.deliveries import DELIVERIES
 from training.embeddings import embed_manifest
 from training.feature_table import IntArray, Table, source_weights
 from training.fusion_card import markdown_table
+from training.heads import log_odds, plain_head
 from training.meta_models import fit_calibration
 from training.metrics import evaluate, log_loss, plain
 from utils.contracts import Sample
 from utils.device import get_device
 from utils.errors import TableError, VerifyError
-from utils.persistence import sha256_file
+from utils.persistence import WEIGHTS, sha256_file
 from utils.settings import load_settings
 
 THRESHOLD = 0.5  # where the metrics are measured; fusion, not this head, decides
@@ -83,7 +85,7 @@ def _run(arguments: argparse.Namespace) -> int:
     table = embed_manifest(arguments.manifest, arguments.deliveries, embed, cache, settings)
     head, measured = train(table, arguments.head, arguments.grid, arguments.seed, card.name, card.sha256)
     out: Path = arguments.out or settings.weights_dir / HEAD
-    manifest = head.save(
+    head.save(
         out,
         {
             "command": f"--head {arguments.head}{' --grid' * arguments.grid} --seed {arguments.seed}",
@@ -94,7 +96,7 @@ def _run(arguments: argparse.Namespace) -> int:
     text = readme(head, table, measured)
     (out / "README.md").write_text(text, encoding="utf-8")
     print(text)
-    _install(manifest, settings.weights_dir)
+    _install(out / WEIGHTS, settings.weights_dir)
     return 0
 
 
@@ -114,9 +116,11 @@ def train(
         raise TableError("the train split holds one label only")
     folds = assign_folds(training, seed)
     with threadpool_limits(1):  # sums in a fixed order: the same head on any number of cores
-        best = min((cross_validate(each, training, folds) for each in settings_of(kind, grid, seed)), key=_loss)
+        # Threads: scikit-learn's solvers let go of Python's lock, and every candidate reads the same rows.
+        tries = [delayed(cross_validate)(each, training, folds) for each in settings_of(kind, grid, seed)]
+        best = min(Parallel(n_jobs=-1, prefer="threads")(tries), key=_loss)
         estimator = _fit(best.pipeline, training)
-    head = Head(kind, backbone, backbone_sha256, estimator, best.calibration)
+    head = Head(backbone, backbone_sha256, plain_head(estimator), best.calibration, str(estimator["head"]))
     measured = _measure("train, out of fold", training, best.held_out, seed)
     if len(np.unique(validation.labels)) == 2:
         probabilities = best.calibration(log_odds(estimator, validation.matrix))
@@ -130,7 +134,7 @@ def settings_of(kind: str, grid: bool, seed: int) -> list[Pipeline]:
         "svm": [
             # Linear first: it is small, and linear probes carry over to unseen generators (Ojha et al., CVPR 2023).
             (LinearSVC(dual=False, random_state=seed), {"C": [1e-3, 1e-4, 1e-2, 1e-1]}),
-            (SVC(kernel="rbf", gamma="scale"), {"C": [1.0, 10.0]}),
+            (SVC(kernel="rbf", gamma="auto"), {"C": [1.0, 10.0]}),
         ],
         "logistic": [(LogisticRegression(max_iter=1000), {"C": [1e-3, 1e-4, 1e-2, 1e-1]})],
         "forest": [
@@ -190,8 +194,8 @@ def readme(head: Head, table: Table, measured: Mapping[str, Mapping[str, Sequenc
     """The head's card as Markdown."""
     counts = describe(table)["rows_and_sources"].items()
     sections = [
-        f"# {HEAD}: {head.kind} on {head.backbone}",
-        f"`{head.estimator['head']}` on standardised embeddings, {head.calibration.kind} calibration. Classes weigh "
+        f"# {HEAD}: {head.classifier.kind} on {head.backbone}",
+        f"`{head.settings}` on standardised embeddings, {head.calibration.kind} calibration. Classes weigh "
         "the same, and so does every source within its class: the probability is for equally frequent classes.",
         f"Backbone sha256 `{head.backbone_sha256}`. Embedding {EMBEDDING}.",
         "## Data",
@@ -207,14 +211,14 @@ def readme(head: Head, table: Table, measured: Mapping[str, Mapping[str, Sequenc
     return "\n\n".join(sections) + "\n"
 
 
-def _install(manifest: Path, weights_dir: Path) -> None:
+def _install(path: Path, weights_dir: Path) -> None:
     """Make the head a card of this installation, if it lies in the weights folder."""
-    if not manifest.resolve().is_relative_to(weights_dir.resolve()):
-        print(f"wrote {manifest.parent}; to use it, train with --out inside {weights_dir}")
+    if not path.resolve().is_relative_to(weights_dir.resolve()):
+        print(f"wrote {path.parent}; to use it, train with --out inside {weights_dir}")
         return
-    file = manifest.resolve().relative_to(weights_dir.resolve()).as_posix()
-    record_card(HEAD, {"file": file, "size": manifest.stat().st_size, "sha256": sha256_file(manifest)}, weights_dir)
-    print(f"installed {manifest.parent}")
+    file = path.resolve().relative_to(weights_dir.resolve()).as_posix()
+    record_card(HEAD, {"file": file, "size": path.stat().st_size, "sha256": sha256_file(path)}, weights_dir)
+    print(f"installed {path.parent}")
 
 
 def _deliveries(text: str) -> tuple[str, ...]:
@@ -228,7 +232,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m scripts.train_dino_svm", description=__doc__.partition("\n")[0])
     parser.add_argument("--manifest", type=Path, required=True, help="CSV: filepath,label,source[,split]")
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"default: {HEAD} in IMGV_WEIGHTS_DIR, and installed")
-    parser.add_argument("--backbone", default="dinov2_base", metavar="CARD", help="weights card (default: %(default)s)")
+    parser.add_argument(
+        "--backbone", default=cards()[HEAD].backbone, metavar="CARD", help="weights card (default: %(default)s)"
+    )
     parser.add_argument("--head", choices=("svm", "logistic", "forest"), default="svm")
     parser.add_argument(
         "--grid", action="store_true", help="compare settings by cross-validation, not only the default"

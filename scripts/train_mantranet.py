@@ -11,7 +11,6 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from inference.mantranet_compact import MARKED
 from models.mantranet_net import COMPACT, ManTraNet
 from training import detectors as shared
 from training.forgeries import forge
-from training.loop import Batch, Drawn, Picture, fit, plot_log, save_weights, write_card
+from training.loop import Batch, Drawn, Picture, fit, plot_log, save_trained
 from training.metrics import auroc
 from utils.device import get_device
 from utils.settings import load_settings
@@ -49,10 +48,8 @@ def train(arguments: argparse.Namespace) -> None:
         measured = measure(trained, validation, arguments.seed)
         (arguments.out / "metrics.json").write_text(json.dumps(measured, indent=1), encoding="utf-8")
         print(json.dumps(measured))
-    path: Path = arguments.out / "mantranet_compact.safetensors"
-    save_weights(path, trained.state_dict(), {"architecture": "mantranet_compact"}, torch.float16)
-    fields = {"layout": "mantranet_pytorch", "licence": "MIT", "train": "python -m scripts.train_mantranet"}
-    print(write_card("mantranet_compact", path, **fields))
+    metadata = {"architecture": "mantranet_compact"}
+    save_trained(arguments.out / "mantranet_compact", trained.state_dict(), metadata, "mantranet_pytorch")
 
 
 def forged(donors: Sequence[Picture], picture: Picture, rng: np.random.Generator) -> Batch:

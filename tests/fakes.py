@@ -35,7 +35,7 @@ class FakeDetector:
 
 
 def forensic(name: str, reads: str, measure) -> Forensic:
-    return Forensic(name, reads, {f"{name}.value": "a number"}, measure)
+    return Forensic(name, reads, {f"{name}.value": "a number"}, {}, measure)
 
 
 def fusion_model(*inputs: str) -> FusionModel:

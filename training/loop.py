@@ -21,7 +21,6 @@ from typing import TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.swa_utils import AveragedModel
@@ -30,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from training.datasets import check_splits, read_rows
 from utils.contracts import RgbArray
 from utils.errors import BadSettings, TableError, TrainingDiverged
-from utils.persistence import sha256_file, write_atomic
+from utils.persistence import save_model, write_atomic
 
 LABELS = {"real": 0, "ai": 1}
 CHECKPOINT, LOG, PLOT = "checkpoint.pt", "log.jsonl", "curve.png"
@@ -428,21 +427,12 @@ def plot_log(folder: Path) -> bool:
 # --- what is kept
 
 
-def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str], dtype: torch.dtype) -> None:
-    """Write a safetensors file with floating-point tensors as ``dtype``; counters stay as they are."""
-    cast = {key: (value.to(dtype) if value.is_floating_point() else value).contiguous() for key, value in state.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(cast, path, metadata=dict(metadata))
+def save_trained(folder: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str], layout: str) -> None:
+    """Write a model folder of ours: floating-point tensors in half precision, counters as they are, and the card.
 
-
-def card(name: str, path: Path, **fields: str) -> str:
-    """The lines of models/weights.toml for a file; ``fields`` as in models.loaders.Card."""
-    known = {"file": path.name, "size": path.stat().st_size, "sha256": sha256_file(path), **fields}
-    return "\n".join([f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in known.items())])
-
-
-def write_card(name: str, path: Path, **fields: str) -> str:
-    """``card``, also written beside the weights."""
-    text = card(name, path, **fields)
-    write_atomic(path.with_suffix(".toml"), (text + "\n").encode())
-    return text
+    A folder that holds it, such as a trainer's ``--out``, is a weights folder; ``models/saved_models`` is another.
+    """
+    half = {key: (value.half() if value.is_floating_point() else value).cpu().numpy() for key, value in state.items()}
+    train = f"python -m scripts.train_{folder.name.partition('_')[0]}"
+    save_model(folder, half, metadata, licence="MIT", commercial=True, layout=layout, train=train)
+    print(f"wrote {folder}; to use it: cp -r {folder} $IMGV_WEIGHTS_DIR/")

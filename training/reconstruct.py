@@ -24,11 +24,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from models.loaders import load_into, load_state
-from training.datasets import TableError
 from training.detectors import read_sample
 from training.loop import LABELS, Picture, read_datasets, some_of_each
 from utils.contracts import RgbArray
-from utils.errors import VerifyError
+from utils.errors import TableError, VerifyError
 
 LONG_SIDE = 640  # px; where most deliveries end
 GRID = 8  # px that one place of the code stands for

@@ -36,14 +36,14 @@ from training.clip_head import (
     together,
 )
 from training.clip_tokens import Look, View, tokens_of
-from training.datasets import TableError
 from training.deliveries import DELIVERIES
 from training.detectors import measure
-from training.loop import Picture, read_datasets, some_of_each, write_card
-from utils.errors import VerifyError
+from training.loop import Picture, read_datasets, some_of_each
+from utils.errors import TableError, VerifyError
+from utils.persistence import record_file
 from utils.settings import load_settings
 
-FILE = "clip_b16_head.safetensors"
+FILE = "head.safetensors"
 COMMAND = "python -m training.train_clip_b16"
 PER_SOURCE = 16  # images of one source and label: more of the same taught a linear head nothing (docs/LOG.md)
 DELIVERED = 2  # random deliveries of each training image
@@ -102,7 +102,7 @@ def train(arguments: argparse.Namespace) -> None:
     path: Path = arguments.out / FILE
     metadata = {"tower": tower, "blocks": best.recipe.blocks, "temperature": f"{best.temperature:.4f}"}
     save_file({"weight": head.weight, "bias": np.array([head.bias], np.float32)}, path, metadata)
-    print(write_card("clip_b16_head", path, licence="MIT", train=COMMAND))
+    record_file(arguments.out, "head", FILE, licence="MIT", commercial=True, train=COMMAND)
 
 
 # --- what is looked at

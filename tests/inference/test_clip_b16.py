@@ -15,13 +15,13 @@ from torchvision.transforms import functional
 
 from inference.clip_b16 import BLOCKS, SIDE, WIDTH, ClipB16Detector, load_tower, view
 from inference.graphs import graph_weights
-from models.loaders import GRAPHS, Weights
+from models.loaders import Weights, shipped
 from models.quantised import SCALE
 from utils.contracts import Sample
 from utils.errors import WeightsCorrupt, WeightsMismatch
 from utils.persistence import sha256_file
 
-GRAPH = GRAPHS / "clip_b16.onnx"
+GRAPH = shipped("clip_b16_graph")
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def installed(folder: Path, **head: NDArray[np.generic] | str) -> Weights:
     values = {"weight": np.full((BLOCKS, WIDTH), 1e-4, np.float32), "bias": np.array([0.3], np.float32), **head}
     metadata = {"tower": str(values.pop("tower", sha256_file(tower)))}
     save_file(values, folder / "clip_b16_head.safetensors", metadata)
-    files = {"clip_b16": tower, "clip_b16_head": folder / "clip_b16_head.safetensors", "clip_b16_graph": GRAPH}
+    files = {"clip_b16": tower, "clip_b16_head": folder / "clip_b16_head.safetensors"}
     cards = [f'[{n}]\nfile = "{p.name}"\nsha256 = "{sha256_file(p)}"\n' for n, p in files.items()]
     (folder / "weights.toml").write_text("".join(cards))
     return Weights.at(folder)

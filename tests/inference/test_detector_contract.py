@@ -67,13 +67,14 @@ def test_the_class_says_what_the_table_says(name: str) -> None:
     cls = class_of(name)
     assert cls.name == name
     assert dict(cls.features) == dict(DETECTORS[name].features)
-    assert set(DETECTORS[name].weights) <= cards().keys()
+    assert DETECTORS[name].model in {card.model for card in cards().values()}
 
 
 def test_any_image_gives_every_declared_number_in_range(detector: AnyDetector, samples: list[Sample]) -> None:
     for sample, found in zip(samples, measured(detector, samples), strict=True):
         assert set(found.features) == set(detector.features), sample.source
         assert all(0 <= value <= 1 for value in found.features.values()), (sample.source, found.features)
+        assert set(found.heatmaps) <= set(DETECTORS[detector.name].heatmaps), sample.source
         for heatmap in found.heatmaps.values():
             seen = heatmap[np.isfinite(heatmap)]
             assert heatmap.dtype == np.float32
@@ -103,8 +104,8 @@ def test_without_weights_loading_says_what_the_table_knows_beforehand(name: str,
     with pytest.raises(WeightsMissing) as raised:
         class_of(name).load(nothing, "cpu")
     foreseen = []
-    for card in DETECTORS[name].weights:
+    for card in nothing.of(DETECTORS[name].model):
         with pytest.raises(WeightsMissing) as missing:
-            find(nothing.card(card), nothing.folders)
+            find(card, nothing.folders)
         foreseen.append(str(missing.value))
     assert str(raised.value) in foreseen

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_sample_image
-from sklearn.linear_model import LogisticRegression
-from sklearn.svm import LinearSVC
 from torch import Tensor
 from transformers import (
     AutoModel,
@@ -24,12 +24,13 @@ from transformers import (
 )
 
 from fusion.calibration import Platt
-from inference.dino import DinoDetector, Head, load_backbone, log_odds, views
+from inference.dino import DinoDetector, Head, load_backbone, views
+from inference.heads import Linear
 from inference.registry import DETECTORS
-from models.loaders import Weights
+from models.loaders import Weights, record_card
 from utils.contracts import Sample
 from utils.errors import BackboneMismatch, WeightsCorrupt, WeightsMismatch, WeightsMissing
-from utils.persistence import sha256_file
+from utils.persistence import read_arrays, save_model, sha256_file
 
 WIDTH = 128  # two attention heads
 SIZES = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 14, "image_size": 70}
@@ -144,36 +145,21 @@ def test_a_batch_gives_what_single_images_give_and_again(photograph: np.ndarray)
     assert len(set(together)) == 3
 
 
-def test_a_forests_votes_become_finite_log_odds() -> None:
-    class Votes:
-        def predict_proba(self, embeddings: np.ndarray) -> np.ndarray:
-            return np.array([[1.0, 0.0], [0.2, 0.8], [0.0, 1.0]])
-
-    found = log_odds(Votes(), np.zeros((3, 2)))
-    assert found[1] == pytest.approx(np.log(4))
-    assert np.isfinite(found).all()
-    assert found[0] == pytest.approx(-found[2])
-
-
 # --- the head
 
 
+def line(size: int) -> Linear:
+    weights = np.random.default_rng(0).normal(size=size)
+    return Linear(np.full(size, 0.1), np.full(size, 2.0), weights, np.array([0.3]))
+
+
 def head_for(weights: Weights, **changes: str) -> Head:
-    embeddings = np.random.default_rng(0).normal(size=(40, 2 * WIDTH))
-    labels = (embeddings[:, 0] > 0).astype(int)
-    fields = {"kind": "svm", "backbone": "dinov2_base", "backbone_sha256": weights.card("dinov2_base").sha256}
-    return Head(
-        **(fields | changes), estimator=LinearSVC(dual=False).fit(embeddings, labels), calibration=Platt(2, 0.5)
-    )
+    fields = {"backbone": "dinov2_base", "backbone_sha256": weights.card("dinov2_base").sha256}
+    return Head(**(fields | changes), classifier=line(2 * WIDTH), calibration=Platt(2, 0.5), settings="by hand")
 
 
-def install_head(folder: Path, head: Head, **changes: str) -> Weights:
-    path = head.save(folder / "dino_svm", {})
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    own = (folder / "weights.toml").read_text()
-    (folder / "weights.toml").write_text(
-        f'{own}\n[dino_svm]\nfile = "dino_svm/head.json"\nsha256 = "{sha256_file(path)}"\n'
-    )
+def install_head(folder: Path, head: Head) -> Weights:
+    head.save(folder / "dino_svm", {})
     return Weights.at(folder)
 
 
@@ -205,7 +191,9 @@ def test_a_head_on_another_backbone_is_refused_and_both_are_named(installed: Wei
 
 def test_a_head_on_a_backbone_without_a_card_is_refused(installed: Weights) -> None:
     weights = install_head(installed.folders[0], head_for(installed, backbone="dinov3_huge"))
-    with pytest.raises(BackboneMismatch, match=r"trained on dinov3_huge.*here are dinov2_small, dinov2_base"):
+    with pytest.raises(
+        BackboneMismatch, match=r"trained on dinov3_huge.*here are dinov2_base, dinov2_large, dinov2_small"
+    ):
         DinoDetector.load(weights, "cpu")
 
 
@@ -218,48 +206,60 @@ def test_a_missing_head_or_backbone_names_the_command(installed: Weights) -> Non
         DinoDetector.load(weights, "cpu")
 
 
-def test_a_pickle_that_is_not_the_trained_one_is_never_opened(
-    installed: Weights, monkeypatch: pytest.MonkeyPatch
+def test_a_pickle_of_an_earlier_version_is_refused_unopened_with_the_command_that_replaces_it(
+    installed: Weights, tmp_path: Path
 ) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    folder = installed.folders[0] / "dino_svm"
+    folder.mkdir()
+    path = folder / "head.json"
+    path.write_text('{"kind": "svm"}')
+    (folder / "head.joblib").write_bytes(pickle.dumps(Bomb()))
+    record_card("dino_svm", {"file": "dino_svm/head.json", "sha256": sha256_file(path)}, installed.folders[0])
+    with pytest.raises(WeightsMismatch, match=r"earlier version.*python -m scripts\.train_dino_svm"):
+        DinoDetector.load(Weights.at(installed.folders[0]), "cpu")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_changed_head_is_refused_before_it_is_read(installed: Weights) -> None:
     weights = install_head(installed.folders[0], head_for(installed))
-    (installed.folders[0] / "dino_svm" / "head.joblib").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
-    monkeypatch.setattr("inference.dino.joblib.load", lambda _: pytest.fail("opened"))
-    with pytest.raises(WeightsCorrupt, match=r"head\.joblib: expected sha256"):
+    path = installed.folders[0] / "dino_svm" / "weights.safetensors"
+    path.write_bytes(path.read_bytes().replace(b"by hand", b"by fool"))
+    with pytest.raises(WeightsCorrupt, match=r"weights\.safetensors: expected sha256"):
         DinoDetector.load(weights, "cpu")
 
 
-def test_a_changed_manifest_is_refused_before_the_pickle_is_read(installed: Weights) -> None:
-    weights = install_head(installed.folders[0], head_for(installed))
-    path = installed.folders[0] / "dino_svm" / "head.json"
-    path.write_text(path.read_text().replace("svm", "SVM"))
-    with pytest.raises(WeightsCorrupt, match=r"head\.json: expected sha256"):
+def test_a_head_made_for_another_embedding_says_which(installed: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as past:
+        past.setattr("inference.dino.EMBEDDING", "0: CLS")
+        weights = install_head(installed.folders[0], head_for(installed))
+    with pytest.raises(WeightsMismatch, match=r"embedding '0: CLS'.*train_dino_svm"):
         DinoDetector.load(weights, "cpu")
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
-    [({"embedding": "0: CLS"}, "embedding '0: CLS'"), ({"scikit_learn": "0.24.2"}, r"scikit-learn '0\.24'")],
+    "head",
+    ["", "[]", "{}", {"kind": "spline"}, {"calibration": {"kind": "spline"}}, {"kind": "rbf"}, {"backbone": None}],
 )
-def test_a_head_made_for_something_else_says_what(installed: Weights, changes: dict[str, str], message: str) -> None:
-    weights = install_head(installed.folders[0], head_for(installed), **changes)
-    with pytest.raises(WeightsMismatch, match=f"{message}.*train_dino_svm"):
-        DinoDetector.load(weights, "cpu")
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"calibration": {"kind": "spline"}}'])
-def test_a_malformed_head_is_refused(tmp_path: Path, text: str) -> None:
-    (tmp_path / "head.json").write_text(text)
-    (tmp_path / "head.joblib").write_bytes(b"")
-    with pytest.raises(WeightsCorrupt, match=r"head\.json is not a complete DINOv2 head"):
-        Head.load(tmp_path / "head.json")
+def test_a_malformed_head_is_refused(tmp_path: Path, head: str | dict[str, object]) -> None:
+    if isinstance(head, dict):
+        Head("dinov2_base", "ab", line(4), Platt(1, 0), "by hand").save(tmp_path / "good", {})
+        _, metadata = read_arrays(tmp_path / "good" / "weights.safetensors")
+        head = json.dumps({key: value for key, value in (json.loads(metadata["head"]) | head).items() if value})
+    save_model(tmp_path / "bad", line(4).arrays(), {"head": head})
+    with pytest.raises(WeightsCorrupt, match=r"weights\.safetensors is not a complete DINOv2 head.*train_dino_svm"):
+        Head.load(tmp_path / "bad" / "weights.safetensors")
 
 
 def test_a_head_survives_the_disk(tmp_path: Path) -> None:
     embeddings = np.random.default_rng(0).normal(size=(20, 4))
-    estimator = LogisticRegression().fit(embeddings, np.arange(20) % 2)
-    head = Head("logistic", "dinov2_base", "ab", estimator, Platt(1.5, -0.2))
-    again = Head.load(head.save(tmp_path / "head", {"metrics": {}}))
-    assert (again.kind, again.backbone, again.backbone_sha256) == ("logistic", "dinov2_base", "ab")
+    head = Head("dinov2_base", "ab", line(4), Platt(1.5, -0.2), "by hand")
+    head.save(tmp_path / "head", {"metrics": {}})
+    again = Head.load(tmp_path / "head" / "weights.safetensors")
+    assert (again.backbone, again.backbone_sha256, again.settings) == ("dinov2_base", "ab", "by hand")
     assert [again.probability(row) for row in embeddings] == [head.probability(row) for row in embeddings]
 
 

@@ -15,8 +15,8 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor
 
 from inference.effnet import MIN_SIDE, EffNetDetector, reduced, views
-from models.loaders import GRAPHS, Weights
-from scripts.export_graphs import SHIPPED, OnPixels
+from models.loaders import Weights, shipped
+from scripts.export_graphs import EXPORTED, OnPixels
 from training.detectors import as_graph
 from utils.contracts import Sample
 from utils.errors import WeightsCorrupt, WeightsMismatch, WeightsMissing
@@ -37,7 +37,7 @@ def photograph() -> np.ndarray:
 @pytest.fixture(scope="module")
 def network() -> OnPixels:
     torch.manual_seed(2)
-    return SHIPPED["effnet"][1]().eval()
+    return EXPORTED["effnet"][1]().eval()
 
 
 def probability(detector: EffNetDetector, sample: Sample) -> float:
@@ -164,6 +164,7 @@ def test_each_thing_wrong_with_the_weights_is_named(tmp_path: Path, network: OnP
 
 def test_a_damaged_graph_is_refused(tmp_path: Path, network: OnPixels) -> None:
     weights = installed(tmp_path, network.network.state_dict(), METADATA)
-    (tmp_path / "effnet.onnx").write_bytes((GRAPHS / "effnet.onnx").read_bytes()[:-1] + b"?")
-    with pytest.raises(WeightsCorrupt, match=r"effnet\.onnx: expected sha256"):
+    (tmp_path / "effnet").mkdir()
+    (tmp_path / "effnet" / "graph.onnx").write_bytes(shipped("effnet_graph").read_bytes()[:-1] + b"?")
+    with pytest.raises(WeightsCorrupt, match=r"graph\.onnx: expected sha256"):
         EffNetDetector.load(weights)

@@ -18,12 +18,12 @@ from torch import nn
 
 from inference.effnet import EffNetDetector
 from inference.graphs import Graph, graph_weights, sigmoid
-from models.loaders import GRAPHS, SHIPPED, Weights, cards, load_arrays, load_into, load_state
-from scripts.export_graphs import SHIPPED as EXPORTED
-from scripts.export_graphs import OnPixels
+from models.loaders import Weights, load_into, load_state, shipped
+from scripts.export_graphs import EXPORTED, OnPixels
 from training.detectors import as_graph
 from utils.contracts import Sample
 from utils.errors import BadSettings, DeviceBusy, ScoreNotFinite, WeightsCorrupt, WeightsMismatch
+from utils.persistence import load_arrays
 
 SIZES = {  # as the detectors ask for them
     "effnet": [(1, 64, 64, 3), (1, 267, 401, 3), (1, 512, 768, 3)],
@@ -59,7 +59,7 @@ def arrays_of(network: OnPixels) -> dict[str, NDArray[np.float32]]:
 def test_a_graph_computes_what_its_network_computes(name: str) -> None:
     network = EXPORTED[name][1]()
     drawn(network)
-    graph, reference = Graph(GRAPHS / f"{name}.onnx", arrays_of(network)), as_graph(network, "cpu")
+    graph, reference = Graph(shipped(f"{name}_graph"), arrays_of(network)), as_graph(network, "cpu")
     for shape in SIZES[name]:
         expected = reference(pixels_of(shape))
         assert expected.std() > 1e-4 or expected.size == 1
@@ -68,11 +68,11 @@ def test_a_graph_computes_what_its_network_computes(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXPORTED)
 def test_shipped_weights_score_as_torch_scores_them(name: str) -> None:
-    path = SHIPPED / cards()[name].file
+    path = shipped(name)
     network = EXPORTED[name][1]()
     load_into(network.network, load_state(path))
     weights, metadata = load_arrays(path)
-    graph, reference = Graph(GRAPHS / f"{name}.onnx", weights), as_graph(network, "cpu")
+    graph, reference = Graph(shipped(f"{name}_graph"), weights), as_graph(network, "cpu")
     assert metadata["architecture"] == graph.architecture
     for shape in SIZES[name]:
         np.testing.assert_allclose(graph(pixels_of(shape)), reference(pixels_of(shape)), rtol=1e-4, atol=2e-5)
@@ -81,7 +81,7 @@ def test_shipped_weights_score_as_torch_scores_them(name: str) -> None:
 @pytest.mark.parametrize("name", EXPORTED)
 def test_a_shipped_graph_holds_no_weights_and_is_the_cards(name: str) -> None:
     path = Weights.at(Path("nowhere")).path(f"{name}_graph")
-    assert path == GRAPHS / f"{name}.onnx"
+    assert path == shipped(f"{name}_graph")
     assert path.stat().st_size < 100_000
     state = EXPORTED[name][1]().network.state_dict()
     wanted = {key: tuple(value.shape) for key, value in state.items() if value.is_floating_point()}
@@ -94,14 +94,14 @@ def test_a_shipped_graph_holds_no_weights_and_is_the_cards(name: str) -> None:
 
 
 def some() -> tuple[Path, dict[str, NDArray[np.float32]]]:
-    path = GRAPHS / "mantranet_compact.onnx"
+    path = shipped("mantranet_compact_graph")
     return path, {name: np.ones(shape, np.float32) for name, shape in graph_weights(path).items()}
 
 
 def test_weights_of_another_network_are_refused() -> None:
     path, weights = some()
     del weights["AnomalyDetector.end.0.bias"]
-    with pytest.raises(WeightsMismatch, match=r"mantranet_compact.onnx: 1 missing: AnomalyDetector\.end\.0\.bias"):
+    with pytest.raises(WeightsMismatch, match=r"mantranet_compact/graph.onnx: 1 missing: .*end\.0\.bias"):
         Graph(path, weights)
     path, weights = some()
     with pytest.raises(WeightsMismatch, match=r"1 unexpected: extra"):

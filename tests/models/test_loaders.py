@@ -8,15 +8,16 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from models import loaders
-from models.loaders import GRAPHS, SHIPPED, Card, Weights, cards, check, find, load_into, load_state
+from models.loaders import SHIPPED, Weights, cards, find, load_into, load_state
+from utils import persistence
 from utils.errors import WeightsCorrupt, WeightsMismatch, WeightsMissing
-from utils.persistence import sha256_file
+from utils.persistence import Card, check, save_model, sha256_file
 
 
 def card_of(path: Path, **changes: object) -> Card:
@@ -39,7 +40,7 @@ def test_our_cards_state_only_what_can_be_used() -> None:
     for card in cards().values():
         assert re.fullmatch(r"([0-9a-f]{64})?", card.sha256), card.name
         assert card.url == "" or re.fullmatch(r"https://.+/[0-9a-f]{40}/.+", card.url), f"{card.name} pins no commit"
-        shipped = bool(card.file) and any((folder / card.file).is_file() for folder in (SHIPPED, GRAPHS))
+        shipped = bool(card.file) and (SHIPPED / card.file).is_file()
         assert not card.file or (card.licence and (card.page or shipped)), card.name
         assert not card.sha256 or card.size, f"{card.name} has a hash but no size"
 
@@ -49,31 +50,47 @@ def test_every_file_we_ship_is_the_one_on_its_card() -> None:
     assert "effnet" in [card.name for card in shipped]
     for card in shipped:
         check(card, SHIPPED / card.file)
-        assert (SHIPPED / card.file).with_suffix(".md").is_file(), f"{card.name} has no model card"
+        assert (SHIPPED / card.model / "README.md").is_file(), f"{card.model} is not described for people"
 
 
-def test_weights_that_may_not_be_used_commercially_belong_to_no_profile() -> None:
-    assert [card.name for card in cards().values() if card.file and not card.commercial and card.profiles] == []
-    assert not cards()["mantranet"].commercial
+def test_every_file_in_a_model_folder_is_on_its_card() -> None:
+    listed = {SHIPPED / card.file for card in cards().values() if card.file}
+    for folder in {path.parent for path in SHIPPED.glob("*/card.toml")}:
+        assert {path for path in folder.iterdir() if path.name not in ("card.toml", "README.md")} <= listed
 
 
 def test_an_installation_adds_and_changes_cards(tmp_path: Path) -> None:
-    (tmp_path / "weights.toml").write_text(
-        '[fatformer]\nsha256 = "ab"\n[mine]\nfile = "mine.pth"\nprofiles = ["full"]\n'
-    )
+    (tmp_path / "weights.toml").write_text('[fatformer]\nsha256 = "ab"\n[mine]\nfile = "mine.pth"\n')
     found = cards(tmp_path)
     assert found["fatformer"].sha256 == "ab"
     assert found["fatformer"].file == cards()["fatformer"].file
-    assert found["mine"] == Card(name="mine", file="mine.pth", profiles=("full",))
+    assert found["mine"] == Card(name="mine", model="mine", file="mine.pth")
 
 
 @pytest.mark.parametrize(
-    "text", ["not toml", "[a]\nfile = 'x'\nsha265 = 'typo'", "[a]\nsize = 3", "a = 1", "[a]\nname = 'b'\nfile = 'x'"]
+    "text",
+    [
+        "not toml",
+        "[a]\nfile = 'x'\nsha265 = 'typo'",
+        "[a]\nsize = 3",
+        "a = 1",
+        "[a]\nname = 'b'\nfile = 'x'",
+        "[a]\nfile = 3",
+    ],
 )
 def test_a_bad_card_file_is_refused_and_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "weights.toml").write_text(text)
     with pytest.raises(WeightsCorrupt, match=re.escape(str(tmp_path / "weights.toml"))):
         cards(tmp_path)
+
+
+def test_a_model_folder_of_the_installation_takes_the_place_of_ours(tmp_path: Path) -> None:
+    save_model(tmp_path / "effnet", {"weight": np.ones(2, np.float16)}, {}, licence="mine")
+    weights = Weights.at(tmp_path)
+    assert weights.path("effnet") == tmp_path / "effnet" / "weights.safetensors"
+    assert weights.card("effnet").train == "", "nothing of our card is left in it"
+    assert weights.path("effnet_graph") == SHIPPED / "effnet" / "graph.onnx"
+    assert [card.name for card in weights.of("effnet")] == ["effnet", "effnet_graph"]
 
 
 def test_an_unknown_card_suggests_the_nearest() -> None:
@@ -100,7 +117,7 @@ def test_the_first_folder_that_has_the_file_wins(tmp_path: Path) -> None:
 
 def test_the_right_file_passes(file: Path) -> None:
     check(card_of(file), file)
-    assert not (file.parent / loaders.VERIFIED).exists(), "a small file needs no cache"
+    assert not (file.parent / persistence.VERIFIED).exists(), "a small file needs no cache"
 
 
 @pytest.mark.parametrize(
@@ -126,8 +143,8 @@ def test_a_large_file_is_hashed_once_and_again_when_it_changes(file: Path, monke
         return sha256_file(path)
 
     card = card_of(file)
-    monkeypatch.setattr(loaders, "CACHE_FROM_BYTES", 0)
-    monkeypatch.setattr(loaders, "sha256_file", counting)
+    monkeypatch.setattr(persistence, "CACHE_FROM_BYTES", 0)
+    monkeypatch.setattr(persistence, "sha256_file", counting)
     check(card, file)
     check(card, file)
     assert len(hashed) == 1
@@ -142,10 +159,10 @@ def test_a_large_file_is_hashed_once_and_again_when_it_changes(file: Path, monke
 
 @pytest.mark.parametrize("content", ["", "[]", "{broken", "[1]"])
 def test_a_broken_hash_cache_is_rebuilt(file: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
-    monkeypatch.setattr(loaders, "CACHE_FROM_BYTES", 0)
-    (file.parent / loaders.VERIFIED).write_text(content)
+    monkeypatch.setattr(persistence, "CACHE_FROM_BYTES", 0)
+    (file.parent / persistence.VERIFIED).write_text(content)
     check(card_of(file), file)
-    assert card_of(file).sha256 in (file.parent / loaders.VERIFIED).read_text()
+    assert card_of(file).sha256 in (file.parent / persistence.VERIFIED).read_text()
 
 
 # --- load_state

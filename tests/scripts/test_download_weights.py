@@ -7,12 +7,14 @@ import io
 import threading
 import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
 import pytest
 
+from inference.registry import DETECTORS
 from models.loaders import Weights, record_card
 from scripts import download_weights
 
@@ -265,13 +267,26 @@ def test_the_list_shows_every_card_and_downloads_nothing(command: Command, capsy
 def test_a_profile_means_its_cards(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("--profile", "full", "--list") == 0
     listed = {line.partition(":")[0] for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")}
-    assert listed == {name for name, card in Weights.at(command.folder).cards.items() if "full" in card.profiles}
-    assert {"fatformer", "clip_h14", "clip_bigg", "dinov2_base"} <= listed
-    assert "mantranet" not in listed
+    assert listed == {
+        *("effnet", "effnet_graph", "ghostnet", "ghostnet_graph", "dino_svm", "dinov2_base", "fatformer"),
+        *("clip_h14", "clip_h14_text", "clip_bigg", "clip_bigg_text", "mantranet"),
+    }
+
+
+def test_yes_does_not_stand_for_a_licence_that_a_profile_brought_along(
+    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(DETECTORS, "effnet", replace(DETECTORS["effnet"], model="net"))
+    command.card(commercial=False, licence="research only")
+    assert command("--profile", "embedded", "--yes") == 1
+    assert command.server.ranges == []
+    assert "net: research only; to accept that: python -m scripts.download_weights net --yes" in capsys.readouterr().out
+    assert command("net", "--yes") == 0
+    assert command.file.exists()
 
 
 def test_recorded_cards_survive_awkward_values(tmp_path: Path) -> None:
-    values = {"note": 'quote " backslash \\ line\nümläut 😀', "size": 3, "commercial": True, "profiles": ["a", "b"]}
+    values = {"note": 'quote " backslash \\ line\nümläut 😀', "size": 3, "commercial": True}
     record_card("odd name.1", values, tmp_path)
     record_card("net", {"file": "x"}, tmp_path)
     assert tomllib.loads((tmp_path / "weights.toml").read_text(encoding="utf-8")) == {

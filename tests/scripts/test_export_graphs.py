@@ -8,7 +8,9 @@ import onnx
 import timm
 import torch
 
-from scripts.export_graphs import EffNetOnPixels, export, graph_card
+from models.loaders import Weights
+from scripts.export_graphs import EffNetOnPixels, export
+from utils.persistence import check
 
 
 def small(seed: int) -> EffNetOnPixels:
@@ -17,14 +19,16 @@ def small(seed: int) -> EffNetOnPixels:
 
 
 def test_the_same_architecture_gives_the_same_bytes_whatever_its_weights(tmp_path: Path) -> None:
-    path = tmp_path / "small.onnx"
-    export(small(0), "test_efficientnet", path)
+    path = tmp_path / "small" / "graph.onnx"
+    export(small(0), "test_efficientnet", path.parent)
     first = path.read_bytes()
-    export(small(1), "test_efficientnet", path)
+    export(small(1), "test_efficientnet", path.parent)
     assert path.read_bytes() == first
     for trace in (b"site-packages", b".py", b"torch"):
         assert trace not in first
     model = onnx.load(path, load_external_data=False)
     assert {prop.key: prop.value for prop in model.metadata_props} == {"architecture": "test_efficientnet"}
     assert [each.name for each in model.graph.input] == ["pixels"]
-    assert graph_card("small", path).startswith(f'[small_graph]\nfile = "small.onnx"\nsize = {len(first)}\n')
+    card = Weights.at(tmp_path).card("small_graph")
+    assert (card.file, card.size, card.licence) == ("small/graph.onnx", len(first), "MIT")
+    check(card, path)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,9 +19,8 @@ from inference.effnet import EffNetDetector
 from inference.ghostnet import GhostNetDetector
 from inference.mantranet_compact import CompactManTraNetDetector
 from inference.views import IMAGENET
-from models.loaders import GRAPHS, Card, Weights, cards
+from models.loaders import Weights
 from scripts import train_effnet, train_ghostnet, train_mantranet
-from scripts.export_graphs import graph_card
 from training import detectors as shared
 from training.loop import Picture
 from utils.contracts import Sample
@@ -58,16 +55,6 @@ def arguments(dataset: Path, steps: int, batch: int = 4) -> list[str]:
     return [*given, "--steps", str(steps), "--batch", str(batch), "--workers", "0", "--jobs", "1"]
 
 
-def installed(name: str, folder: Path) -> Weights:
-    path = folder / f"{name}.safetensors"
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    known = cards() | {name: Card(name=name, file=path.name, size=path.stat().st_size, sha256=digest)}
-    if (graph := folder / f"{name}.onnx").is_file():
-        values = tomllib.loads(graph_card(name, graph))[f"{name}_graph"]
-        known[f"{name}_graph"] = Card(name=f"{name}_graph", **values)
-    return Weights(known, (folder, GRAPHS))
-
-
 def photograph() -> Sample:
     return Sample("china.jpg", b"", PHOTOGRAPHS[0], "JPEG")
 
@@ -77,18 +64,19 @@ def test_effnet_is_trained_measured_and_loaded(dataset: Path, capsys: pytest.Cap
     out = dataset.parent / "out"
     metrics = json.loads((out / "metrics.json").read_text())
     assert set(metrics) == {"clean, all", "web, all", "hard, all"}
-    assert (out / "effnet.toml").read_text() in capsys.readouterr().out
-    detector = EffNetDetector.load(installed("effnet", out))
+    assert f"cp -r {out / 'effnet'} " in capsys.readouterr().out
+    assert {each.name for each in (out / "effnet").iterdir()} == {"card.toml", "weights.safetensors", "graph.onnx"}
+    detector = EffNetDetector.load(Weights.at(out))
     found = detector.measure(photograph())
     assert 0 < found.features["effnet_prob"] < 1
-    state = load_file(out / "effnet.safetensors")
+    state = load_file(out / "effnet" / "weights.safetensors")
     assert {value.dtype for value in state.values() if value.is_floating_point()} == {torch.float16}
 
 
 def test_ghostnet_is_trained_measured_and_loaded(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_ghostnet, "DELIVERIES", ("clean",))
     assert train_ghostnet.main(arguments(dataset, 1, batch=2)) == 0
-    detector = GhostNetDetector.load(installed("ghostnet", dataset.parent / "out"))
+    detector = GhostNetDetector.load(Weights.at(dataset.parent / "out"))
     found = detector.measure(photograph())
     assert 0 < found.features["ghostnet_score"] < 1
 
@@ -100,7 +88,7 @@ def test_mantranet_is_trained_measured_and_loaded(dataset: Path, monkeypatch: py
     assert train_mantranet.main(arguments(dataset, 1, batch=2)) == 0
     metrics = json.loads((dataset.parent / "out" / "metrics.json").read_text())
     assert 0 <= metrics["pixel_auroc"] <= 1
-    detector = CompactManTraNetDetector.load(installed("mantranet_compact", dataset.parent / "out"))
+    detector = CompactManTraNetDetector.load(Weights.at(dataset.parent / "out"))
     found = detector.measure(photograph())
     assert 0 <= found.features["mantra_anomaly"] <= 1
 

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import Dinov2Config, Dinov2Model
 
-from inference.dino import DinoDetector, log_odds
+from inference.dino import DinoDetector
 from models.loaders import Weights
 from scripts import train_dino_svm
 from scripts.train_dino_svm import main, settings_of, train
@@ -21,7 +21,7 @@ from training.embeddings import embed_manifest
 from training.feature_table import Table
 from utils.contracts import Sample
 from utils.errors import TableError
-from utils.persistence import sha256_file
+from utils.persistence import read_arrays, sha256_file
 from utils.settings import load_settings
 
 
@@ -90,7 +90,8 @@ def test_a_manifest_becomes_an_installed_head_that_tells_the_classes_apart(
             return detector.score([Sample(name, b"", np.asarray(image), "PNG")])[0].features["dino_prob"]
 
     assert score("real80.png") < 0.5 < score("ai80.png"), "validation images, which the head never saw"
-    stored = json.loads((weights_dir / "dino_svm" / "head.json").read_text())
+    _, metadata = read_arrays(weights_dir / "dino_svm" / "weights.safetensors")
+    stored = json.loads(metadata["head"])
     assert stored["data"]["rows_and_sources"]["train real"] == [32, 8]
     assert (weights_dir / "dino_svm" / "README.md").read_text() in shown.out
 
@@ -98,7 +99,7 @@ def test_a_manifest_becomes_an_installed_head_that_tells_the_classes_apart(
 def test_the_same_run_gives_the_same_bytes(dataset: Path, weights_dir: Path) -> None:
     for name in ("a", "b"):
         assert run(dataset, "--out", str(weights_dir / name)) == 0
-    for file in ("head.joblib", "head.json", "README.md"):
+    for file in ("weights.safetensors", "README.md"):
         assert (weights_dir / "a" / file).read_bytes() == (weights_dir / "b" / file).read_bytes()
 
 
@@ -106,7 +107,7 @@ def test_a_head_outside_the_weights_folder_is_written_but_not_installed(
     dataset: Path, weights_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(dataset, "--out", str(tmp_path / "elsewhere")) == 0
-    assert (tmp_path / "elsewhere" / "head.json").exists()
+    assert (tmp_path / "elsewhere" / "card.toml").exists()
     assert "train with --out inside" in capsys.readouterr().out
     assert "dino_svm" not in (weights_dir / "weights.toml").read_text()
 
@@ -143,7 +144,7 @@ def test_every_kind_of_head_learns_and_is_calibrated(kind: str) -> None:
     head, measured = train(table_of(10), kind, False, 0, "dinov2_base", "ab")
     assert measured["train, out of fold, clean"]["real_called_real"][0] > 0.75
     fresh = table_of(10, seed=5)
-    probabilities = head.calibration(log_odds(head.estimator, fresh.matrix))
+    probabilities = head.calibration(head.classifier.log_odds(fresh.matrix))
     assert ((probabilities > 0.5) == fresh.labels).mean() > 0.75
     assert ((probabilities > 0) & (probabilities < 1)).all()
 
@@ -153,7 +154,7 @@ def test_a_grid_is_compared_on_held_out_sources_and_the_best_is_taken(monkeypatc
     bad.set_params(head__C=1e-12)
     monkeypatch.setattr(train_dino_svm, "settings_of", lambda *_: [bad, good])
     head, _ = train(table_of(6), "svm", True, 0, "dinov2_base", "ab")
-    assert head.estimator["head"].C == good["head"].C
+    assert head.settings == str(good["head"])
 
 
 def test_without_a_grid_only_the_default_is_fitted() -> None:

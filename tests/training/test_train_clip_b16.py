@@ -83,7 +83,7 @@ def test_a_data_set_and_a_seed_make_one_head(tmp_path: Path) -> None:
     for delivery in ("clean", "web", "hard"):
         for rows in ("all", "photo"):
             assert measured["validation"][f"{delivery}, {rows}"]["auroc"][0] > 0.7
-    assert 'file = "clip_b16_head.safetensors"' in first.with_suffix(".toml").read_text()
+    assert read_tables(first.parent / "card.toml")["head"]["sha256"] == sha256_file(first)
 
 
 def test_pairs_change_the_head_and_their_validation_rows_do_not(tmp_path: Path) -> None:

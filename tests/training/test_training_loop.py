@@ -18,16 +18,15 @@ from training.loop import (
     Drawn,
     Picture,
     Recipe,
-    card,
     draw_weights,
     fit,
     plot_log,
     prepare,
     read_datasets,
-    save_weights,
 )
 from utils.contracts import RgbArray
 from utils.errors import BadSettings, TableError, TrainingDiverged
+from utils.persistence import load_model, read_cards
 
 
 def pictures(*groups: tuple[int, str, str, int]) -> list[Picture]:
@@ -215,13 +214,14 @@ def test_the_rate_rises_then_falls_to_nothing() -> None:
     assert rates[2] > rates[3] > rates[4] == pytest.approx(0, abs=1e-9)
 
 
-def test_weights_are_written_in_half_precision_with_their_metadata_and_card(tmp_path: Path) -> None:
-    path = tmp_path / "net.safetensors"
-    save_weights(path, network().state_dict(), {"architecture": "x"}, torch.float16)
-    with safe_open(path, "pt") as file:
+def test_a_trained_model_is_a_folder_with_half_precision_weights_their_metadata_and_card(tmp_path: Path) -> None:
+    folder = tmp_path / "net"
+    training.save_trained(folder, network().state_dict(), {"architecture": "x"}, "toy")
+    with safe_open(folder / "weights.safetensors", "pt") as file:
         assert file.metadata() == {"architecture": "x"}
         assert file.get_tensor("0.weight").dtype == torch.float16
         assert file.get_tensor("1.num_batches_tracked").dtype == torch.int64
-    text = card("net", path, licence="MIT")
-    assert f"size = {path.stat().st_size}" in text
-    assert 'licence = "MIT"' in text
+    card = read_cards(folder)["net"]
+    assert (card.layout, card.licence, card.train) == ("toy", "MIT", "python -m scripts.train_net")
+    arrays, _ = load_model(folder)
+    np.testing.assert_allclose(arrays["0.weight"], network().state_dict()["0.weight"], rtol=1e-3)

@@ -6,11 +6,13 @@ import re
 import stat
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.persistence import safe_name, sha256_file, write_atomic
+from utils.errors import WeightsCorrupt
+from utils.persistence import load_model, read_cards, safe_name, save_model, sha256_file, write_atomic
 
 
 def test_a_file_is_written_and_replaced_whole(tmp_path: Path) -> None:
@@ -98,3 +100,50 @@ def test_the_digest_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:
     data = os.urandom(3_000_000)
     (tmp_path / "file").write_bytes(data)
     assert sha256_file(tmp_path / "file") == hashlib.sha256(data).hexdigest()
+
+
+# --- model folders
+
+
+def saved(folder: Path) -> dict[str, np.ndarray]:
+    arrays = {"weight": np.arange(6, dtype=np.float16).reshape(2, 3), "steps": np.array(7)}
+    save_model(folder, arrays, {"architecture": "toy"}, licence="MIT", layout="rows")
+    return arrays
+
+
+def test_a_model_folder_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+    arrays = saved(tmp_path / "toy")
+    loaded, metadata = load_model(tmp_path / "toy")
+    assert list(loaded) == ["weight"], "counters of training steps are left out"
+    assert loaded["weight"].dtype == np.float32
+    np.testing.assert_array_equal(loaded["weight"], arrays["weight"])
+    assert metadata == {"architecture": "toy"}
+    card = read_cards(tmp_path / "toy")["toy"]
+    assert (card.file, card.licence, card.layout) == ("toy/weights.safetensors", "MIT", "rows")
+    assert card.version == f"toy@sha256:{sha256_file(tmp_path / 'toy' / 'weights.safetensors')[:12]}"
+
+
+def test_saving_again_keeps_what_the_card_says_of_other_files(tmp_path: Path) -> None:
+    folder = tmp_path / "toy"
+    folder.mkdir()
+    (folder / "card.toml").write_text('[graph]\nfile = "graph.onnx"\nnote = "drawn by hand"\n')
+    saved(folder)
+    assert list(read_cards(folder)) == ["toy_graph", "toy"]
+    assert read_cards(folder)["toy_graph"].note == "drawn by hand"
+
+
+@pytest.mark.parametrize("damage", ["a byte", "no weights", "no card", "no hash", "another table"])
+def test_a_model_folder_that_is_not_whole_is_refused(tmp_path: Path, damage: str) -> None:
+    saved(tmp_path / "toy")
+    weights, card = (tmp_path / "toy" / name for name in ("weights.safetensors", "card.toml"))
+    text = card.read_text()
+    if damage == "a byte":
+        weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    elif damage in ("no weights", "no card"):
+        (weights if damage == "no weights" else card).unlink()
+    elif damage == "no hash":
+        card.write_text(re.sub("sha256 = .*", "", text))
+    else:
+        card.write_text(text.replace("[weights]", "[graph]"))
+    with pytest.raises(WeightsCorrupt, match="toy"):
+        load_model(tmp_path / "toy")

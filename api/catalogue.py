@@ -8,7 +8,7 @@ from inference.detector import fusion_folder
 from inference.parts import load_forensics
 from inference.registry import DETECTORS, select_detectors
 from inference.report import HEATMAP_TITLES
-from inference.terminal import GRADE_WORDS, TIER_MEANINGS, TIER_WORDS
+from inference.words import GRADE_WORDS, TIER_MEANINGS, TIER_WORDS
 from models.loaders import Card, Weights, find
 from utils.contracts import PUBLIC_FEATURES
 from utils.errors import WeightsMissing

@@ -18,11 +18,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, TypeAlias, get_args
+from typing import get_args
 
-from utils.contracts import Claim, Grade, Json, Label, Reason, Tier, strongest
-
-DecidedBy: TypeAlias = Literal["fusion", "provenance"]
+from utils.contracts import Claim, DecidedBy, Grade, Json, Label, Reason, Tier, strongest
 
 TIERS: tuple[Tier, ...] = get_args(Tier)  # from most real to most AI
 

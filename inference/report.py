@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader
 from numpy.typing import NDArray
 
 from inference.detector import Judgement
-from inference.terminal import GRADE_WORDS, TIER_WORDS
+from inference.words import GRADE_WORDS, TIER_WORDS
 from utils.contracts import Heatmap, RgbArray, Sample, orient
 from utils.persistence import safe_name, write_atomic
 from utils.verdict_json import dump, verdict_dict

@@ -53,21 +53,24 @@ _KEEPING_ACTIONS: Final = frozenset(
 _REMOTE_MANIFEST: Final = "{http://purl.org/dc/terms/}provenance"
 
 
-def measure(sample: Sample, trust_anchors: str | None = None) -> Measurement:
+def measure(
+    sample: Sample, trust_anchors: str | None = None, novelai_key: bytes = stealth.NOVELAI_PUBLIC_KEY
+) -> Measurement:
     """Collect and grade every claim.
 
     Args:
         trust_anchors: PEM certificates of accepted C2PA authorities; without them no signature grades above
             signed_untrusted.
+        novelai_key: 32 bytes, NovelAI's Ed25519 key.
     """
     found = metadata.read(sample.raw, sample.format)
     credentials = c2pa_manifest.read(sample.raw, sample.format, trust_anchors)
     hits = generators.find(found)
     label = generators.find_tc260(found)
-    signed = _novelai_signature(found, sample.rgb)
+    signed = _novelai_signature(found, sample.rgb, novelai_key)
     claims = (
         *_c2pa_claims(credentials),
-        *_novelai_claims(signed),
+        *([stealth.signed_by_novelai("png_text")] if signed else []),
         *_source_type_claims(found),
         *(_signature_claim(hit) for hit in hits),
         *_tc260_claims(label),
@@ -214,18 +217,10 @@ def _signature_claim(hit: generators.Hit) -> Claim:
     return Claim(hit.source, hit.kind, "forgeable_metadata", hit.generator, text)
 
 
-def _novelai_signature(
-    found: metadata.Metadata, rgb: RgbArray, public_key: bytes = stealth.NOVELAI_PUBLIC_KEY
-) -> bool | None:
+def _novelai_signature(found: metadata.Metadata, rgb: RgbArray, public_key: bytes) -> bool | None:
     """Whether NovelAI's signature in the text fields fits these pixels; None when there is none."""
     comments = (*found.values("png_text", "Comment"), *found.values("exif", "UserComment"))
     return next((stealth.verify_signed_hash(rgb, text, public_key) for text in comments if "signed_hash" in text), None)
-
-
-def _novelai_claims(signed: bool | None) -> Iterator[Claim]:
-    if signed:
-        text = "NovelAI's signature over these very pixels and their generation settings is valid"
-        yield Claim("png_text", "generated", "cryptographic", "NovelAI", text)
 
 
 def _generator_fact(claims: Sequence[Claim], hits: Sequence[generators.Hit]) -> Json:

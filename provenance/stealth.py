@@ -22,7 +22,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from numpy.typing import NDArray
 
-from utils.contracts import Claim, Grade, Json, RgbArray, Sample
+from utils.contracts import Claim, Json, RgbArray, Sample
 
 # Published in nai_sig.py as the default of verify_metadata_is_novelai.
 NOVELAI_PUBLIC_KEY = base64.b64decode("Y2JcQAOhLwzwSDUJPNgL04nS0Tbqm7cSRc4xk0vRMic=")
@@ -131,6 +131,12 @@ def verify_signed_hash(rgb: RgbArray, comment_json: str, public_key: bytes = NOV
     return True
 
 
+def signed_by_novelai(source: str) -> Claim:
+    """What a signature that fits proves; ``source`` is where its text was found."""
+    says = "NovelAI's signature over these very pixels and their generation settings is valid"
+    return Claim(source, "generated", "cryptographic", "NovelAI", says)
+
+
 def _json_object(text: str) -> dict[str, Json] | None:
     try:
         value = json.loads(text)
@@ -141,25 +147,24 @@ def _json_object(text: str) -> dict[str, Json] | None:
 
 def _claim(text: str, fields: dict[str, Json], signed: bool | None) -> Claim | None:
     if signed:
-        says = "NovelAI's signature over these very pixels and their generation settings is valid"
-        return _generated("cryptographic", "NovelAI", says)
+        return signed_by_novelai("stealth")
     if signed is False:
         says = (
             "generation settings of NovelAI are hidden in the pixels, but their signature does not fit: "
             "the pixels were changed, or the text was copied or forged"
         )
-        return _generated("forgeable_metadata", "NovelAI", says)
+        return _forgeable("NovelAI", says)
     if fields.get("Software") == "NovelAI":
         says = "generation settings of NovelAI are hidden in the pixels; they are unsigned and can be forged"
-        return _generated("forgeable_metadata", "NovelAI", says)
+        return _forgeable("NovelAI", says)
     if fields or re.search(r"\bSteps: \d+", text):
         says = "generation settings are hidden in the pixels; anybody can write them"
-        return _generated("forgeable_metadata", "Stable Diffusion interface (stealth pnginfo)", says)
+        return _forgeable("Stable Diffusion interface (stealth pnginfo)", says)
     return None
 
 
-def _generated(grade: Grade, generator: str, text: str) -> Claim:
-    return Claim("stealth", "generated", grade, generator, text)
+def _forgeable(generator: str, text: str) -> Claim:
+    return Claim("stealth", "generated", "forgeable_metadata", generator, text)
 
 
 def _shown(text: str) -> str:

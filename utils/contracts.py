@@ -27,6 +27,7 @@ WINDOW_PIXELS = 2048 * 2048
 PublicNumber: TypeAlias = float | None  # None: not measured, and ``Verdict.unavailable`` says why
 Label: TypeAlias = Literal["AI", "NON-AI"]
 Tier: TypeAlias = Literal["real", "likely_real", "inconclusive", "likely_ai", "ai"]
+DecidedBy: TypeAlias = Literal["fusion", "provenance"]
 ClaimKind: TypeAlias = Literal["generated", "edited_with_ai", "captured", "edited"]
 Grade: TypeAlias = Literal["forgeable_metadata", "pixel_watermark", "signed_untrusted", "cryptographic"]
 
@@ -231,7 +232,7 @@ class Verdict:
     threshold: float
     confidence: float
     tier: Tier
-    decided_by: Literal["fusion", "provenance"]
+    decided_by: DecidedBy
     # The nine public numbers. Higher means more likely AI for every *_prob, *_score and *_anomaly, except exif_score,
     # where 1 is a complete and plausible camera record.
     dino_prob: PublicNumber

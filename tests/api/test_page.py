@@ -14,7 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from inference.registry import feature_meanings
-from inference.terminal import GRADE_WORDS, TIER_MEANINGS, TIER_WORDS
+from inference.words import GRADE_WORDS, TIER_MEANINGS, TIER_WORDS
 from tests.api.conftest import LiveServer, Watched, photo
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install -r requirements-dev.txt un-skips it")

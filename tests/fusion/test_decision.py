@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusion.decision import Decision, Thresholds, decide
+from fusion.decision import GENERATOR_CONFIDENCE, Decision, Thresholds, decide
 from utils.contracts import GRADES, Claim, ClaimKind, Grade
 
 THRESHOLDS = Thresholds(label=0.6, real=0.1, likely_real=0.3, likely_ai=0.7, ai=0.9)
@@ -146,6 +146,11 @@ def test_no_input_makes_the_label_contradict_the_tier(
 @given(probability=st.floats(0, 1), claims=st.lists(st.sampled_from(EVERY_CLAIM), max_size=4))
 def test_the_order_of_claims_does_not_matter(probability: float, claims: list[Claim]) -> None:
     assert decide(probability, THRESHOLDS, claims) == decide(probability, THRESHOLDS, claims[::-1])
+
+
+def test_a_mark_that_is_harder_to_forge_makes_us_no_less_sure() -> None:
+    confidences = [GENERATOR_CONFIDENCE[grade] for grade in GRADES]
+    assert confidences == sorted(confidences)
 
 
 def test_contradictions_are_refused() -> None:

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import piexif
@@ -12,9 +13,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from sklearn.datasets import load_sample_image
 
-from ingress import metadata
 from provenance import claims as provenance
-from utils.contracts import Sample
+from utils.contracts import Sample, strongest
 
 PHOTO = load_sample_image("china.jpg")
 CV = "http://cv.iptc.org/newscodes/digitalsourcetype/"
@@ -165,13 +165,15 @@ def test_a_signature_of_novelai_is_proof_until_a_pixel_changes():
     comment = {"steps": 28, "uc": "none"}
     signature = key.sign(PHOTO.tobytes() + json.dumps(comment).encode())
     signed = json.dumps(comment | {"signed_hash": base64.b64encode(signature).decode()})
-    found = metadata.read(with_text(Software="NovelAI", Comment=signed).raw, "PNG")
-    changed = PHOTO.copy()
+    honest = with_text(Software="NovelAI", Comment=signed)
+    found = provenance.measure(honest, novelai_key=public)
+    assert strongest(found.claims).grade == "cryptographic"
+    assert found.facts["generator"]["grade"] == "cryptographic"
+    changed = honest.rgb.copy()
     changed[0, 0, 0] ^= 1
-    assert provenance._novelai_signature(found, PHOTO, public) is True
-    assert provenance._novelai_signature(found, changed, public) is False
-    (claim,) = provenance._novelai_claims(True)
-    assert (claim.kind, claim.grade) == ("generated", "cryptographic")
+    found = provenance.measure(replace(honest, rgb=changed), novelai_key=public)
+    assert {claim.grade for claim in found.claims} == {"forgeable_metadata"}
+    assert [note.code for note in found.notes] == ["novelai_broken_signature"]
 
 
 def test_a_signature_that_is_not_novelais_is_told_and_proves_nothing():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,12 +16,13 @@ from sklearn.datasets import load_sample_image
 from torch import nn
 
 from inference.clip_b16 import BLOCKS, SIDE, WIDTH
-from inference.graphs import Graph
+from inference.graphs import Graph, graph_weights
 from inference.views import OPENAI_CLIP, centre_square, normalised
 from models.clip_tower import ARCHITECTURE, class_tokens, clip_tower
+from models.loaders import GRAPHS
 from models.quantised import SCALE, dequantised, load_quantised
 from scripts.convert_clip_tower import FILE, main, stacked, tower_tensors
-from scripts.export_graphs import ClipTowerOnPixels, export
+from scripts.export_graphs import ClipTowerOnPixels
 
 LAYERS = {"self_attn.out_proj": "attn.proj", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
 NORMS = {"layer_norm1": "norm1", "layer_norm2": "norm2"}
@@ -124,7 +126,7 @@ def test_a_zero_point_that_the_scales_cannot_express_is_refused(tower: nn.Module
         tower_tensors(as_published(state, zero_point=3).graph)
 
 
-def test_the_graph_gives_timms_class_token_after_every_block(published: onnx.ModelProto, tmp_path: Path) -> None:
+def test_the_graph_gives_timms_class_token_after_every_block(published: onnx.ModelProto) -> None:
     weights = dequantised(stacked(tower_tensors(published.graph)))
     tower = clip_tower().eval()
     tower.load_state_dict({name: torch.tensor(value) for name, value in weights.items()})
@@ -135,11 +137,25 @@ def test_the_graph_gives_timms_class_token_after_every_block(published: onnx.Mod
     with torch.inference_mode():
         tower(torch.from_numpy(normalised(square, OPENAI_CLIP))[None])
     expected = torch.stack(seen).numpy()
-    export(ClipTowerOnPixels(clip_tower()), ARCHITECTURE, tmp_path / "clip_b16.onnx")
-    found = Graph(tmp_path / "clip_b16.onnx", weights)(square[None])
+    found = Graph(GRAPHS / "clip_b16.onnx", weights)(square[None])
     assert found.shape == (1, BLOCKS, WIDTH)
     assert expected.std(axis=1).min() > 1e-3
     np.testing.assert_allclose(found[0], expected, atol=1e-4)
     with torch.inference_mode():
         ours = class_tokens(tower, torch.from_numpy(normalised(square, OPENAI_CLIP))[None])
     np.testing.assert_allclose(ours[0], expected, atol=1e-5)
+
+
+def test_weights_are_read_as_they_are_stored() -> None:
+    """Anything else would keep a transposed copy of each while the graph is loaded."""
+    sizes = graph_weights(GRAPHS / "clip_b16.onnx")
+    nodes = onnx.load(GRAPHS / "clip_b16.onnx", load_external_data=False).graph.node
+    assert {node.op_type for node in nodes for name in node.input if len(sizes.get(name, ())) == 2} == {"Gemm"}
+
+
+def test_the_exported_network_is_the_tower(tower: nn.Module) -> None:
+    square = centre_square(load_sample_image("china.jpg"), SIDE, SIDE)
+    images = torch.from_numpy(normalised(square, OPENAI_CLIP))[None]
+    exported = ClipTowerOnPixels(copy.deepcopy(tower))
+    with torch.inference_mode():
+        np.testing.assert_allclose(exported(torch.tensor(square[None])), class_tokens(tower, images), atol=1e-4)

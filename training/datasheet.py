@@ -18,8 +18,8 @@ PAGE = """\
 # The data set
 
 Facts about {sources} sources and {images} images of known origin: {real} images of {real_sources} real sources and
-{ai} images of {ai_sources} AI sources. The images are not part of this project; the facts are, in `training/catalogue/`.
-This page is made by `python -m training.datasheet > docs/dataset.md`; a test compares.
+{ai} images of {ai_sources} AI sources. The images are not part of this project; the facts are, in
+`training/catalogue/`. This page is made by `python -m training.datasheet > docs/dataset.md`; a test compares.
 
 ## What it is for
 
@@ -30,26 +30,28 @@ evidence. A source, not an image, is the unit of every split, weight and interva
 ## Rebuild it
 
     python -m training.build_dataset --mirror MIRROR --out OUT --check     # which sources cannot be had
-    python -m training.build_dataset --mirror MIRROR --out OUT             # OUT/dataset.csv, OUT/images, OUT/rejected.csv
+    python -m training.build_dataset --mirror MIRROR --out OUT             # OUT/dataset.csv, images/, rejected.csv
 
-`MIRROR` holds a git snapshot of each repository as `owner+name` (bare, as `owner+name/repo`, or as a clone), packages as
-they were downloaded, and folders. Several folders may be named. Nothing is downloaded and nothing of a source is run.
-At most {cap} images of a source are taken, spread over its sorted paths: a linear head on frozen features is saturated by
-about ten images of a source, fine-tuning gains from some more. Left out, with the reason in `rejected.csv`: what cannot be
-decoded, what has a side under {smallest} px, what is over {longest} times as long as high, what is flat or animated, and
-copies. A copy has the same bytes, the same pixels, or a difference hash within {near} of {bits} bits. Copies under
-two labels are left out on both sides. `training/catalogue/hashes/` has the beginning of every image's sha256, so a
-rebuilt set is the same or says where it differs. A new source gets a row without a split, then `python -m
-training.splits`, then a build with `--record`.
+`MIRROR` holds a git snapshot of each repository as `owner+name` (bare, as `owner+name/repo`, or as a clone),
+packages as they were downloaded, and folders. Several folders may be named. Nothing is downloaded and nothing
+of a source is run. At most {cap} images of a source are taken, spread over its sorted paths: a linear head on
+frozen features is saturated by about ten images of a source, fine-tuning gains from some more. Left out, with
+the reason in `rejected.csv`: what cannot be decoded, what has a side under {smallest} px, what is over
+{longest} times as long as high, what is flat or animated, and copies. A copy has the same bytes, the same
+pixels, or a difference hash within {near} of {bits} bits. Copies under two labels are left out on both sides.
+`training/catalogue/hashes/` has the beginning of every image's sha256, so a rebuilt set is the same or says
+where it differs. A new source gets a row without a split, then `python -m training.splits`, then a build with
+`--record`.
 
 ## Split
 
 {split_table}
 
-A group goes to one split as a whole: sources that share an author, a set of prompts, motifs or a published set count as
-one. There are {groups} groups. `python -m training.splits` draws the groups that have no split yet: the largest first,
-groups of one size in the order of the hash of their name, each to the split that brings every stratum (label; and within
-it content, kind, family of the generator, subject) closest to {shares}. A split that has been drawn is never changed.
+A group goes to one split as a whole: sources that share an author, a set of prompts, motifs or a published set
+count as one. There are {groups} groups. `python -m training.splits` draws the groups that have no split yet:
+the largest first, groups of one size in the order of the hash of their name, each to the split that brings
+every stratum (label; and within it content, kind, family of the generator, subject) closest to {shares}. A
+split that has been drawn is never changed.
 
 ## Content
 
@@ -84,11 +86,12 @@ nothing of it is shown or passed on.
 
 ## What was recovered and what is lost
 
-The models of November 2026 were trained and fused on 506 sources that stood in no file. The lists that were kept name 115
-sources of the first collection and 101 of later searches. One of these was left out because its label was guessed, two
-because none of their files is in the snapshot or fit to learn from; some were parted by generator, a few were added beside
-them. All snapshots and packages that these lists name could be had. At least 290 of the 506 sources are lost: their
-repositories are named nowhere. Numbers on this set and numbers in cards of that month are therefore not comparable.
+The models of November 2026 were trained and fused on 506 sources that stood in no file. The lists that were
+kept name 115 sources of the first collection and 101 of later searches. One of these was left out because its
+label was guessed, two because none of their files is in the snapshot or fit to learn from; some were parted by
+generator, a few were added beside them. All snapshots and packages that these lists name could be had. At
+least 290 of the 506 sources are lost: their repositories are named nowhere. Numbers on this set and numbers in
+cards of that month are therefore not comparable.
 
 ## What it is bad for
 
@@ -96,11 +99,13 @@ repositories are named nowhere. Numbers on this set and numbers in cards of that
 - Real photographs of the kinds that look generated are few: press, night, product on white, video.
 - Of AI, {unnamed} sources name no generator or mix several; of the newest generators many have one to three sources.
 - Galleries of prompts were compressed again by a social network, and their generator is the gallery's claim.
-- Many AI images show one prompt in several versions, many real ones one place or one day. Sources weigh alike for that reason.
-- The container says much about the label: formats, sizes and metadata differ. Training must hide it by random deliveries;
-  `python -m scripts.clean_dataset` reports how much it gives away.
+- Many AI images show one prompt in several versions, many real ones one place or one day. Sources weigh alike
+  for that reason.
+- The container says much about the label: formats, sizes and metadata differ. Training must hide it by random
+  deliveries; `python -m scripts.clean_dataset` reports how much it gives away.
 - Labels that are only evident or stated can be wrong. Looked at on contact sheets, no source looked wrong as a whole.
-- Some pictures show private persons who did not agree to this use. Train and measure; do not publish, do not identify.
+- Some pictures show private persons who did not agree to this use. Train and measure; do not publish, do not
+  identify.
 - Edited photographs are not in it: `training.forgeries` makes those, with masks.
 """
 

@@ -19,10 +19,11 @@ from inference.clip_b16 import BLOCKS, SIDE, WIDTH
 from inference.graphs import Graph, graph_weights
 from inference.views import OPENAI_CLIP, centre_square, normalised
 from models.clip_tower import ARCHITECTURE, class_tokens, clip_tower
-from models.loaders import GRAPHS
+from models.loaders import shipped
 from models.quantised import SCALE, dequantised, load_quantised
-from scripts.convert_clip_tower import FILE, main, stacked, tower_tensors
+from scripts.convert_clip_tower import main, stacked, tower_tensors
 from scripts.export_graphs import ClipTowerOnPixels
+from utils.persistence import WEIGHTS
 
 LAYERS = {"self_attn.out_proj": "attn.proj", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
 NORMS = {"layer_norm1": "norm1", "layer_norm2": "norm2"}
@@ -101,9 +102,10 @@ def test_the_file_gives_the_published_integers_times_their_scales_under_timms_na
 ) -> None:
     onnx.save(published, tmp_path / "published.onnx")
     assert main([str(tmp_path / "published.onnx"), "--to", str(tmp_path)]) == 0
-    weights, metadata = load_quantised(tmp_path / FILE)
+    weights, metadata = load_quantised(tmp_path / WEIGHTS)
     assert metadata["architecture"] == ARCHITECTURE
-    assert f'file = "{FILE}"' in capsys.readouterr().out
+    assert f"wrote {tmp_path / WEIGHTS}" in capsys.readouterr().out
+    assert f'file = "{WEIGHTS}"' in (tmp_path / "card.toml").read_text()
     state = tower.state_dict()
     assert {name: value.shape for name, value in weights.items()} == {name: tuple(v.shape) for name, v in state.items()}
     for name, value in state.items():
@@ -137,7 +139,7 @@ def test_the_graph_gives_timms_class_token_after_every_block(published: onnx.Mod
     with torch.inference_mode():
         tower(torch.from_numpy(normalised(square, OPENAI_CLIP))[None])
     expected = torch.stack(seen).numpy()
-    found = Graph(GRAPHS / "clip_b16.onnx", weights)(square[None])
+    found = Graph(shipped("clip_b16_graph"), weights)(square[None])
     assert found.shape == (1, BLOCKS, WIDTH)
     assert expected.std(axis=1).min() > 1e-3
     np.testing.assert_allclose(found[0], expected, atol=1e-4)
@@ -148,8 +150,8 @@ def test_the_graph_gives_timms_class_token_after_every_block(published: onnx.Mod
 
 def test_weights_are_read_as_they_are_stored() -> None:
     """Anything else would keep a transposed copy of each while the graph is loaded."""
-    sizes = graph_weights(GRAPHS / "clip_b16.onnx")
-    nodes = onnx.load(GRAPHS / "clip_b16.onnx", load_external_data=False).graph.node
+    sizes = graph_weights(shipped("clip_b16_graph"))
+    nodes = onnx.load(shipped("clip_b16_graph"), load_external_data=False).graph.node
     assert {node.op_type for node in nodes for name in node.input if len(sizes.get(name, ())) == 2} == {"Gemm"}
 
 

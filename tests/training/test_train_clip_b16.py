@@ -15,9 +15,9 @@ from PIL import Image
 
 import training.train_clip_b16 as trainer
 from inference.clip_b16 import BLOCKS, WIDTH
-from models.loaders import load_arrays
 from training.clip_tokens import Look
 from utils.contracts import RgbArray
+from utils.persistence import load_arrays, read_tables, sha256_file
 
 TOWER = "ab" * 32
 

@@ -88,7 +88,7 @@ def serve(settings: Settings) -> int:
             if self.should_exit:
                 os._exit(EXIT_AT_ONCE)
             super().handle_exit(sig, frame)
-            app.state.server.stopping.set()  # event streams would otherwise hold us for the whole grace
+            app.state.server.stopping.set()  # or event streams of jobs elsewhere hold us for the whole grace
 
         async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
             await super().startup(sockets)  # type: ignore[arg-type]

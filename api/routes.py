@@ -35,6 +35,7 @@ from utils.verdict_json import dump, json_schema
 log = logging.getLogger(__name__)
 
 _IDLE_SECONDS = 15.0  # between signs of life on a stream; proxies close silent ones after 30 to 60
+_LAST_SECONDS = 10.0  # a stopping server waits this long for the next stage: longer than judging one batch takes
 _FULL_SECONDS = 0.2  # how soon a batch looks for room again
 _ARTIFACT_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".html": "text/html; charset=utf-8"}
 
@@ -188,12 +189,12 @@ async def _events(job: Job, stopping: asyncio.Event, request_id: str) -> AsyncIt
     """WHATWG HTML, section 9.2. A comment now and then shows proxies that somebody is there."""
     idle = 0.0
     async for each in job.stages(idle_seconds=1.0):
+        idle = 0.0 if each is not None else idle + 1.0
         if each is not None:
-            idle = 0.0
             yield _event("stage", {"stage": each[0], "seconds": round(each[1], 3)})
-        elif stopping.is_set():
+        elif stopping.is_set() and idle >= _LAST_SECONDS:
             return
-        elif (idle := idle + 1.0) >= _IDLE_SECONDS:
+        elif idle >= _IDLE_SECONDS:
             idle = 0.0
             yield ": still here\n\n"
     yield _event("error", problem(job.error, request_id)) if job.error else _event("verdict", job.verdict)

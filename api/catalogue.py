@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from api.schemas import DetectorInfo, FusionInfo, Models, WeightsFile
+from api.schemas import DetectorInfo, FusionInfo, GradeInfo, Models, WeightsFile
 from fusion.meta_model import FusionModel
 from inference.detector import fusion_folder
 from inference.parts import load_forensics
 from inference.registry import DETECTORS, heatmap_titles, select_detectors
-from inference.terminal import TIER_WORDS
+from inference.words import GRADE_WORDS, TIER_MEANINGS, TIER_WORDS
 from models.loaders import Weights, find
+from utils.contracts import PUBLIC_FEATURES
 from utils.errors import WeightsMissing
 from utils.persistence import Card
 from utils.settings import Settings
@@ -35,6 +36,9 @@ def catalogue(settings: Settings, where: str) -> Models:
         detectors=[_detector(name, weights, name in enabled) for name in DETECTORS],
         forensics=[forensic.name for forensic in load_forensics()],
         tiers=dict(TIER_WORDS),
+        tier_meanings=dict(TIER_MEANINGS),
+        grades={grade: GradeInfo(name=name, meaning=meaning) for grade, (name, meaning) in GRADE_WORDS.items()},
+        numbers=list(PUBLIC_FEATURES),
         heatmaps=heatmap_titles(),
     )
 

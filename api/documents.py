@@ -8,8 +8,9 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
-from api.problems import MEDIA_TYPE, STATUS
+from api.problems import MEDIA_TYPE
 from api.schemas import BatchLine, Problem
+from utils.errors import classes_by_code
 
 _PROBLEM = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
 _FILE = {"type": "string", "format": "binary", "description": "the image: JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF"}
@@ -18,8 +19,9 @@ _EXAMPLE_URL = "https://example.org/photo.jpg"
 
 def _problems() -> dict[int | str, dict[str, Any]]:
     codes: dict[int, list[str]] = {405: ["bad_request"], 500: ["internal"]}
-    for code, status in STATUS.items():
-        codes.setdefault(status, []).append(code)
+    for code, error in sorted(classes_by_code().items()):
+        if "http_status" in vars(error):  # the others are 500, and say "internal" to a caller
+            codes.setdefault(error.http_status, []).append(code)
     return {
         status: {"description": "codes: " + ", ".join(names), "content": _PROBLEM}
         for status, names in sorted(codes.items())

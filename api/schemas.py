@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from utils.contracts import Tier, Verdict
+from api.jobs import Stage
+from utils.contracts import Grade, Label, Tier, Verdict
 
 MAX_WAIT_SECONDS = 300.0
 _MOST_TEXT = 8192  # characters of a URL; what browsers and servers accept
@@ -79,7 +80,7 @@ class JobAnswer(BaseModel):
 
     job_id: str
     status: Literal["running", "done", "failed"]
-    stage: Literal["queued", "fetching", "decoding", "judging", "reporting", "done", "failed"]
+    stage: Stage
     links: dict[str, str] = Field(description="self, events")
     verdict: Verdict | None = None
     error: Problem | None = None
@@ -123,6 +124,13 @@ class FusionInfo(BaseModel):
     metrics: dict[str, Any]
 
 
+class GradeInfo(BaseModel):
+    """How hard a claim of this grade is to forge, in words."""
+
+    name: str
+    meaning: str
+
+
 class Models(BaseModel):
     """What judges here, and the words that go with its answers."""
 
@@ -132,6 +140,9 @@ class Models(BaseModel):
     detectors: list[DetectorInfo]
     forensics: list[str]
     tiers: dict[Tier, str]
+    tier_meanings: dict[Tier, str] = Field(description="what to make of an image of this tier, as a sentence")
+    grades: dict[Grade, GradeInfo] = Field(description="of a claim in `provenance`, the hardest to forge first")
+    numbers: list[str] = Field(description="the verdict's own numbers, in order; `signals` has the others")
     heatmaps: dict[str, str]
 
 
@@ -143,7 +154,7 @@ class Health(BaseModel):
 class Classification(BaseModel):
     """The short answer of POST /classify and /classify_url."""
 
-    classification: Literal["AI", "NON-AI"]
+    classification: Label
     confidence: float = Field(ge=0, le=1, description="in the classification")
     tier: Tier = Field(description="`inconclusive` when the classification should not be relied on")
 
@@ -151,7 +162,7 @@ class Classification(BaseModel):
 class Prediction(BaseModel):
     """The short answer of POST /predict."""
 
-    prediction: Literal["AI", "NON-AI"]
+    prediction: Label
     probability: float = Field(ge=0, le=1, description="of AI, from the pixels")
     confidence: float = Field(ge=0, le=1, description="in the prediction")
     tier: Tier

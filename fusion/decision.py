@@ -18,13 +18,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, TypeAlias, get_args
+from typing import get_args
 
-from utils.contracts import Json, Label, Reason, Tier
-
-ClaimKind: TypeAlias = Literal["generated", "edited_with_ai", "captured", "edited"]
-Grade: TypeAlias = Literal["cryptographic", "signed_untrusted", "pixel_watermark", "forgeable_metadata"]
-DecidedBy: TypeAlias = Literal["fusion", "provenance"]
+from utils.contracts import Claim, DecidedBy, Grade, Json, Label, Reason, Tier, strongest
 
 TIERS: tuple[Tier, ...] = get_args(Tier)  # from most real to most AI
 
@@ -38,25 +34,6 @@ GENERATOR_CONFIDENCE: Mapping[Grade, float] = {
 }
 CAPTURE_CONFIDENCE = 0.9  # a convention too: below a verified generator, since a screen can be photographed
 CONFLICT_CONFIDENCE = 0.8  # two verified signatures that disagree are worth no more than forgeable metadata
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """What a file says about its own origin, and how hard that is to forge."""
-
-    source: str  # where it was found: c2pa, xmp, png_text, watermark, ...
-    kind: ClaimKind
-    grade: Grade
-    generator: str | None
-    text: str
-
-    def __post_init__(self) -> None:
-        if self.kind not in get_args(ClaimKind) or self.grade not in get_args(Grade):
-            raise ValueError(f"not a claim we know: kind {self.kind!r}, grade {self.grade!r}")
-
-    @classmethod
-    def from_json(cls, claim: Mapping[str, Json]) -> Claim:
-        return cls(claim["source"], claim["kind"], claim["grade"], claim.get("generator"), claim["text"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +87,7 @@ class Decision:
 def decide(
     probability: float,
     thresholds: Thresholds,
-    claims: Sequence[Mapping[str, Json]] = (),
+    claims: Sequence[Claim] = (),
     threshold_override: float | None = None,
 ) -> Decision:
     """Apply the rules in the module's docstring.
@@ -120,13 +97,11 @@ def decide(
 
     Args:
         probability: calibrated, 0..1.
-        claims: objects with ``source``, ``kind``, ``grade``, ``generator`` and ``text`` (see ``Claim``).
     """
     pixels = _decide_by_pixels(probability, thresholds, threshold_override)
-    parsed = tuple(Claim.from_json(claim) for claim in claims)
-    generated = _strongest([claim for claim in parsed if claim.kind == "generated"])
-    captured = _strongest([claim for claim in parsed if claim.kind == "captured" and claim.grade == "cryptographic"])
-    edited = _strongest([claim for claim in parsed if claim.kind == "edited_with_ai"])
+    generated = strongest(claim for claim in claims if claim.kind == "generated")
+    captured = strongest(claim for claim in claims if claim.kind == "captured" and claim.grade == "cryptographic")
+    edited = strongest(claim for claim in claims if claim.kind == "edited_with_ai")
     if generated and captured:
         return _decide_conflict(pixels, generated)
     if generated:
@@ -222,11 +197,6 @@ def _at_least_inconclusive(decision: Decision, claim: Claim) -> Decision:
         threshold=decision.threshold,
         reasons=(*decision.reasons, Reason(f"rule.edited_with_ai.{claim.grade}", text)),
     )
-
-
-def _strongest(claims: Sequence[Claim]) -> Claim | None:
-    grades: tuple[Grade, ...] = get_args(Grade)
-    return min(claims, key=lambda claim: (grades.index(claim.grade), not claim.generator), default=None)
 
 
 def _name(claim: Claim) -> str:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from fusion.decision import Claim
 from fusion.estimators import FloatArray
 from fusion.meta_model import FusionModel
-from utils.contracts import Json, Note, Reason
+from utils.contracts import Claim, Note, Reason
 
 MOST_REASONS = 6  # what a person reads; the verdict carries every signal anyway
 LEAST_LOG_ODDS = 0.05  # moves a probability of 0.5 by about 0.01: not worth a sentence
@@ -22,14 +21,13 @@ def explain(
     model: FusionModel,
     features: Mapping[str, float],
     meanings: Mapping[str, str],
-    claims: Sequence[Mapping[str, Json]] = (),
+    claims: Sequence[Claim] = (),
     notes: Sequence[Note] = (),
 ) -> tuple[Reason, ...]:
     """The strongest contributions first, then what the file claims about itself, then the modules' notes.
 
     Args:
         meanings: what each feature's number means, by feature name.
-        claims: as for ``decide``.
     """
     parts = model.contributions(features)
     strongest = sorted(parts, key=lambda name: -abs(parts[name]))[:MOST_REASONS]
@@ -38,8 +36,7 @@ def explain(
         for name in strongest
         if abs(parts[name]) >= LEAST_LOG_ODDS
     ]
-    parsed = [Claim.from_json(claim) for claim in claims]
-    reasons += [Reason(f"claim.{claim.kind}.{claim.grade}", claim.text) for claim in parsed]
+    reasons += [Reason(f"claim.{claim.kind}.{claim.grade}", claim.text) for claim in claims]
     reasons += [Reason(note.code, note.text) for note in notes]
     return tuple(reasons)
 

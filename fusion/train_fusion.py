@@ -22,12 +22,13 @@ from fusion.decision import Thresholds
 from fusion.estimators import Estimator, FloatArray
 from fusion.meta_model import QUANTILES, FusionModel
 from training import fusion_card as report
-from training.datasets import TableError, check_splits
+from training.datasets import check_splits
 from training.feature_table import IntArray, Table, families, read_table, source_weights
 from training.meta_models import KINDS, fit, fit_calibration
 from training.metrics import evaluate, log_loss, plain
 from training.thresholds import choose_thresholds, measure_tiers
 from utils.contracts import Json
+from utils.errors import TableError
 from utils.profiles import DEFAULT_PROFILE, PROFILES
 
 FOLDS = 5

@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
@@ -28,6 +28,7 @@ from models.loaders import SHIPPED, Weights, find
 from utils.contracts import (
     PUBLIC_FEATURES,
     VERDICT_SCHEMA_VERSION,
+    Claim,
     Heatmap,
     Json,
     Measurement,
@@ -195,6 +196,7 @@ class Findings:
         self.features: dict[str, float] = {}
         self.notes: list[Note] = []
         self.heatmaps: dict[str, Heatmap] = {}
+        self.claims: list[Claim] = []
         self.facts: dict[str, Json] = {}
         self.timings: dict[str, float] = {}
         self.warnings: list[str] = []
@@ -206,9 +208,8 @@ class Findings:
                 self.unavailable[feature] = measured.skipped or "not measured"
         self.notes.extend(measured.notes)
         self.heatmaps.update(measured.heatmaps)
-        facts = dict(measured.facts)
-        self.facts.setdefault("claims", []).extend(facts.pop("claims", []))
-        self.facts.update(facts)
+        self.claims.extend(measured.claims)
+        self.facts.update(measured.facts)
         self.timings[name] = seconds
 
     def fail(self, name: str, features: Iterable[str], error: Exception) -> None:
@@ -249,9 +250,8 @@ class Verifier:
         started = time.perf_counter()
         features = {name: found.features.get(name, math.nan) for name in self.meanings}
         probability = self.fusion.probability(features)
-        claims = found.facts.setdefault("claims", [])
-        decision = decide(probability, self.fusion.thresholds, claims, self.threshold)
-        reasons = explain(self.fusion, features, self.meanings, claims, found.notes)
+        decision = decide(probability, self.fusion.thresholds, found.claims, self.threshold)
+        reasons = explain(self.fusion, features, self.meanings, found.claims, found.notes)
         found.timings["fusion"] = time.perf_counter() - started
         values = {name: None if math.isnan(value) else round(float(value), 6) for name, value in features.items()}
         verdict = Verdict(
@@ -272,7 +272,7 @@ class Verifier:
             signals=values,
             unavailable=found.unavailable,
             reasoning=(*decision.reasons, *reasons),
-            provenance=found.facts,
+            provenance={"claims": [asdict(claim) for claim in found.claims], **found.facts},
             artifacts={},
             models={"fusion": self.fusion.name}
             | {detector.name: detector.version for detector in self.ensemble.detectors},

@@ -6,16 +6,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from inference.words import TIER_WORDS
 from utils.contracts import Verdict
 from utils.errors import VerifyError
 
-TIER_WORDS = {
-    "real": "a real image",
-    "likely_real": "likely a real image",
-    "inconclusive": "inconclusive",
-    "likely_ai": "likely AI-generated",
-    "ai": "AI-generated",
-}
 TIER_STYLES = {"real": "green", "likely_real": "green", "inconclusive": "yellow", "likely_ai": "red", "ai": "bold red"}
 
 

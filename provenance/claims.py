@@ -7,21 +7,31 @@ its grade; no claim is no evidence. Does not look at pixels and does not decide 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Final, Literal, TypeAlias
+from dataclasses import asdict
+from typing import Final
 
 from ingress import metadata
 from provenance import c2pa as c2pa_manifest
 from provenance import generators, stealth
 from provenance.c2pa import Credentials, Manifest
-from provenance.generators import SOURCE_TYPE_KINDS, Kind, source_type
-from utils.contracts import Json, Measurement, Note, RgbArray, Sample
+from provenance.generators import SOURCE_TYPE_KINDS, source_type
+from utils.contracts import (
+    AI_KINDS,
+    GRADES,
+    Claim,
+    ClaimKind,
+    Grade,
+    Json,
+    Measurement,
+    Note,
+    RgbArray,
+    Sample,
+    strongest,
+)
 
-Grade: TypeAlias = Literal["cryptographic", "signed_untrusted", "forgeable_metadata"]
-
-# The numbers are the features' values; 0 is no claim. A broken binding has no grade: it makes no claim.
-GRADES: Final[Mapping[str, int]] = {"forgeable_metadata": 1, "signed_untrusted": 2, "cryptographic": 3}
-AI_KINDS: Final[tuple[Kind, ...]] = ("generated", "edited_with_ai")
+# What a feature counts, from 1 on; 0 is no claim. A broken binding has no grade: it makes no claim. The mark in the
+# pixels is not counted here: it has features of its own (provenance.watermark).
+_COUNTED_GRADES: Final = tuple(grade for grade in GRADES if grade != "pixel_watermark")
 
 FEATURES: Mapping[str, str] = {
     "provenance.ai_grade": "best grade of a claim that AI generated or edited the image: 0 none, 1 forgeable metadata, "
@@ -43,52 +53,24 @@ _KEEPING_ACTIONS: Final = frozenset(
 _REMOTE_MANIFEST: Final = "{http://purl.org/dc/terms/}provenance"
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """One statement of the file about itself."""
-
-    source: str  # c2pa | xmp | iptc | png_text | exif | comment | app | trailer | tc260
-    kind: Kind
-    grade: Grade
-    generator: str  # product or program; empty when the claim names none
-    text: str  # one line for a person
-
-    def to_json(self) -> Json:
-        return asdict(self)
-
-
-def strongest(claims: Sequence[Mapping[str, str]]) -> Mapping[str, str] | None:
-    """The claim that a decision should follow: AI claims first, then capture; mere edits decide nothing.
-
-    Only a cryptographic capture outweighs an AI claim, and only one that is not cryptographic itself.
-
-    Args:
-        claims: ``facts["claims"]`` of ``measure``.
-    """
-
-    def rank(claim: Mapping[str, str]) -> tuple[bool, bool, int, bool]:
-        is_ai = claim["kind"] in AI_KINDS
-        return claim["grade"] == "cryptographic", is_ai, GRADES[claim["grade"]], claim["kind"] == "generated"
-
-    deciding = [claim for claim in claims if claim["kind"] != "edited"]
-    return max(deciding, key=rank, default=None)
-
-
-def measure(sample: Sample, trust_anchors: str | None = None) -> Measurement:
+def measure(
+    sample: Sample, trust_anchors: str | None = None, novelai_key: bytes = stealth.NOVELAI_PUBLIC_KEY
+) -> Measurement:
     """Collect and grade every claim.
 
     Args:
         trust_anchors: PEM certificates of accepted C2PA authorities; without them no signature grades above
             signed_untrusted.
+        novelai_key: 32 bytes, NovelAI's Ed25519 key.
     """
     found = metadata.read(sample.raw, sample.format)
     credentials = c2pa_manifest.read(sample.raw, sample.format, trust_anchors)
     hits = generators.find(found)
     label = generators.find_tc260(found)
-    signed = _novelai_signature(found, sample.rgb)
+    signed = _novelai_signature(found, sample.rgb, novelai_key)
     claims = (
         *_c2pa_claims(credentials),
-        *_novelai_claims(signed),
+        *([stealth.signed_by_novelai("png_text")] if signed else []),
         *_source_type_claims(found),
         *(_signature_claim(hit) for hit in hits),
         *_tc260_claims(label),
@@ -98,11 +80,10 @@ def measure(sample: Sample, trust_anchors: str | None = None) -> Measurement:
         "c2pa": _c2pa_fact(credentials, found),
         "generator": _generator_fact(claims, hits),
         "iptc": _iptc_fact(found),
-        "camera_capture": next((claim.to_json() for claim in claims if claim.kind == "captured"), None),
+        "camera_capture": next((asdict(claim) for claim in claims if claim.kind == "captured"), None),
         "tc260": label and {**label[1], "place": label[0].source},
-        "claims": [claim.to_json() for claim in claims],
     }
-    return Measurement(_features(claims, credentials), _notes(credentials, facts, signed), facts=facts)
+    return Measurement(_features(claims, credentials), _notes(credentials, facts, signed), claims=claims, facts=facts)
 
 
 def _features(claims: Sequence[Claim], credentials: Credentials | None) -> dict[str, float]:
@@ -117,8 +98,8 @@ def _features(claims: Sequence[Claim], credentials: Credentials | None) -> dict[
     }
 
 
-def _best_grade(claims: Sequence[Claim], kinds: Sequence[Kind]) -> int:
-    return max((GRADES[claim.grade] for claim in claims if claim.kind in kinds), default=0)
+def _best_grade(claims: Sequence[Claim], kinds: Sequence[ClaimKind]) -> int:
+    return max((1 + _COUNTED_GRADES.index(claim.grade) for claim in claims if claim.kind in kinds), default=0)
 
 
 def _notes(credentials: Credentials | None, facts: Mapping[str, Json], novelai_signed: bool | None) -> tuple[Note, ...]:
@@ -153,8 +134,8 @@ def _c2pa_claims(credentials: Credentials | None) -> Iterator[Claim]:
     own = [manifest for manifest in credentials.manifests if manifest.role != "input" and manifest.is_intact]
     claims = [claim for manifest in own for claim in _manifest_claims(manifest)]
     has_ai = any(claim.kind in AI_KINDS for claim in claims)
-    yielded: set[Kind] = set()
-    for claim in sorted(claims, key=lambda claim: -GRADES[claim.grade]):
+    yielded: set[ClaimKind] = set()
+    for claim in sorted(claims, key=lambda claim: claim.rank, reverse=True):
         if claim.kind not in yielded and not (claim.kind == "captured" and has_ai):
             yielded.add(claim.kind)
             yield claim
@@ -236,28 +217,25 @@ def _signature_claim(hit: generators.Hit) -> Claim:
     return Claim(hit.source, hit.kind, "forgeable_metadata", hit.generator, text)
 
 
-def _novelai_signature(
-    found: metadata.Metadata, rgb: RgbArray, public_key: bytes = stealth.NOVELAI_PUBLIC_KEY
-) -> bool | None:
+def _novelai_signature(found: metadata.Metadata, rgb: RgbArray, public_key: bytes) -> bool | None:
     """Whether NovelAI's signature in the text fields fits these pixels; None when there is none."""
     comments = (*found.values("png_text", "Comment"), *found.values("exif", "UserComment"))
     return next((stealth.verify_signed_hash(rgb, text, public_key) for text in comments if "signed_hash" in text), None)
 
 
-def _novelai_claims(signed: bool | None) -> Iterator[Claim]:
-    if signed:
-        text = "NovelAI's signature over these very pixels and their generation settings is valid"
-        yield Claim("png_text", "generated", "cryptographic", "NovelAI", text)
-
-
 def _generator_fact(claims: Sequence[Claim], hits: Sequence[generators.Hit]) -> Json:
     """The named generator of the strongest AI claim, with the text it left when that is plain metadata."""
-    named = [claim.to_json() for claim in claims if claim.kind in AI_KINDS and claim.generator]
-    claim = strongest(named)
+    claim = strongest(claim for claim in claims if claim.kind in AI_KINDS and claim.generator)
     if claim is None:
         return None
-    text = next((hit.text for hit in hits if hit.source == claim["source"]), "")
-    return {"name": claim["generator"], **{key: claim[key] for key in ("kind", "grade", "source")}, "text": text}
+    text = next((hit.text for hit in hits if hit.source == claim.source), "")
+    return {
+        "name": claim.generator,
+        "kind": claim.kind,
+        "grade": claim.grade,
+        "source": claim.source,
+        "text": text,
+    }
 
 
 def _tc260_claims(label: tuple[metadata.Field, Mapping[str, str]] | None) -> Iterator[Claim]:

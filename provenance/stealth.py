@@ -22,7 +22,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from numpy.typing import NDArray
 
-from utils.contracts import Json, RgbArray, Sample
+from utils.contracts import Claim, Json, RgbArray, Sample
 
 # Published in nai_sig.py as the default of verify_metadata_is_novelai.
 NOVELAI_PUBLIC_KEY = base64.b64decode("Y2JcQAOhLwzwSDUJPNgL04nS0Tbqm7cSRc4xk0vRMic=")
@@ -46,13 +46,13 @@ class Hidden:
     problem: str | None = None
 
 
-def examine(sample: Sample, public_key: bytes = NOVELAI_PUBLIC_KEY) -> tuple[Json, list[dict[str, str]]]:
+def examine(sample: Sample, public_key: bytes = NOVELAI_PUBLIC_KEY) -> tuple[Json, Claim | None]:
     """Facts about hidden text for the verdict (None when there is none), and what it claims."""
     hidden = read(sample.rgb, sample.alpha)
     if hidden is None:
-        return None, []
+        return None, None
     if hidden.text is None:
-        return {"magic": hidden.magic, "problem": hidden.problem}, []
+        return {"magic": hidden.magic, "problem": hidden.problem}, None
     fields = _json_object(hidden.text) or {}
     comment = fields.get("Comment")
     signed = verify_signed_hash(sample.rgb, comment, public_key) if isinstance(comment, str) else None
@@ -61,7 +61,7 @@ def examine(sample: Sample, public_key: bytes = NOVELAI_PUBLIC_KEY) -> tuple[Jso
         "text": _shown(hidden.text),
         "signature": {True: "verified", False: "does not match", None: "none"}[signed],
     }
-    return facts, _claims(hidden.text, fields, signed)
+    return facts, _claim(hidden.text, fields, signed)
 
 
 def read(rgb: RgbArray, alpha: NDArray[np.uint8] | None) -> Hidden | None:
@@ -131,6 +131,12 @@ def verify_signed_hash(rgb: RgbArray, comment_json: str, public_key: bytes = NOV
     return True
 
 
+def signed_by_novelai(source: str) -> Claim:
+    """What a signature that fits proves; ``source`` is where its text was found."""
+    says = "NovelAI's signature over these very pixels and their generation settings is valid"
+    return Claim(source, "generated", "cryptographic", "NovelAI", says)
+
+
 def _json_object(text: str) -> dict[str, Json] | None:
     try:
         value = json.loads(text)
@@ -139,27 +145,26 @@ def _json_object(text: str) -> dict[str, Json] | None:
     return value if isinstance(value, dict) else None
 
 
-def _claims(text: str, fields: dict[str, Json], signed: bool | None) -> list[dict[str, str]]:
+def _claim(text: str, fields: dict[str, Json], signed: bool | None) -> Claim | None:
     if signed:
-        says = "NovelAI's signature over these very pixels and their generation settings is valid"
-        return [_claim("cryptographic", "NovelAI", says)]
+        return signed_by_novelai("stealth")
     if signed is False:
         says = (
             "generation settings of NovelAI are hidden in the pixels, but their signature does not fit: "
             "the pixels were changed, or the text was copied or forged"
         )
-        return [_claim("forgeable_metadata", "NovelAI", says)]
+        return _forgeable("NovelAI", says)
     if fields.get("Software") == "NovelAI":
         says = "generation settings of NovelAI are hidden in the pixels; they are unsigned and can be forged"
-        return [_claim("forgeable_metadata", "NovelAI", says)]
+        return _forgeable("NovelAI", says)
     if fields or re.search(r"\bSteps: \d+", text):
         says = "generation settings are hidden in the pixels; anybody can write them"
-        return [_claim("forgeable_metadata", "Stable Diffusion interface (stealth pnginfo)", says)]
-    return []
+        return _forgeable("Stable Diffusion interface (stealth pnginfo)", says)
+    return None
 
 
-def _claim(grade: str, generator: str, text: str) -> dict[str, str]:
-    return {"source": "stealth", "kind": "generated", "grade": grade, "generator": generator, "text": text}
+def _forgeable(generator: str, text: str) -> Claim:
+    return Claim("stealth", "generated", "forgeable_metadata", generator, text)
 
 
 def _shown(text: str) -> str:

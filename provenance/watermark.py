@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from provenance import stealth
-from utils.contracts import Json, Measurement, RgbArray, Sample
+from utils.contracts import Claim, Json, Measurement, RgbArray, Sample
 
 STEP = 36  # the package's default scale for U; it leaves Y and V alone
 MIN_PIXELS = 256 * 256  # the package refuses smaller images
@@ -110,7 +110,8 @@ def measure(sample: Sample) -> Measurement:
 
     A mark counts as missing (NaN) in images that cannot carry one: below MIN_PIXELS, or grey or flat in colour.
     """
-    hidden, claims = stealth.examine(sample)
+    hidden, hidden_claim = stealth.examine(sample)
+    claims = [hidden_claim] if hidden_claim else []
     facts: dict[str, Json] = {} if hidden is None else {"stealth": hidden}
     features = dict.fromkeys(FEATURES, math.nan)
     if sample.height * sample.width < MIN_PIXELS or min(sample.height, sample.width) < _BLOCK:
@@ -179,19 +180,14 @@ def best_match(votes: Mapping[str, NDArray[np.float64]], mark: Mark) -> tuple[in
     )
 
 
-def _claim(mark: Mark, matched: int) -> dict[str, str]:
-    return {
-        "source": "pixel_watermark",
-        "kind": "generated",
-        "grade": "pixel_watermark",
-        "generator": mark.generator,
-        "text": f"{matched} of {len(mark.payload)} bits of the {mark.generator} are in the pixels; "
-        "anybody can write this mark, and an edited image can inherit it",
-    }
+def _claim(mark: Mark, matched: int) -> Claim:
+    text = (
+        f"{matched} of {len(mark.payload)} bits of the {mark.generator} are in the pixels; "
+        "anybody can write this mark, and an edited image can inherit it"
+    )
+    return Claim("pixel_watermark", "generated", "pixel_watermark", mark.generator, text)
 
 
-def _measurement(
-    features: dict[str, float], facts: dict[str, Json], claims: list[dict[str, str]], reason: str
-) -> Measurement:
+def _measurement(features: dict[str, float], facts: dict[str, Json], claims: list[Claim], reason: str) -> Measurement:
     missing = any(math.isnan(value) for value in features.values())
-    return Measurement(features, facts={"watermark": facts, "claims": claims}, skipped=reason if missing else None)
+    return Measurement(features, claims=tuple(claims), facts={"watermark": facts}, skipped=reason if missing else None)

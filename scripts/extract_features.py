@@ -13,192 +13,26 @@ weights and the images at the same paths, as on a shared file system.
 from __future__ import annotations
 
 import argparse
-import csv
-import json
-import math
-import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
-from hashlib import sha256
-from importlib.util import find_spec
-from multiprocessing import get_context
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
 
-import numpy as np
-from rich.console import Console
-from rich.progress import track
-from threadpoolctl import threadpool_limits
-
-from fusion.estimators import FloatArray
-from inference.detector import Ensemble, build_ensemble
-from inference.registry import feature_meanings, select_detectors
-from ingress.sources import Ingress
-from training.datasets import TableError, read_rows
-from training.deliveries import DELIVERIES, FIXED, LOSSY, deliver, deliver_at_random
-from training.feature_table import PARQUET, numbers, read_columns
-from utils.contracts import Json, Sample
-from utils.errors import BadSettings, VerifyError
-from utils.settings import Settings, load_settings
-
-LABELS = ("real", "ai")
-KEYS = ("filepath", "delivery", "label", "source", "split", "generator", "models")  # models: versions that measured
-RAY_BLOCK = 16  # images at most that a Ray actor answers for at a time: what a stopped run measures again
-
-Key: TypeAlias = tuple[str, str]  # filepath, delivery
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One image under one delivery. ``random1``, ``random2``, ... are drawn from the image's own bytes and the seed."""
-
-    folder: str
-    filepath: str
-    delivery: str
-    seed: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Row:
-    """What is known about an image and what was measured of it."""
-
-    known: Mapping[str, str]  # by KEYS
-    values: FloatArray  # d, NaN = missing
+from training.deliveries import DELIVERIES
+from training.extraction import Row, extract
+from utils.errors import VerifyError
+from utils.settings import load_settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parse(argv)
-    names = tuple(feature_meanings())
-    journal = arguments.out.with_name(f"{arguments.out.name}.journal")
+    given = _parse(argv)
+    options = {name: getattr(given, name) for name in ("split", "deliveries", "skip", "engine", "jobs", "seed")}
     try:
-        settings = load_settings()
-        select_detectors(settings.profile, settings.detectors)  # a wrong name is better told here than by a process
-        _check_installed(arguments.out, arguments.engine)
-        wanted = _wanted(arguments.manifest, arguments.split, arguments.deliveries)
-        kept = _kept(arguments.out, names)
-        known = _current(kept | _journalled(journal, names), settings)
-    except (VerifyError, TableError) as error:
+        rows, failures = extract(given.manifest, given.out, load_settings(), **options)
+    except VerifyError as error:
         print(f"extract_features: {error}", file=sys.stderr)
         return 2
-    folder = str(arguments.manifest.parent.absolute())
-    tasks = [Task(folder, *key, arguments.seed) for key in wanted if key not in known]
-    measured = _on_ray if arguments.engine == "ray" else _on_this_machine
-    lines = measured(tasks, arguments.jobs, settings, arguments.skip)
-    failures = []
-    with journal.open("a", encoding="utf-8") as file:
-        file.write("\n")  # ends a line that a killed run left half-written
-        for line in track(lines, "measuring", total=len(tasks), console=Console(stderr=True)):
-            found = json.loads(line)
-            if "error" in found:
-                failures.append(f"{found['filepath']} ({found['delivery']}): {found['error']}")
-                continue
-            file.write(f"{line}\n")
-            file.flush()
-            known[found["filepath"], found["delivery"]] = _row(found, names)
-    rows = _merged(wanted, kept, known)
-    _write(arguments.out, names, rows)
-    journal.unlink()
-    _report(arguments.out, rows, failures)
+    _report(given.out, rows, failures)
     return 0
-
-
-# --- what is there already
-
-
-def _wanted(manifest: Path, split: str, deliveries: Sequence[str]) -> dict[Key, dict[str, str]]:
-    """What the manifest says of each image to measure, in its order."""
-    wanted: dict[Key, dict[str, str]] = {}
-    for row in read_rows(manifest):
-        if row["label"] in LABELS and split in ("all", row["split"]):
-            row["generator"] = row.get("generator") or row.get("generator_or_camera", "")
-            known = {key: row.get(key, "") for key in KEYS}
-            wanted |= {(row["filepath"], each): {**known, "delivery": each} for each in deliveries}
-    return wanted
-
-
-def _kept(out: Path, names: Sequence[str]) -> dict[Key, Row]:
-    """The rows of an earlier table."""
-    if not out.exists():
-        return {}
-    columns = read_columns(out)
-    if tuple(columns) != (*KEYS, *names):
-        raise TableError(f"{out} has other columns than this version measures; move it away and run again")
-    matrix = np.column_stack([numbers(name, columns[name]) for name in names])
-    cells = zip(*(map(str, columns[key]) for key in KEYS), strict=True)
-    known = [dict(zip(KEYS, each, strict=True)) for each in cells]
-    return {(each["filepath"], each["delivery"]): Row(each, values) for each, values in zip(known, matrix, strict=True)}
-
-
-def _journalled(journal: Path, names: Sequence[str]) -> dict[Key, Row]:
-    """The rows of a run that was stopped; a line that it had not finished is left out."""
-    rows: dict[Key, Row] = {}
-    if not journal.exists():
-        return rows
-    with journal.open(encoding="utf-8") as file:
-        for line in file:
-            try:
-                found = json.loads(line)
-            except ValueError:
-                continue
-            if not set(found["features"]) <= set(names):
-                raise TableError(f"{journal} has other columns than this version measures; delete it and run again")
-            rows[found["filepath"], found["delivery"]] = _row(found, names)
-    return rows
-
-
-def _current(rows: Mapping[Key, Row], settings: Settings) -> dict[Key, Row]:
-    """Those that the installed weights measured; the others must be measured again.
-
-    Raises:
-        SetupError: as ``build_ensemble``.
-    """
-    if not rows:
-        return {}
-    models = Measurer(settings, ()).models
-    current = {key: row for key, row in rows.items() if row.known["models"] == models}
-    if len(current) < len(rows):
-        print(f"{len(rows) - len(current)} rows are of other weights; those asked for are measured again")
-    return current
-
-
-def _row(found: Mapping[str, Json], names: Sequence[str]) -> Row:
-    values = [found["features"].get(name, math.nan) for name in names]
-    return Row({"models": found["models"]}, np.array(values, float))
-
-
-def _merged(wanted: Mapping[Key, Mapping[str, str]], kept: Mapping[Key, Row], measured: Mapping[Key, Row]) -> list[Row]:
-    """Kept rows that were not asked for, then those of the manifest in its order and with what it says of them."""
-    rows = [row for key, row in kept.items() if key not in wanted]
-    for key, known in wanted.items():
-        if key in measured:
-            rows.append(Row({**known, "models": measured[key].known["models"]}, measured[key].values))
-    return rows
-
-
-# --- the table
-
-
-def _write(out: Path, names: Sequence[str], rows: Sequence[Row]) -> None:
-    """Replace the table in one go."""
-    scratch = out.with_name(f"{out.name}.new")
-    if out.suffix == PARQUET:
-        import pyarrow
-        from pyarrow import parquet
-
-        matrix = np.array([row.values for row in rows]).reshape(len(rows), len(names))
-        columns = {key: pyarrow.array([row.known[key] for row in rows], pyarrow.string()) for key in KEYS}
-        columns |= {name: pyarrow.array(column, from_pandas=True) for name, column in zip(names, matrix.T, strict=True)}
-        parquet.write_table(pyarrow.table(columns), scratch)
-    else:
-        with scratch.open("w", newline="", encoding="utf-8") as file:
-            table = csv.writer(file)
-            table.writerow([*KEYS, *names])
-            for row in rows:
-                cells = ("" if math.isnan(value) else repr(value) for value in row.values.tolist())
-                table.writerow([*(row.known[key] for key in KEYS), *cells])
-    scratch.replace(out)
 
 
 def _report(out: Path, rows: Sequence[Row], failures: Sequence[str]) -> None:
@@ -212,120 +46,6 @@ def _report(out: Path, rows: Sequence[Row], failures: Sequence[str]) -> None:
             "again to measure them all alike",
             file=sys.stderr,
         )
-
-
-# --- engines: tasks in, one line of JSON for each out
-
-
-def _on_this_machine(tasks: Sequence[Task], jobs: int, settings: Settings, skip: Sequence[str]) -> Iterator[str]:
-    """Processes, not threads: most of the work holds the interpreter's lock."""
-    if jobs == 1:
-        yield from map(Measurer(settings, skip), tasks)
-        return
-    pool = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_start, initargs=(settings, skip))
-    with pool:
-        yield from pool.map(_measure, tasks, chunksize=4)
-
-
-_measurer: Measurer
-
-
-def _start(settings: Settings, skip: Sequence[str]) -> None:
-    global _measurer
-    _measurer = Measurer(settings, skip)
-
-
-def _measure(task: Task) -> str:
-    return _measurer(task)
-
-
-def _on_ray(tasks: Sequence[Task], jobs: int, settings: Settings, skip: Sequence[str]) -> Iterator[str]:
-    """A pool of ``jobs`` actors, each of one CPU, and of one GPU where IMGV_DEVICE asks for CUDA."""
-    address = os.environ.get("RAY_ADDRESS")
-    if not address:  # Ray's switch for staying on the loopback address, as it does on macOS; read when it is imported
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    import ray
-    import ray.data
-
-    if not tasks:
-        return
-    if address:
-        ray.init(address)
-    else:
-        ray.init("local", num_cpus=jobs, include_dashboard=False)
-    try:
-        ray.data.DataContext.get_current().enable_progress_bars = False  # ours counts images
-        blocks = max(math.ceil(len(tasks) / RAY_BLOCK), min(jobs, len(tasks)))
-        found = ray.data.from_items([asdict(task) for task in tasks], override_num_blocks=blocks).map(
-            RayMeasurer,
-            fn_constructor_args=(settings, skip),
-            compute=ray.data.ActorPoolStrategy(size=min(jobs, blocks)),
-            num_cpus=1,
-            num_gpus=1 if settings.device.startswith("cuda") else 0,
-        )
-        for row in found.iter_rows():
-            yield row["line"]
-    finally:
-        ray.shutdown()
-
-
-class Measurer:
-    """The ensemble of one process, built once. One thread: the processes share the cores."""
-
-    def __init__(self, settings: Settings, skip: Sequence[str]) -> None:
-        self.settings = settings
-        built = build_ensemble(settings.model_copy(update={"threads": 1}))
-        forensics = [each for each in built.forensics if each.name not in skip]
-        self.ensemble = Ensemble(built.detectors, forensics, built.unavailable, threads=1)
-        self.models = " ".join(detector.version for detector in built.detectors)
-        threadpool_limits(1)
-        if "torch" in sys.modules:
-            sys.modules["torch"].set_num_threads(1)
-
-    def __call__(self, task: Task) -> str:
-        """Measure one image. A line of JSON: features without the missing ones, or the error that it cannot be read."""
-        found: dict[str, object] = {"filepath": task.filepath, "delivery": task.delivery}
-        try:
-            with Ingress(self.settings) as ingress:
-                sample = _delivered(task, ingress)
-        except VerifyError as error:
-            return json.dumps(found | {"error": f"{error.code}: {error}"})
-        (findings,) = self.ensemble.measure([sample])
-        features = {name: float(value) for name, value in findings.features.items() if not math.isnan(value)}
-        return json.dumps(found | {"models": self.models, "features": features})
-
-
-class RayMeasurer:
-    """The same as Ray Data calls it."""
-
-    def __init__(self, settings: Settings, skip: Sequence[str]) -> None:
-        self.measure = Measurer(settings, skip)
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, str]:
-        return {"line": self.measure(Task(**row))}
-
-
-def _delivered(task: Task, ingress: Ingress) -> Sample:
-    sample = ingress.load(str(Path(task.folder, task.filepath)))
-    if task.delivery == "clean":
-        return sample
-    if task.delivery in FIXED:
-        return ingress.decode(deliver(sample.upright, task.delivery), sample.source)
-    digest = sha256(f"{task.seed}:{task.delivery}:{sample.sha256}".encode()).digest()
-    rng = np.random.default_rng(int.from_bytes(digest[:8]))
-    raw = deliver_at_random(sample.upright, rng, compressed_before=sample.format in LOSSY)
-    return ingress.decode(raw, sample.source)
-
-
-# --- command line
-
-
-def _check_installed(out: Path, engine: str) -> None:
-    """Say so before hours of work, not after."""
-    if out.suffix == PARQUET and find_spec("pyarrow") is None:
-        raise BadSettings(f"{out}: writing Parquet needs pyarrow: pip install pyarrow")
-    if engine == "ray" and (find_spec("ray") is None or find_spec("pyarrow") is None):
-        raise BadSettings("--engine ray needs Ray Data: pip install 'ray[data]'")
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

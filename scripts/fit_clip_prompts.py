@@ -25,14 +25,13 @@ from fusion.train_fusion import assign_folds
 from inference.clip_models import CLIP_DETECTORS, TextEmbeddings
 from models.loaders import Weights
 from scripts.embed_clip_prompts import install
-from training.datasets import TableError
 from training.deliveries import DELIVERIES
 from training.embeddings import embed_manifest
 from training.feature_table import IntArray, Table, source_weights
 from training.metrics import evaluate, log_loss
 from utils.contracts import Sample
 from utils.device import get_device
-from utils.errors import VerifyError
+from utils.errors import TableError, VerifyError
 from utils.settings import load_settings
 
 # Strength of the pull towards even prompt weights, in nats per squared log-weight; inf keeps them even.
@@ -51,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         return _run(arguments.name, arguments.manifest, arguments.seed)
-    except (VerifyError, TableError) as error:
+    except VerifyError as error:
         print(f"fit_clip_prompts: {error}", file=sys.stderr)
         return 1
 

@@ -34,7 +34,6 @@ from fusion.estimators import FloatArray
 from fusion.train_fusion import assign_folds
 from inference.dino import EMBEDDING, HEAD, Head, load_backbone, views
 from models.loaders import Weights, cards, record_card
-from training.datasets import TableError
 from training.deliveries import DELIVERIES
 from training.embeddings import embed_manifest
 from training.feature_table import IntArray, Table, source_weights
@@ -44,7 +43,7 @@ from training.meta_models import fit_calibration
 from training.metrics import evaluate, log_loss, plain
 from utils.contracts import Sample
 from utils.device import get_device
-from utils.errors import VerifyError
+from utils.errors import TableError, VerifyError
 from utils.persistence import WEIGHTS, sha256_file
 from utils.settings import load_settings
 
@@ -65,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     try:
         return _run(arguments)
-    except (VerifyError, TableError) as error:
+    except VerifyError as error:
         print(f"train_dino_svm: {error}", file=sys.stderr)
         return 1
 

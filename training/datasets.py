@@ -6,9 +6,7 @@ import csv
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-
-class TableError(ValueError):
-    """The table cannot be used; the message says what to change."""
+from utils.errors import TableError
 
 
 def read_rows(path: Path, required: Collection[str] = ("filepath", "label", "source")) -> list[dict[str, str]]:

@@ -23,7 +23,6 @@ from torch.nn import functional
 
 from inference.graphs import Network
 from ingress.sources import Ingress
-from training.datasets import TableError
 from training.deliveries import LOSSY, deliver_at_random
 from training.loop import LABELS, Picture, Recipe, check_labels, prepare, read_datasets
 from training.metrics import evaluate, plain
@@ -200,7 +199,7 @@ def run(train: Callable[[argparse.Namespace], None], arguments: argparse.Namespa
     """The exit status; what the user can change is told in one line."""
     try:
         train(arguments)
-    except (TableError, VerifyError) as error:
+    except VerifyError as error:
         print(f"{train.__module__.rpartition('.')[2]}: {error}", file=sys.stderr)
         return 2
     return 0

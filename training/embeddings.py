@@ -19,11 +19,11 @@ from rich.progress import track
 
 from ingress.decode import read_file
 from ingress.sources import Ingress
-from training.datasets import TableError, check_splits, read_rows
+from training.datasets import check_splits, read_rows
 from training.deliveries import FIXED, deliver
 from training.feature_table import Table
 from utils.contracts import Sample
-from utils.errors import InputError
+from utils.errors import InputError, TableError
 from utils.settings import Settings
 
 Embed: TypeAlias = Callable[[Sample], NDArray[np.float32]]

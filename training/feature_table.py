@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusion.estimators import FloatArray, clean
-from training.datasets import TableError
+from utils.errors import TableError
 
 IntArray: TypeAlias = NDArray[np.int64]
 NameArray: TypeAlias = NDArray[np.str_]

@@ -17,10 +17,10 @@ from fusion.estimators import FloatArray
 from inference.detector import Ensemble, build_ensemble
 from inference.mantranet_compact import MARKED
 from ingress.sources import Ingress
-from training.datasets import TableError, read_rows
+from training.datasets import read_rows
 from training.metrics import RESAMPLES, Interval, auroc
 from utils.contracts import Heatmap, orient
-from utils.errors import VerifyError
+from utils.errors import TableError, VerifyError
 from utils.settings import Settings
 
 # Heatmap -> from where a pixel counts as found. GhostNet's map is a probability of its own and has no other cut.

@@ -26,9 +26,9 @@ from torch.optim import AdamW
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 
-from training.datasets import TableError, check_splits, read_rows
+from training.datasets import check_splits, read_rows
 from utils.contracts import RgbArray
-from utils.errors import BadSettings, ScoreNotFinite
+from utils.errors import BadSettings, TableError, TrainingDiverged
 from utils.persistence import save_model, write_atomic
 
 LABELS = {"real": 0, "ai": 1}
@@ -234,7 +234,7 @@ def fit(
 
     Raises:
         BadSettings: the checkpoint was made with another batch or seed: the samples would be others.
-        ScoreNotFinite: the loss is NaN or infinite; the last checkpoint stays.
+        TrainingDiverged: the loss is NaN or infinite; the last checkpoint stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _keep_freed_memory()
@@ -281,7 +281,7 @@ class _Run:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             measured = loss(self.network, tuple(each.to(self.device, non_blocking=True) for each in batch))
         if not torch.isfinite(measured["loss"]):
-            raise ScoreNotFinite(f"the loss is not finite at step {self.step}; give a lower --rate, and --resume")
+            raise TrainingDiverged(f"the loss is not finite at step {self.step}; give a lower --rate, and --resume")
         self.optimizer.zero_grad(set_to_none=True)
         measured["loss"].backward()
         self.optimizer.step()

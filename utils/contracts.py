@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Final, Literal, TypeAlias, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,22 +24,16 @@ VERDICT_SCHEMA_VERSION = "1"
 # memory of a phone photograph.
 WINDOW_PIXELS = 2048 * 2048
 
-# The nine public inputs, in the order every feature vector starts with. Higher means more likely AI for every
-# *_prob, *_score and *_anomaly, except exif_score, where 1 is a complete and plausible camera record.
-PUBLIC_FEATURES = (
-    "dino_prob",
-    "fatformer_prob",
-    "ghostnet_score",
-    "clip_h14_prob",
-    "clip_bigg_prob",
-    "mantra_anomaly",
-    "exif_score",
-    "image_entropy",
-    "compression_level",
-)
-
+PublicNumber: TypeAlias = float | None  # None: not measured, and ``Verdict.unavailable`` says why
 Label: TypeAlias = Literal["AI", "NON-AI"]
 Tier: TypeAlias = Literal["real", "likely_real", "inconclusive", "likely_ai", "ai"]
+DecidedBy: TypeAlias = Literal["fusion", "provenance"]
+ClaimKind: TypeAlias = Literal["generated", "edited_with_ai", "captured", "edited"]
+Grade: TypeAlias = Literal["forgeable_metadata", "pixel_watermark", "signed_untrusted", "cryptographic"]
+
+# From the easiest to forge to the hardest: the one ranking of claims.
+GRADES: Final[tuple[Grade, ...]] = get_args(Grade)
+AI_KINDS: Final[tuple[ClaimKind, ...]] = ("generated", "edited_with_ai")
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,6 +155,31 @@ class Note:
 
 
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """What an image says about its own origin, and how hard that is to forge."""
+
+    source: str  # where it was found: c2pa xmp iptc png_text exif comment app trailer tc260 stealth pixel_watermark
+    kind: ClaimKind
+    grade: Grade
+    generator: str  # product or program; empty when the claim names none
+    text: str  # one line for a person
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(ClaimKind) or self.grade not in GRADES:
+            raise ValueError(f"not a claim we know: kind {self.kind!r}, grade {self.grade!r}")
+
+    @property
+    def rank(self) -> int:
+        """The grade's place in GRADES; higher is harder to forge."""
+        return GRADES.index(self.grade)
+
+
+def strongest(claims: Iterable[Claim]) -> Claim | None:
+    """The claim that is hardest to forge; of equals one for the whole image, then one with a name, then the first."""
+    return max(claims, key=lambda claim: (claim.rank, claim.kind == "generated", bool(claim.generator)), default=None)
+
+
+@dataclass(frozen=True, slots=True)
 class Measurement:
     """What one detector or one forensic module found in one image.
 
@@ -170,6 +189,7 @@ class Measurement:
     features: Mapping[str, float]
     notes: tuple[Note, ...] = ()
     heatmaps: Mapping[str, Heatmap] = field(default_factory=dict)
+    claims: tuple[Claim, ...] = ()
     facts: Mapping[str, Json] = field(default_factory=dict)  # structured findings for the verdict
     skipped: str | None = None
 
@@ -212,16 +232,18 @@ class Verdict:
     threshold: float
     confidence: float
     tier: Tier
-    decided_by: Literal["fusion", "provenance"]
-    dino_prob: float | None
-    fatformer_prob: float | None
-    ghostnet_score: float | None
-    clip_h14_prob: float | None
-    clip_bigg_prob: float | None
-    mantra_anomaly: float | None
-    exif_score: float | None
-    image_entropy: float | None
-    compression_level: float | None
+    decided_by: DecidedBy
+    # The nine public numbers. Higher means more likely AI for every *_prob, *_score and *_anomaly, except exif_score,
+    # where 1 is a complete and plausible camera record.
+    dino_prob: PublicNumber
+    fatformer_prob: PublicNumber
+    ghostnet_score: PublicNumber
+    clip_h14_prob: PublicNumber
+    clip_bigg_prob: PublicNumber
+    mantra_anomaly: PublicNumber
+    exif_score: PublicNumber
+    image_entropy: PublicNumber
+    compression_level: PublicNumber
     signals: dict[str, float | None]
     unavailable: dict[str, str]
     reasoning: tuple[Reason, ...]
@@ -235,3 +257,7 @@ class Verdict:
     def numbers(self) -> dict[str, float | None]:
         """The nine public ones, then ``signals``."""
         return {name: getattr(self, name) for name in PUBLIC_FEATURES} | self.signals
+
+
+# In the order in which every feature vector starts.
+PUBLIC_FEATURES: Final = tuple(field.name for field in fields(Verdict) if field.type == "PublicNumber")

@@ -3,9 +3,11 @@
 InputError      the caller's image: answer once, acknowledge, never retry
 TransientError  the world: retried with backoff, bounded
 SetupError      us: refuse to start
+TrainingError   the data or the course of a training or a measurement: the command ends; no verdict meets it
 
 Anything else that is raised is a bug. A code is public and never changes its meaning; the message is one line for a
-person and names the next step. docs/errors.md lists them all (a test compares).
+person and names the next step. docs/errors.md lists them all (a test compares). ``http_status`` is what the API answers
+with (RFC 9110, section 15); api/problems.py writes the rest of that answer.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ class VerifyError(Exception):
     """Base of all coded failures. Raise the narrowest subclass."""
 
     code: ClassVar[str]
+    http_status: ClassVar[int] = 500
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -39,122 +42,151 @@ class SetupError(VerifyError):
     """This installation is incomplete or inconsistent."""
 
 
+class TrainingError(VerifyError):
+    """A training or a measurement cannot begin or go on: its data or its course is at fault."""
+
+
 class FileMissing(InputError):
     code = "file_not_found"
+    http_status = 404
 
 
 class EmptyInput(InputError):
     code = "empty_input"
+    http_status = 400
 
 
 class NotAnImage(InputError):
     code = "not_an_image"
+    http_status = 415
 
 
 class UnsupportedFormat(InputError):
     code = "unsupported_format"
+    http_status = 415
 
 
 class Undecodable(InputError):
     code = "undecodable"
+    http_status = 422
 
 
 class ImageTooLarge(InputError):
     """More pixels than the limit; known from the header, before anything is decoded."""
 
     code = "image_too_large"
+    http_status = 422
 
 
 class TooManyBytes(InputError):
     code = "too_many_bytes"
+    http_status = 413
 
 
 class DecoderKilled(InputError):
     """The decoding child went over its memory or time limit, or crashed."""
 
     code = "decoder_killed"
+    http_status = 422
 
 
 class UrlRefused(InputError):
     """The URL, or an address it leads to, is not one we connect to."""
 
     code = "url_refused"
+    http_status = 422
 
 
 class UrlNotFound(InputError):
     """The server answered, for good, that it will not serve this image (4xx)."""
 
     code = "url_not_found"
+    http_status = 422
 
 
 class BadMessage(InputError):
     """A queue entry that is not a job we understand."""
 
     code = "bad_message"
+    http_status = 400
 
 
 class PathRefused(InputError):
     """A queued path that is not below a folder the operator opened to jobs."""
 
     code = "path_refused"
+    http_status = 403
 
 
 class DeadlinePassed(InputError):
     """The caller's own deadline came before an answer."""
 
     code = "deadline_passed"
+    http_status = 504
 
 
 class BadRequest(InputError):
     """An HTTP request that does not follow docs/api.md."""
 
     code = "bad_request"
+    http_status = 400
 
 
 class Unauthorized(InputError):
     code = "unauthorized"
+    http_status = 401
 
 
 class NotFound(InputError):
     """No such page, job or artifact, or not any more."""
 
     code = "not_found"
+    http_status = 404
 
 
+# A page that could not be downloaded is 424 and not 502: this server and its workers are well, and a load balancer that
+# counts 5xx must not take them out because a caller's URL is dead.
 class FetchFailed(TransientError):
     code = "fetch_failed"
+    http_status = 424
 
 
 class FetchTimeout(TransientError):
     code = "fetch_timeout"
+    http_status = 424
 
 
 class DeviceBusy(TransientError):
     code = "device_busy"
+    http_status = 503
 
 
 class QueueFull(TransientError):
     """More jobs wait than the operator allows; the job was not added."""
 
     code = "queue_full"
+    http_status = 503
 
 
 class QueueUnreachable(TransientError):
     """The queue's server does not answer."""
 
     code = "queue_unreachable"
+    http_status = 503
 
 
 class RateLimited(TransientError):
     """The caller sent more images in a minute than the operator allows one caller."""
 
     code = "rate_limited"
+    http_status = 429
 
 
 class WorkerLost(TransientError):
     """Every worker that held the job died or froze: killed for memory, crashed, or shut down too often."""
 
     code = "worker_lost"
+    http_status = 503
 
 
 class Internal(TransientError):
@@ -203,3 +235,27 @@ class ScoreNotFinite(SetupError):
     """A network gave NaN or infinity: damaged weights, or a precision too low for it."""
 
     code = "score_not_finite"
+
+
+class TableError(TrainingError):
+    """A table of images or features cannot be used; the message says what to change."""
+
+    code = "bad_table"
+
+
+class TrainingDiverged(TrainingError):
+    """The loss became NaN or infinite; the last checkpoint stays."""
+
+    code = "training_diverged"
+
+
+def classes_by_code() -> dict[str, type[VerifyError]]:
+    """Every code with the class that declares it; a subclass that inherits its code is not listed."""
+    found: dict[str, type[VerifyError]] = {}
+    waiting: list[type[VerifyError]] = [VerifyError]
+    while waiting:
+        cls = waiting.pop()
+        waiting += cls.__subclasses__()
+        if "code" in vars(cls):
+            found.setdefault(cls.code, cls)
+    return found

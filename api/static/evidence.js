@@ -3,22 +3,8 @@
 import { el, percent, sentence, svg, words } from "./dom.js";
 import { picture } from "./server.js";
 
-const MEANING = {
-  real: "Its measurements are those of real images. No measurement can prove an image real.",
-  likely_real: "The evidence points to a real image. It is not proof.",
-  inconclusive: "The evidence does not settle it. Treat the image as neither shown to be real nor shown to be AI-made.",
-  likely_ai: "The evidence points to AI. It is not proof.",
-  ai: "The evidence for AI is strong.",
-};
-const GRADES = {
-  cryptographic: ["cryptographic", "signed, bound to this very file, and the signer is trusted here"],
-  signed_untrusted: ["signed, signer not trusted here", "bound to this file, but anyone could be the signer"],
-  pixel_watermark: ["pixel watermark", "an open watermark in the pixels; it can be copied onto other images"],
-  forgeable_metadata: ["forgeable metadata", "plain text in the file; anyone can write or remove it"],
-};
-
 export const tierWords = (verdict, models) => sentence(models?.tiers[verdict.tier] ?? words(verdict.tier));
-export const meaning = (verdict) => MEANING[verdict.tier];
+export const meaning = (verdict, models) => models?.tier_meanings[verdict.tier] ?? "";
 
 export function evidence(verdict, models, localPicture) {
   return el(
@@ -28,10 +14,10 @@ export function evidence(verdict, models, localPicture) {
     scale(verdict, models),
     warnings(verdict),
     el("div", { class: "columns" }, pictures(verdict, models, localPicture), el("div", {}, reasons(verdict))),
-    provenance(verdict),
+    provenance(verdict, models),
     unavailable(verdict),
     metadata(verdict),
-    signals(verdict),
+    signals(verdict, models),
     actions(verdict),
   );
 }
@@ -39,7 +25,7 @@ export function evidence(verdict, models, localPicture) {
 // ---------------------------------------------------------------------------------------------------- the conclusion
 
 function facts(verdict, models) {
-  const values = Object.values(numbers(verdict));
+  const values = Object.values(numbers(verdict, models));
   const measured = values.filter((value) => value !== null).length;
   const unsure = verdict.tier === "inconclusive";
   const byOrigin = verdict.decided_by === "provenance";
@@ -175,11 +161,11 @@ function reasons(verdict) {
 /** A dotted name that a narrow column may break after its dots and underscores only. */
 const breakable = (name) => name.split(/(?<=[._])/).flatMap((part, index) => (index ? [el("wbr"), part] : [part]));
 
-function provenance(verdict) {
+function provenance(verdict, models) {
   const { claims = [], ...found } = verdict.provenance;
   const claim = ({ text, source, grade, generator }) => {
-    const [name, worth] = GRADES[grade] ?? [words(grade), ""];
-    return el("li", {}, el("span", { class: "grade" }, name), text, generator ? ` (${generator})` : "", el("div", { class: "quiet" }, `Found in ${words(source)}: ${worth}.`));
+    const { name, meaning: worth } = models?.grades[grade] ?? { name: words(grade), meaning: "" };
+    return el("li", {}, el("span", { class: "grade" }, name), text, generator ? ` (${generator})` : "", el("div", { class: "quiet" }, `Found in ${words(source)}${worth && `: ${worth}`}.`));
   };
   const chain = ["c2pa", "generator", "camera", "camera_capture", "iptc", "tc260"].filter((name) => found[name]);
   return section(
@@ -211,14 +197,14 @@ function metadata(verdict) {
   return el("details", {}, el("summary", {}, "Metadata of the file"), table(flat(file), ["Field", "Value"]));
 }
 
-function signals(verdict) {
-  const shown = Object.entries(numbers(verdict)).map(([name, value]) => [name, value === null ? "–" : Number(value.toPrecision(4))]);
+function signals(verdict, models) {
+  const shown = Object.entries(numbers(verdict, models)).map(([name, value]) => [name, value === null ? "–" : Number(value.toPrecision(4))]);
   const made = Object.entries(verdict.models).map(([name, version]) => `${name} ${version}`).join(", ");
   return el("details", {}, el("summary", {}, `All ${shown.length} signals, and what measured them`), el("p", { class: "quiet" }, made), table(shown, ["Signal", "Value"]));
 }
 
-const PUBLIC = ["dino_prob", "fatformer_prob", "ghostnet_score", "clip_h14_prob", "clip_bigg_prob", "mantra_anomaly", "exif_score", "image_entropy", "compression_level"];
-const numbers = (verdict) => ({ ...Object.fromEntries(PUBLIC.map((name) => [name, verdict[name]])), ...verdict.signals });
+/** Every number of the verdict; its own go by the names that the server gives. */
+const numbers = (verdict, models) => ({ ...Object.fromEntries((models?.numbers ?? []).map((name) => [name, verdict[name]])), ...verdict.signals });
 
 function table(rows, [first, second]) {
   return el(

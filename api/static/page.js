@@ -93,7 +93,7 @@ class Card {
   }
 
   judged(verdict, expanded) {
-    this.settle(`tier-${verdict.tier}`, tierWords(verdict, known), meaning(verdict));
+    this.settle(`tier-${verdict.tier}`, tierWords(verdict, known), meaning(verdict, known));
     this.body.append(el("p", { class: "name" }, `${percent(verdict.fusion_prob)} probability of AI from the pixels`));
     const shown = evidence(verdict, known, this.local);
     shown.id = `evidence-${verdict.job_id}`;

@@ -19,6 +19,7 @@ from api.app import create_app
 from api.local import LocalBackend
 from inference.detector import Ensemble, Verifier
 from tests.fakes import FakeDetector, fusion_model
+from utils.contracts import PUBLIC_FEATURES
 from utils.settings import Settings
 
 Work = Callable[[httpx.AsyncClient], Awaitable[object]]
@@ -43,7 +44,7 @@ class Watched(Verifier):
         super().__init__(
             Ensemble([FakeDetector("effnet")], [], {}), fusion_model("effnet_prob"), {"effnet_prob": "brightness"}
         )
-        self.meanings = dict.fromkeys(_PUBLIC, "") | {"effnet_prob": "brightness"}
+        self.meanings = dict.fromkeys(PUBLIC_FEATURES, "") | {"effnet_prob": "brightness"}
         self.batches: list[int] = []
         self.free = threading.Event()
         self.free.set()
@@ -56,12 +57,6 @@ class Watched(Verifier):
         if self.error and any(self.fails_on in (None, sample.source) for sample in samples):
             raise self.error
         return super().verify(samples, job_ids)
-
-
-_PUBLIC = (
-    *("dino_prob", "fatformer_prob", "ghostnet_score", "clip_h14_prob", "clip_bigg_prob"),
-    *("mantra_anomaly", "exif_score", "image_entropy", "compression_level"),
-)
 
 
 @pytest.fixture

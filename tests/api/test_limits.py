@@ -15,9 +15,9 @@ import pytest
 from api import limits
 from api.__main__ import main
 from api.limits import KeyRing, RateLimiter, caller_of, new_key
-from api.problems import STATUS, RateExceeded, coded, status_of
+from api.problems import RateExceeded, coded
 from tests.api.conftest import LiveServer, flat_png, settings_of
-from utils.errors import Internal, VerifyError
+from utils.errors import BadSettings, InputError, Internal, TransientError, classes_by_code
 
 PNG = {"file": ("photo.png", flat_png())}
 
@@ -343,20 +343,15 @@ def test_the_access_log_has_neither_names_nor_ids_nor_queries(serve, caplog):
         assert private not in told
 
 
-def test_every_code_has_a_status():
-    def all_of(cls):
-        return [cls, *(each for child in cls.__subclasses__() for each in all_of(child))]
-
-    ours_alone = [
-        cls for cls in all_of(VerifyError) if cls.__module__ == VerifyError.__module__
-    ]  # not other tests' doubles
-    codes = {cls.__dict__["code"]: cls for cls in ours_alone if "code" in cls.__dict__}
-    setup = {"bad_settings", "fusion_corrupt", "fusion_mismatch", "score_not_finite", "backbone_mismatch"}
-    ours = {code for code in codes if code not in setup and not code.startswith("weights_")}
-    assert set(STATUS) == ours - {"internal"}
-    assert all(type(coded(code, "text")) is cls for code, cls in codes.items())
+def test_every_fault_of_a_caller_or_of_the_world_has_a_status_of_its_own():
+    for code, cls in classes_by_code().items():
+        if cls.__module__ != InputError.__module__:  # another test's double
+            continue
+        own = issubclass(cls, (InputError, TransientError)) and cls is not Internal
+        assert ("http_status" in vars(cls)) == own, code
+        assert type(coded(code, "text")) is cls
     assert type(coded("a code from the future", "text")) is Internal
-    assert status_of(Internal("text")) == 500
+    assert Internal.http_status == BadSettings.http_status == 500
 
 
 # --------------------------------------------------------------------------------------------------- real connections

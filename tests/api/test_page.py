@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -9,7 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from inference.registry import feature_meanings
+from inference.words import GRADE_WORDS, TIER_MEANINGS, TIER_WORDS
 from tests.api.conftest import LiveServer, Watched, photo
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install -r requirements-dev.txt un-skips it")
@@ -92,6 +97,23 @@ def test_a_photograph_gets_words_first_then_evidence_with_heatmaps(open_page):
     card.get_by_text("Metadata of the file").click()
     assert "photo.jpg" not in card.locator("details").first.inner_text()
     assert "640 × 427" in card.locator("details").first.inner_text()
+
+
+def test_a_claim_is_told_in_the_servers_words_and_every_number_is_counted(open_page):
+    record = PngInfo()
+    record.add_text("parameters", "a lighthouse\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 42")
+    drawn = io.BytesIO()
+    Image.new("RGB", (300, 300), "teal").save(drawn, "PNG", pnginfo=record)
+    page = open_page()
+    page.set_input_files("#file", {"name": "drawn.png", "mimeType": "image/png", "buffer": drawn.getvalue()})
+    card = settled(page).first
+    grade, meaning = GRADE_WORDS["forgeable_metadata"]
+    assert card.locator("h2").inner_text().lower() == TIER_WORDS["likely_ai"].lower()
+    assert card.locator(".say").inner_text() == TIER_MEANINGS["likely_ai"]
+    claim = card.locator(".claims li").first.inner_text()
+    assert claim.lower().startswith(grade)
+    assert meaning in claim
+    assert f"All {len(feature_meanings())} signals" in card.inner_text()
 
 
 def test_an_inconclusive_image_is_never_called_more_than_that(open_page, browser):

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import re
+from typing import get_args
 
 import httpx
 import jsonschema
@@ -14,6 +15,7 @@ import pytest
 from api.app import create_app
 from api.local import LocalBackend
 from tests.api.conftest import LiveServer, Watched, flat_png, photo, settings_of
+from utils.contracts import GRADES, Tier
 
 
 def upload(raw: bytes, name: str = "photo.png") -> dict[str, tuple[str, bytes]]:
@@ -340,7 +342,20 @@ def test_the_server_says_what_judges_and_what_is_missing(serve):
     for each in detectors.values():
         assert each["available"] == (not each["reason"])
         assert all({"sha256", "licence", "install"} <= file.keys() for file in each["weights"])
+
+
+def test_the_server_gives_the_words_and_the_order_of_everything_a_verdict_can_say(serve):
+    async def work(client):
+        verdict = (await client.post("/v1/verify", files=upload(flat_png()))).json()
+        return verdict, (await client.get("/v1/models")).json()
+
+    verdict, models = serve(work)
     assert models["tiers"]["inconclusive"] == "inconclusive"
+    assert set(models["tiers"]) == set(models["tier_meanings"]) == set(get_args(Tier))
+    assert tuple(models["grades"]) == GRADES[::-1]
+    assert all(grade["name"] and grade["meaning"] for grade in models["grades"].values())
+    assert models["numbers"] == [name for name in verdict if name in models["numbers"]]
+    assert len(models["numbers"]) == 9
 
 
 def test_health_readiness_and_metrics(serve):

@@ -7,18 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusion.decision import Claim, ClaimKind, Decision, Grade, Thresholds, decide
+from fusion.decision import GENERATOR_CONFIDENCE, Decision, Thresholds, decide
+from utils.contracts import GRADES, Claim, ClaimKind, Grade
 
 THRESHOLDS = Thresholds(label=0.6, real=0.1, likely_real=0.3, likely_ai=0.7, ai=0.9)
-KINDS, GRADES = get_args(ClaimKind), get_args(Grade)
 EVERY_CLAIM = [
-    {"source": "c2pa", "kind": kind, "grade": grade, "generator": None, "text": "a claim"}
-    for kind, grade in itertools.product(KINDS, GRADES)
+    Claim("c2pa", kind, grade, "", "a claim") for kind, grade in itertools.product(get_args(ClaimKind), GRADES)
 ]
 
 
-def claim(kind: str, grade: str, generator: str | None = None) -> dict[str, str | None]:
-    return {"source": "c2pa", "kind": kind, "grade": grade, "generator": generator, "text": f"{kind} by {grade}"}
+def claim(kind: ClaimKind, grade: Grade, generator: str = "") -> Claim:
+    return Claim("c2pa", kind, grade, generator, f"{kind} by {grade}")
 
 
 def outcome(decision: Decision) -> tuple[str, str, str]:
@@ -53,7 +52,7 @@ def test_without_claims_the_probability_decides(probability: float, label: str, 
         ("forgeable_metadata", "likely_ai"),
     ],
 )
-def test_a_generator_mark_makes_the_label_ai_and_its_grade_the_tier(grade: str, tier: str) -> None:
+def test_a_generator_mark_makes_the_label_ai_and_its_grade_the_tier(grade: Grade, tier: str) -> None:
     decision = decide(0.01, THRESHOLDS, [claim("generated", grade, "Midjourney")])
     assert outcome(decision) == ("AI", tier, "provenance")
     (reason,) = decision.reasons
@@ -80,7 +79,7 @@ def test_a_trusted_capture_lifts_at_most_to_likely_real(probability: float, tier
     ("kind", "grade"),
     [("captured", "forgeable_metadata"), ("captured", "signed_untrusted")] + [("edited", grade) for grade in GRADES],
 )
-def test_camera_exif_and_plain_editing_decide_nothing(probability: float, kind: str, grade: str) -> None:
+def test_camera_exif_and_plain_editing_decide_nothing(probability: float, kind: ClaimKind, grade: Grade) -> None:
     assert decide(probability, THRESHOLDS, [claim(kind, grade)]) == decide(probability, THRESHOLDS)
 
 
@@ -136,7 +135,7 @@ def test_a_set_threshold_moves_the_label_and_never_contradicts_the_tier(
     claims=st.lists(st.sampled_from(EVERY_CLAIM), max_size=4),
 )
 def test_no_input_makes_the_label_contradict_the_tier(
-    probability: float, override: float | None, claims: list[dict[str, str | None]]
+    probability: float, override: float | None, claims: list[Claim]
 ) -> None:
     decision = decide(probability, THRESHOLDS, claims, override)
     assert decision.tier not in (("real", "likely_real") if decision.label == "AI" else ("likely_ai", "ai"))
@@ -145,16 +144,19 @@ def test_no_input_makes_the_label_contradict_the_tier(
 
 
 @given(probability=st.floats(0, 1), claims=st.lists(st.sampled_from(EVERY_CLAIM), max_size=4))
-def test_the_order_of_claims_does_not_matter(probability: float, claims: list[dict[str, str | None]]) -> None:
+def test_the_order_of_claims_does_not_matter(probability: float, claims: list[Claim]) -> None:
     assert decide(probability, THRESHOLDS, claims) == decide(probability, THRESHOLDS, claims[::-1])
 
 
-def test_contradictions_and_unknown_claims_are_refused() -> None:
+def test_a_mark_that_is_harder_to_forge_makes_us_no_less_sure() -> None:
+    confidences = [GENERATOR_CONFIDENCE[grade] for grade in GRADES]
+    assert confidences == sorted(confidences)
+
+
+def test_contradictions_are_refused() -> None:
     with pytest.raises(ValueError, match="contradicts"):
         Decision("AI", "likely_real", "fusion", 0.9, 0.5)
     with pytest.raises(ValueError, match="contradicts"):
         Decision("NON-AI", "ai", "fusion", 0.9, 0.5)
-    with pytest.raises(ValueError, match="not a claim we know"):
-        Claim.from_json(claim("painted", "cryptographic"))
     with pytest.raises(ValueError, match="must rise"):
         Thresholds(label=0.2, real=0.1, likely_real=0.3, likely_ai=0.7, ai=0.9)

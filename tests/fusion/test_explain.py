@@ -5,7 +5,7 @@ import pytest
 from fusion.explain import LEAST_LOG_ODDS, MOST_REASONS, explain
 from fusion.meta_model import FusionModel
 from tests.fusion.synthetic import KINDS
-from utils.contracts import Note
+from utils.contracts import Claim, Note
 
 MEANINGS = {"dino_prob": "DINOv2 detector, probability of AI", "noise.level": "noise residual, grey levels"}
 STRONG = {"dino_prob": 0.9999, "exif_score": 0.5, "noise.level": 500.0, "noise.spread": 0.0, "spectrum.slope": -1.5}
@@ -54,7 +54,7 @@ def test_nothing_measured_gives_no_sentences(models: dict[str, FusionModel]) -> 
 
 
 def test_claims_and_notes_follow_as_plain_facts(models: dict[str, FusionModel]) -> None:
-    claim = {"source": "xmp", "kind": "generated", "grade": "forgeable_metadata", "generator": "X", "text": "Says X."}
+    claim = Claim("xmp", "generated", "forgeable_metadata", "X", "Says X.")
     reasons = explain(models["logistic"], STRONG, MEANINGS, [claim], [Note("jpeg.twice", "Saved twice.")])
     assert [(reason.code, reason.text) for reason in reasons[-2:]] == [
         ("claim.generated.forgeable_metadata", "Says X."),

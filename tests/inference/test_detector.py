@@ -5,6 +5,7 @@ import math
 import os
 import threading
 import time
+from dataclasses import asdict
 
 import cv2
 import jsonschema
@@ -15,7 +16,7 @@ from inference import detector as conductor
 from inference.detector import Ensemble, Verifier, build_verifier
 from inference.graphs import GraphDetector
 from tests.fakes import FakeDetector, flat_sample, forensic, fusion_model
-from utils.contracts import PUBLIC_FEATURES, Measurement, Note
+from utils.contracts import PUBLIC_FEATURES, Claim, Measurement, Note
 from utils.errors import BadSettings, DeviceBusy, FusionMismatch
 from utils.settings import load_settings
 from utils.verdict_json import json_schema, verdict_dict
@@ -226,18 +227,12 @@ def test_a_module_that_reads_the_file_looks_once():
 
 
 def test_a_generator_mark_decides_and_the_pixels_keep_their_number():
-    claim = {
-        "source": "png_text",
-        "kind": "generated",
-        "grade": "forgeable_metadata",
-        "generator": "X",
-        "text": "says X",
-    }
-    mark = forensic("toy", "file", lambda sample: Measurement({"toy.value": 1.0}, facts={"claims": [claim]}))
+    claim = Claim("png_text", "generated", "forgeable_metadata", "X", "says X")
+    mark = forensic("toy", "file", lambda sample: Measurement({"toy.value": 1.0}, claims=(claim,)))
     (answer,) = verdicts(verifier(FakeDetector(), forensics=[mark]), flat_sample(5))
     assert (answer.label, answer.tier, answer.decided_by) == ("AI", "likely_ai", "provenance")
     assert answer.fusion_prob < 0.1
-    assert answer.provenance["claims"] == [claim]
+    assert answer.provenance["claims"] == [asdict(claim)]
     assert "says X" in [reason.text for reason in answer.reasoning]
 
 

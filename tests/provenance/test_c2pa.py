@@ -126,7 +126,7 @@ def measure(raw, format="PNG", anchors=None):
 
 
 def claims(raw, format="PNG", anchors=None):
-    return [(claim["kind"], claim["grade"]) for claim in measure(raw, format, anchors).facts["claims"]]
+    return [(claim.kind, claim.grade) for claim in measure(raw, format, anchors).claims]
 
 
 @pytest.mark.parametrize("format", MIME)
@@ -152,7 +152,7 @@ def test_a_flipped_pixel_byte_breaks_the_binding_and_silences_the_manifest(ancho
     assert (found.binding, found.is_trusted, found.manifests) == ("broken", False, ())
     assert "assertion.dataHash.mismatch" in found.problems
     result = provenance.measure(Sample("x", bytes(raw), np.zeros((64, 64, 3), np.uint8), "PNG"), anchors)
-    assert result.facts["claims"] == []
+    assert result.claims == ()
     assert [note.code for note in result.notes] == ["c2pa_broken_binding"]
     assert result.features["provenance.c2pa_binding"] == -1
 
@@ -203,8 +203,8 @@ def test_c2pa_words_in_a_format_that_has_no_manifests_are_reported_as_unreadable
 def test_ai_said_by_the_parent_is_found_behind_a_silent_active_manifest(anchors):
     parent = sign(unsigned(), action(source_type=AI, agent="GPT-4o"), generator="ChatGPT")
     raw = sign(unsigned(), action("c2pa.opened"), generator="ChatGPT", ingredient=parent)
-    (claim,) = [each for each in measure(raw, anchors=anchors).facts["claims"] if each["kind"] == "generated"]
-    assert claim["generator"] == "OpenAI"
+    (claim,) = [each for each in measure(raw, anchors=anchors).claims if each.kind == "generated"]
+    assert claim.generator == "OpenAI"
     assert [manifest.role for manifest in read(raw, "PNG").manifests] == ["active", "parent"]
 
 

@@ -58,27 +58,27 @@ def novelai_text(comment: str) -> str:
 
 @pytest.mark.parametrize("magic", ["stealth_pngcomp", "stealth_pnginfo", "stealth_rgbcomp", "stealth_rgbinfo"])
 def test_web_ui_text_is_read_in_all_four_layouts(rgb, magic):
-    facts, (claim,) = stealth.examine(hidden_sample(rgb, WEB_UI, magic))
+    facts, claim = stealth.examine(hidden_sample(rgb, WEB_UI, magic))
     assert facts == {"magic": magic, "text": WEB_UI, "signature": "none"}
-    assert (claim["source"], claim["kind"], claim["grade"]) == ("stealth", "generated", "forgeable_metadata")
+    assert (claim.source, claim.kind, claim.grade) == ("stealth", "generated", "forgeable_metadata")
 
 
 def test_novelai_text_without_signature_is_forgeable(rgb):
-    facts, (claim,) = stealth.examine(hidden_sample(rgb, novelai_text(json.dumps(SETTINGS))))
+    facts, claim = stealth.examine(hidden_sample(rgb, novelai_text(json.dumps(SETTINGS))))
     assert facts["signature"] == "none"
-    assert (claim["generator"], claim["grade"]) == ("NovelAI", "forgeable_metadata")
+    assert (claim.generator, claim.grade) == ("NovelAI", "forgeable_metadata")
 
 
 def test_a_valid_signature_is_cryptographic(rgb):
-    facts, (claim,) = stealth.examine(hidden_sample(rgb, novelai_text(signed_comment(rgb, SETTINGS))), PUBLIC_KEY)
+    facts, claim = stealth.examine(hidden_sample(rgb, novelai_text(signed_comment(rgb, SETTINGS))), PUBLIC_KEY)
     assert facts["signature"] == "verified"
-    assert (claim["generator"], claim["grade"]) == ("NovelAI", "cryptographic")
+    assert (claim.generator, claim.grade) == ("NovelAI", "cryptographic")
 
 
 def test_a_signature_of_another_key_than_novelais_is_not_believed(rgb):
-    facts, (claim,) = stealth.examine(hidden_sample(rgb, novelai_text(signed_comment(rgb, SETTINGS))))
+    facts, claim = stealth.examine(hidden_sample(rgb, novelai_text(signed_comment(rgb, SETTINGS))))
     assert facts["signature"] == "does not match"
-    assert claim["grade"] == "forgeable_metadata"
+    assert claim.grade == "forgeable_metadata"
     assert len(stealth.NOVELAI_PUBLIC_KEY) == 32
 
 
@@ -128,16 +128,16 @@ def test_a_signature_over_too_many_pixels_is_not_checked():
 )
 def test_damaged_hidden_data_is_named_and_claims_nothing(rgb, payload, length, problem):
     pixels, alpha = hide(rgb, "stealth_pngcomp", payload, length)
-    facts, claims = stealth.examine(Sample("test", b"", pixels, "PNG", alpha=alpha))
-    assert claims == []
+    facts, claim = stealth.examine(Sample("test", b"", pixels, "PNG", alpha=alpha))
+    assert claim is None
     assert facts["magic"] == "stealth_pngcomp"
     assert problem in facts["problem"]
 
 
 def test_hidden_text_that_is_no_generation_text_claims_nothing(rgb):
-    facts, claims = stealth.examine(hidden_sample(rgb, "meet me at noon"))
+    facts, claim = stealth.examine(hidden_sample(rgb, "meet me at noon"))
     assert facts["text"] == "meet me at noon"
-    assert claims == []
+    assert claim is None
 
 
 def test_a_strangers_text_is_capped_and_escaped(rgb):
@@ -151,7 +151,7 @@ def test_hidden_text_is_found_in_pictures_too_small_for_a_watermark(rgb):
     found = watermark.measure(hidden_sample(rgb, WEB_UI))
     assert found.skipped
     assert found.facts["watermark"]["stealth"]["text"] == WEB_UI
-    assert [claim["source"] for claim in found.facts["claims"]] == ["stealth"]
+    assert [claim.source for claim in found.claims] == ["stealth"]
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 4000), (4000, 1), (3, 5)])

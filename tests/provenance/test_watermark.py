@@ -57,10 +57,10 @@ def best_share(pattern_length: int, mark: Mark) -> int:
 def test_a_mark_is_found_in_either_channel_order_and_claimed_once(photo, mark, order):
     found = measure(sample(embed(photo, mark.payload, order)))
     assert found.features[mark.feature] * len(mark.payload) >= mark.required
-    (claim,) = found.facts["claims"]
-    assert claim["generator"] == mark.generator
-    assert (claim["source"], claim["kind"], claim["grade"]) == ("pixel_watermark", "generated", "pixel_watermark")
-    assert "anybody can write this mark" in claim["text"]
+    (claim,) = found.claims
+    assert claim.generator == mark.generator
+    assert (claim.source, claim.kind, claim.grade) == ("pixel_watermark", "generated", "pixel_watermark")
+    assert "anybody can write this mark" in claim.text
 
 
 def test_the_channel_order_is_reported(photo):
@@ -84,26 +84,26 @@ def test_payloads_are_the_published_ones():
 @pytest.mark.parametrize("name", ["astronaut", "cat", "coffee", "rocket", "immunohistochemistry", "retina"])
 def test_unmarked_pictures_match_by_chance_only(name):
     found = measure(sample(getattr(data, name)()))
-    assert found.facts["claims"] == []
+    assert found.claims == ()
     assert all(0.25 < value < 0.8 for value in found.features.values())
 
 
 def test_the_unmarked_photographs_claim_nothing(photo):
-    assert measure(sample(photo)).facts["claims"] == []
+    assert measure(sample(photo)).claims == ()
 
 
 def test_a_mark_erased_by_jpeg_or_cropping_is_not_claimed(photo):
     marked = embed(photo, BY_FEATURE["watermark.sdxl_match"].payload, "BGR")
     jpeg = cv2.imdecode(cv2.imencode(".jpg", marked, [cv2.IMWRITE_JPEG_QUALITY, 50])[1], cv2.IMREAD_COLOR)
     for erased in (jpeg, marked[3:, 5:]):
-        assert measure(sample(np.ascontiguousarray(erased))).facts["claims"] == []
+        assert measure(sample(np.ascontiguousarray(erased))).claims == ()
 
 
 def test_a_mark_survives_odd_sizes_and_more_rows_than_a_strip(photo):
     mark = BY_FEATURE["watermark.flux_match"]
     tall = np.concatenate([photo, photo[::-1], photo])[:1211, :633]
-    (claim,) = measure(sample(embed(np.ascontiguousarray(tall), mark.payload, "BGR"))).facts["claims"]
-    assert claim["generator"] == mark.generator
+    (claim,) = measure(sample(embed(np.ascontiguousarray(tall), mark.payload, "BGR"))).claims
+    assert claim.generator == mark.generator
 
 
 def test_grey_and_flat_pictures_have_no_bits(photo):
@@ -112,7 +112,7 @@ def test_grey_and_flat_pictures_have_no_bits(photo):
         found = measure(sample(rgb))
         assert all(math.isnan(value) for value in found.features.values())
         assert "no colour variation" in found.skipped
-        assert found.facts["claims"] == []
+        assert found.claims == ()
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 4000), (255, 256), (7, 20_000), (70_000, 3)])
@@ -130,7 +130,7 @@ def test_thin_pictures_are_measured(shape):
     rgb.flags.writeable = False
     found = measure(sample(rgb))
     assert found.skipped is None
-    assert found.facts["claims"] == []
+    assert found.claims == ()
 
 
 def test_chance_and_stripes_stay_below_every_threshold():

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from scripts.clean_dataset import Seen, clean, confounds, fingerprint, look_at, main
+from scripts.clean_dataset import confounds, main
+from training.cleaning import Seen, clean, fingerprint, look_at
 
 CHINA = np.asarray(load_sample_image("china.jpg"))
 FLOWER = np.asarray(load_sample_image("flower.jpg"))

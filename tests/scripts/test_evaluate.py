@@ -15,9 +15,9 @@ from sklearn.datasets import load_sample_image
 from fusion.meta_model import FusionModel
 from inference.detector import Ensemble
 from models.loaders import SHIPPED
-from scripts import evaluate
-from scripts.evaluate import judge, main, measure, shares, tiers
-from training import localisation
+from scripts.evaluate import main
+from training import evaluation, localisation
+from training.evaluation import judge, measure, shares, tiers
 from utils.contracts import Measurement, Sample
 from utils.profiles import DEFAULT_PROFILE, PROFILES
 from utils.settings import load_settings
@@ -28,7 +28,7 @@ MODEL = FusionModel.load(ARTIFACT)
 
 @pytest.fixture(autouse=True)
 def few_images_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "FEWEST", 1)
+    monkeypatch.setattr(evaluation, "FEWEST", 1)
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_shares_are_by_generator_and_kind(features: Path, manifest: Path) -> Non
 
 
 def test_generators_of_few_images_share_a_row(features: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "FEWEST", 4)
+    monkeypatch.setattr(evaluation, "FEWEST", 4)
     ((name, images, *_),) = shares(judge(features, manifest, ARTIFACT, "val"), 1, "generator")
     assert (name, images) == ("1 with fewer than 4 images", 3)
 

@@ -18,7 +18,8 @@ from sklearn.datasets import load_sample_image
 
 from inference.detector import build_ensemble
 from ingress.sources import Ingress
-from scripts.extract_features import KEYS, Measurer, Task, main
+from scripts.extract_features import main
+from training.extraction import KEYS, Measurer, Task
 from training.feature_table import read_table
 from utils.settings import load_settings
 

@@ -17,10 +17,10 @@ from models.loaders import Weights
 from scripts import train_dino_svm
 from scripts.train_dino_svm import main, settings_of, train
 from training import embeddings
-from training.datasets import TableError
 from training.embeddings import embed_manifest
 from training.feature_table import Table
 from utils.contracts import Sample
+from utils.errors import TableError
 from utils.persistence import read_arrays, sha256_file
 from utils.settings import load_settings
 

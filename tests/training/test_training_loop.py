@@ -25,7 +25,7 @@ from training.loop import (
     read_datasets,
 )
 from utils.contracts import RgbArray
-from utils.errors import BadSettings, ScoreNotFinite
+from utils.errors import BadSettings, TableError, TrainingDiverged
 from utils.persistence import load_model, read_cards
 
 
@@ -82,7 +82,7 @@ def test_several_datasets_are_read_relative_to_their_own_folders(tmp_path: Path)
 @pytest.mark.parametrize("text", ["filepath,label\nx,real\n", "filepath,label,source\nx,real,s\n"])
 def test_a_dataset_that_cannot_be_trained_from_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "d.csv").write_text(text)
-    with pytest.raises(ValueError, match=r"column source|needs real and ai"):
+    with pytest.raises(TableError, match=r"column source|needs real and ai"):
         read_datasets([tmp_path / "d.csv"])
 
 
@@ -202,7 +202,7 @@ def test_a_checkpoint_of_other_samples_is_refused(tmp_path: Path) -> None:
 def test_a_loss_that_is_no_number_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     fit(network(), samples(), loss, recipe(2), tmp_path)
     before = (tmp_path / training.CHECKPOINT).read_bytes()
-    with pytest.raises(ScoreNotFinite, match="step 2"):
+    with pytest.raises(TrainingDiverged, match="step 2"):
         fit(network(), samples(), lambda *given: {"loss": loss(*given)["loss"] / 0}, recipe(4), tmp_path, resume=True)
     assert (tmp_path / training.CHECKPOINT).read_bytes() == before
 

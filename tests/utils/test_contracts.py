@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from utils.contracts import WINDOW_PIXELS, Measurement, Sample, orient
+from utils.contracts import WINDOW_PIXELS, Claim, Measurement, Sample, orient, strongest
 
 
 def sample(height=16, width=16, **fields):
@@ -78,3 +78,33 @@ def test_a_heatmap_of_the_window_lands_where_the_window_is():
 def test_grey_is_the_luma_of_the_window():
     white = Sample("test", b"", np.full((3, 5, 3), 255, np.uint8), "PNG")
     assert white.grey == pytest.approx(255, abs=1e-3)
+
+
+def claim(kind, grade, generator=""):
+    return Claim("xmp", kind, grade, generator, "a claim")
+
+
+@pytest.mark.parametrize(
+    ("weaker", "stronger"),
+    [
+        (claim("generated", "forgeable_metadata", "X"), claim("generated", "pixel_watermark")),
+        (claim("generated", "pixel_watermark", "X"), claim("edited_with_ai", "signed_untrusted")),
+        (claim("generated", "signed_untrusted", "X"), claim("edited_with_ai", "cryptographic")),
+        (claim("edited_with_ai", "cryptographic", "X"), claim("generated", "cryptographic")),
+        (claim("generated", "cryptographic"), claim("generated", "cryptographic", "X")),
+    ],
+)
+def test_the_strongest_claim_is_the_hardest_to_forge_then_of_the_whole_image_then_named(weaker, stronger):
+    assert strongest([weaker, stronger]) is strongest([stronger, weaker]) is stronger
+
+
+def test_of_equal_claims_the_first_is_the_strongest_and_of_none_none_is():
+    first, second = (Claim(source, "generated", "cryptographic", "", "a claim") for source in ("c2pa", "xmp"))
+    assert strongest([first, second]) is first
+    assert strongest([]) is None
+
+
+@pytest.mark.parametrize(("kind", "grade"), [("painted", "cryptographic"), ("generated", "certain")])
+def test_a_claim_of_an_unknown_kind_or_grade_is_refused(kind, grade):
+    with pytest.raises(ValueError, match="not a claim we know"):
+        claim(kind, grade)

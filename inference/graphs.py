@@ -71,9 +71,13 @@ class GraphDetector(ABC):
     @classmethod
     def tiny(cls) -> Self:
         """The shipped graph with random weights: for tests."""
+        return cls(cls._tiny_graph(), "tiny")
+
+    @classmethod
+    def _tiny_graph(cls) -> Graph:
         path, rng = shipped(f"{cls.name}_graph"), np.random.default_rng(0)
         weights = {name: _drawn(name, shape, rng) for name, shape in graph_weights(path).items()}
-        return cls(Graph(path, weights, keeps_memory=cls.keeps_memory), "tiny")
+        return Graph(path, weights, keeps_memory=cls.keeps_memory)
 
     @abstractmethod
     def measure(self, sample: Sample) -> Measurement:

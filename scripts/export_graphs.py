@@ -22,8 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from inference.clip_b16 import SIDE
 from inference.ghostnet import TILE
-from inference.views import IMAGENET
+from inference.views import IMAGENET, OPENAI_CLIP
+from models.clip_tower import class_tokens
 from models.ghostnet_net import GhostNetForensics
 from models.loaders import SHIPPED
 from models.mantranet_net import COMPACT, ManTraNet, bayar_constrained
@@ -68,6 +70,33 @@ class GhostNetOnPixels(OnPixels):
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.network(pixels.permute(0, 3, 1, 2).float())[1]
+
+
+class FlatLinear(nn.Linear):
+    """The same numbers in two dimensions, which become ONNX's Gemm: it reads a weight as torch stores it.
+
+    In three, ONNX Runtime keeps a transposed copy of every weight while it loads: 340 MB more for a ViT-B.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+
+
+class ClipTowerOnPixels(OnPixels):
+    """Squares (b, SIDE, SIDE, 3) -> the class token after each block, (b, BLOCKS, WIDTH)."""
+
+    sizes: Mapping[int, object] = {}
+    example = (1, SIDE, SIDE, 3)
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(network)
+        for module in network.modules():
+            if type(module) is nn.Linear:
+                module.__class__ = FlatLinear
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        mean, std = (255 * torch.tensor(each, device=pixels.device) for each in (OPENAI_CLIP.mean, OPENAI_CLIP.std))
+        return class_tokens(self.network, ((pixels.float() - mean) / std).permute(0, 3, 1, 2))
 
 
 class ManTraNetOnPixels(OnPixels):

@@ -31,7 +31,7 @@ from ingress.decode import Limits, decode
 from ingress.sources import IMAGE_SUFFIXES
 from provenance import generators
 from training.cleaning import FLAT, Seen, clean, describe, repeats
-from training.datasets import TableError, check_splits
+from training.datasets import check_splits
 from training.origins import open_origin
 from training.sources import (
     CATALOGUE,
@@ -44,7 +44,7 @@ from training.sources import (
     write_hashes,
 )
 from utils.contracts import RgbArray, Sample
-from utils.errors import VerifyError
+from utils.errors import TableError, VerifyError
 from utils.settings import load_settings
 
 # A linear head on frozen features is saturated by about ten images of a source; fine-tuning still gains from more.

@@ -86,6 +86,17 @@ def check_labels(pictures: Iterable[Picture], labels: Collection[str]) -> None:
         raise TableError(f"training needs {' and '.join(labels)} images with split train that can be read")
 
 
+def some_of_each(pictures: Sequence[Picture], most: int) -> list[Picture]:
+    """At most ``most`` pictures of each source and label, in order; always the same ones of the same files."""
+    taken: Counter[tuple[str, int]] = Counter()
+    chosen = set()
+    for each in sorted(pictures, key=lambda each: hashlib.sha256(each.path.name.encode()).digest()):
+        taken[each.source, each.label] += 1
+        if taken[each.source, each.label] <= most:
+            chosen.add(each.path)
+    return [each for each in pictures if each.path in chosen]
+
+
 def draw_weights(pictures: Sequence[Picture]) -> NDArray[np.float64]:
     """How often each picture is drawn: real as often as AI, and each content as often in one label as in the other.
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from training.datasets import TableError
 from training.sources import Source
+from utils.errors import TableError
 
 PACKAGES = {  # place -> how its packages' file names start (npm replaces the slash of a scope) and end
     "debian": ("{}_*.deb",),

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 
-from training.datasets import TableError
+from utils.errors import TableError
 
 CATALOGUE = Path(__file__).parent / "catalogue"
 SPLITS = ("train", "fusion", "val")

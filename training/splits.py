@@ -14,8 +14,8 @@ from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
-from training.datasets import TableError
 from training.sources import CATALOGUE, Source, read_catalogue, read_file, write_file
+from utils.errors import TableError
 
 SHARES = {"train": 0.5, "fusion": 0.2, "val": 0.3}  # of the sources
 STRATA = ("content", "kind", "family", "subject")  # each within its label

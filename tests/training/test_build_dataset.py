@@ -20,9 +20,9 @@ from PIL import Image, PngImagePlugin
 
 from training import build_dataset
 from training.build_dataset import candidates, judge, main, spread
-from training.datasets import TableError
 from training.origins import open_origin
 from training.sources import COLUMNS, Source, read_catalogue, read_hashes, write_file
+from utils.errors import TableError
 
 GIT = (
     "git",

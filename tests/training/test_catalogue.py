@@ -13,7 +13,6 @@ import pytest
 
 from training import splits
 from training.build_dataset import CAP, CHECKS
-from training.datasets import TableError
 from training.sources import (
     CATALOGUE,
     HASH_DIGITS,
@@ -27,6 +26,7 @@ from training.sources import (
     write_hashes,
 )
 from training.splits import SHARES, draw
+from utils.errors import TableError
 
 ROOT = Path(__file__).parents[2]
 # Facts about images that others judge by must not get into training; whoever keeps such a list names its checker here.

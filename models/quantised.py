@@ -1,0 +1,58 @@
+"""Weights stored as int8, one scale per output channel: a quarter of float32's bytes. NumPy only.
+
+In a file, a tensor ``name`` of this kind is the int8 array ``name`` (out, ...) beside the float32 array
+``name + SCALE`` (out,); its value is their product. Everything else in the file is float32 and means itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from utils.errors import WeightsCorrupt
+
+SCALE = ".scale"
+
+
+def load_quantised(path: Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, str]]:
+    """The tensors of a verified .safetensors file as float32, and the file's metadata.
+
+    Raises:
+        WeightsCorrupt: not a safetensors file, or not of this kind.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no mapping
+            metadata = dict(file.metadata() or {})
+    except (SafetensorError, TypeError, AttributeError) as error:
+        raise WeightsCorrupt(f"{path} is not a safetensors file that NumPy can read: {error}") from error
+    try:
+        return dequantised(stored), metadata
+    except ValueError as error:
+        raise WeightsCorrupt(f"{path}: {error}") from error
+
+
+def dequantised(stored: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+    """What the tensors of a file mean.
+
+    Raises:
+        ValueError: an int8 tensor without its scales, scales without their tensor, or another type.
+    """
+    found: dict[str, NDArray[np.float32]] = {}
+    for name, value in stored.items():
+        if name.endswith(SCALE) and name.removesuffix(SCALE) in stored:
+            continue
+        if value.dtype == np.float32 and not name.endswith(SCALE):
+            found[name] = value
+            continue
+        scale = stored.get(name + SCALE)
+        if value.dtype != np.int8 or scale is None or scale.dtype != np.float32 or scale.shape != value.shape[:1]:
+            raise ValueError(f"{name} is neither float32 nor int8 with one float32 scale per output channel")
+        found[name] = value * scale.reshape(-1, *[1] * (value.ndim - 1))
+    return found

@@ -1,0 +1,133 @@
+"""CLIP ViT-B/16 as a detector: what it looks at, how the head weighs it, and its weights' real path."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.numpy import save_file
+from sklearn.datasets import load_sample_image
+from torchvision.transforms import functional
+
+from inference.clip_b16 import BLOCKS, SIDE, WIDTH, ClipB16Detector, load_tower, view
+from inference.graphs import graph_weights
+from models.loaders import Weights, shipped
+from models.quantised import SCALE
+from utils.contracts import Sample
+from utils.errors import WeightsCorrupt, WeightsMismatch
+from utils.persistence import sha256_file
+
+GRAPH = shipped("clip_b16_graph")
+
+
+@pytest.fixture(scope="module")
+def photograph() -> NDArray[np.uint8]:
+    return np.ascontiguousarray(load_sample_image("china.jpg"), dtype=np.uint8)
+
+
+def sample_of(rgb: NDArray[np.uint8], orientation: int = 1) -> Sample:
+    return Sample("x", b"", np.ascontiguousarray(rgb), "JPEG", orientation=orientation)
+
+
+def probability(detector: ClipB16Detector, sample: Sample) -> float:
+    return detector.measure(sample).features["clip_b16_prob"]
+
+
+# --- pixels and scores
+
+
+def test_the_whole_image_is_seen_as_clip_was_trained_to_see_it(photograph: NDArray[np.uint8]) -> None:
+    whole = functional.resize(Image.fromarray(photograph), [SIDE], functional.InterpolationMode.BICUBIC)
+    expected = np.asarray(functional.center_crop(whole, [SIDE, SIDE]), dtype=int)
+    assert view(photograph).shape == (SIDE, SIDE, 3)
+    assert np.abs(view(photograph) - expected).mean() < 0.1
+    assert np.abs(view(photograph) - expected).max() <= 2
+
+
+def test_the_score_is_the_weighted_sum_of_all_tokens(photograph: NDArray[np.uint8]) -> None:
+    seen = []
+
+    def network(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        seen.append(pixels)
+        return np.arange(BLOCKS * WIDTH, dtype=np.float32).reshape(1, BLOCKS, WIDTH)
+
+    weight = np.zeros((BLOCKS, WIDTH), np.float32)
+    weight[0, 2], weight[11, 767] = 0.25, 0.001
+    found = probability(ClipB16Detector(network, "x", weight, -9.0), sample_of(photograph))
+    assert found == pytest.approx(1 / (1 + math.exp(-(0.5 + 9.215 - 9.0))), abs=1e-7)
+    assert len(seen) == 1, "one view"
+    np.testing.assert_array_equal(seen[0], view(photograph)[np.newaxis])
+
+
+def test_the_image_is_seen_as_a_person_sees_it(photograph: NDArray[np.uint8]) -> None:
+    seen = []
+
+    def network(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        seen.append(pixels)
+        return np.zeros((1, BLOCKS, WIDTH), np.float32)
+
+    detector = ClipB16Detector(network, "x", np.zeros((BLOCKS, WIDTH), np.float32), 0.0)
+    probability(detector, sample_of(np.rot90(photograph), orientation=6))
+    np.testing.assert_array_equal(seen[0], view(photograph)[np.newaxis])
+
+
+# --- weights
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tower with random weights as it is stored: large layers as int8, the others as float32."""
+    folder, rng = tmp_path_factory.mktemp("installed"), np.random.default_rng(5)
+    stored: dict[str, NDArray[np.generic]] = {}
+    for name, shape in graph_weights(GRAPH).items():
+        if len(shape) == 2:
+            stored[name] = rng.integers(-127, 128, shape, np.int8)
+            stored[name + SCALE] = rng.uniform(1e-4, 3e-4, shape[0]).astype(np.float32)
+        else:
+            stored[name] = (rng.standard_normal(shape) * 0.02 + name.endswith("weight")).astype(np.float32)
+    save_file(stored, folder / "clip_b16.safetensors")
+    return folder
+
+
+def installed(folder: Path, **head: NDArray[np.generic] | str) -> Weights:
+    """The tower, the shipped graph and a head; ``head`` changes what is in it."""
+    tower = folder / "clip_b16.safetensors"
+    values = {"weight": np.full((BLOCKS, WIDTH), 1e-4, np.float32), "bias": np.array([0.3], np.float32), **head}
+    metadata = {"tower": str(values.pop("tower", sha256_file(tower)))}
+    save_file(values, folder / "clip_b16_head.safetensors", metadata)
+    files = {"clip_b16": tower, "clip_b16_head": folder / "clip_b16_head.safetensors"}
+    cards = [f'[{n}]\nfile = "{p.name}"\nsha256 = "{sha256_file(p)}"\n' for n, p in files.items()]
+    (folder / "weights.toml").write_text("".join(cards))
+    return Weights.at(folder)
+
+
+def test_installed_files_score_what_their_tokens_and_their_head_say(
+    folder: Path, photograph: NDArray[np.uint8]
+) -> None:
+    detector = ClipB16Detector.load(installed(folder))
+    tokens = load_tower(installed(folder))(view(photograph)[np.newaxis])[0]
+    assert tokens.std() > 0.01
+    expected = 1 / (1 + math.exp(-(float(tokens.sum(dtype=float)) * 1e-4 + 0.3)))
+    assert probability(detector, sample_of(photograph)) == pytest.approx(expected, abs=1e-6)
+    assert detector.version.startswith("clip_b16_head@sha256:")
+
+
+def test_a_head_of_another_tower_is_refused(folder: Path) -> None:
+    with pytest.raises(WeightsMismatch, match="clip_b16_head was trained on the tower 0000, not "):
+        ClipB16Detector.load(installed(folder, tower="0000"))
+
+
+def test_a_head_of_another_shape_is_refused(folder: Path) -> None:
+    with pytest.raises(WeightsMismatch, match=r"clip_b16_head: .*weight"):
+        ClipB16Detector.load(installed(folder, weight=np.zeros((BLOCKS, 512), np.float32)))
+
+
+def test_a_damaged_tower_is_refused(folder: Path, tmp_path: Path) -> None:
+    weights = installed(folder)
+    (tmp_path / "clip_b16.safetensors").write_bytes((folder / "clip_b16.safetensors").read_bytes()[:-1])
+    with pytest.raises(WeightsCorrupt, match="expected"):
+        load_tower(Weights(weights.cards, (tmp_path, *weights.folders)))

@@ -1,0 +1,105 @@
+"""From a data set to a head: the same one for the same seed, and one that the detector can use."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+import training.train_clip_b16 as trainer
+from inference.clip_b16 import BLOCKS, WIDTH
+from training.clip_tokens import Look
+from utils.contracts import RgbArray
+from utils.persistence import load_arrays, read_tables, sha256_file
+
+TOWER = "ab" * 32
+
+
+@pytest.fixture(autouse=True)
+def _installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card without its file: what sees pixels is replaced."""
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "weights.toml").write_text(f'[clip_b16]\nfile = "x"\nsha256 = "{TOWER}"\n')
+    monkeypatch.setenv("IMGV_WEIGHTS_DIR", str(tmp_path / "weights"))
+    monkeypatch.setattr(trainer, "looker", looker)
+
+
+def looker() -> Look:
+    """Sees how bright an image is, dimly."""
+    direction = np.random.default_rng(0).standard_normal((BLOCKS, WIDTH)).astype(np.float32)
+
+    def look(rgb: RgbArray) -> np.ndarray:
+        noise = np.random.default_rng(int(rgb.sum())).standard_normal((BLOCKS, WIDTH)).astype(np.float32)
+        return direction * (rgb.mean() / 255) + 4 * noise
+
+    return look
+
+
+def dataset(folder: Path, splits: Sequence[str] = ("train", "val"), name: str = "dataset.csv") -> Path:
+    """Bright images are AI: six sources of each label for training, two for validation."""
+    rng = np.random.default_rng(1)
+    rows = [["filepath", "label", "source", "split", "content"]]
+    for split, label, number in product(splits, ("real", "ai"), range(18)):
+        if split == "val" and number >= 6:
+            continue
+        path = folder / f"{name[:-4]}-{split}-{label}-{number}.png"
+        middle = 170 if label == "ai" else 80
+        Image.fromarray(rng.integers(middle - 60, middle + 60, (48, 64, 3), np.uint8)).save(path)
+        rows.append([path.name, label, f"{split}-{label}-{number // 3}", split, "photo"])
+    with (folder / name).open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return folder / name
+
+
+def same(one: Mapping[str, NDArray[np.float32]], other: Mapping[str, NDArray[np.float32]]) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def trained(data: Path, out: Path, *more: str) -> Path:
+    where = ["--dataset", str(data), "--out", str(out), "--cache", str(data.parent / "cache")]
+    assert trainer.main([*where, "--jobs", "1", *more]) == 0
+    return out / trainer.FILE
+
+
+def test_a_data_set_and_a_seed_make_one_head(tmp_path: Path) -> None:
+    data = dataset(tmp_path)
+    first = trained(data, tmp_path / "a")
+    head, metadata = load_arrays(first)
+    assert same(load_arrays(trained(data, tmp_path / "b"))[0], head)
+    assert not same(load_arrays(trained(data, tmp_path / "c", "--seed", "1"))[0], head)
+    assert head["weight"].shape == (BLOCKS, WIDTH)
+    assert head["bias"].shape == (1,)
+    assert metadata["tower"] == TOWER
+    measured = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    assert len(measured["tried"]) == 10
+    assert measured["chosen"] == min(measured["tried"], key=lambda each: each["log loss"])
+    for delivery in ("clean", "web", "hard"):
+        for rows in ("all", "photo"):
+            assert measured["validation"][f"{delivery}, {rows}"]["auroc"][0] > 0.7
+    assert read_tables(first.parent / "card.toml")["head"]["sha256"] == sha256_file(first)
+
+
+def test_pairs_change_the_head_and_their_validation_rows_do_not(tmp_path: Path) -> None:
+    data = dataset(tmp_path)
+    pairs = [dataset(tmp_path, name="pairs.csv"), dataset(tmp_path, ("train",), "fewer.csv")]
+    alone, paired, fewer = (
+        load_arrays(trained(data, tmp_path / str(number), *more))[0]
+        for number, more in enumerate([(), *(("--pairs", str(path)) for path in pairs)])
+    )
+    assert not same(paired, alone)
+    assert same(paired, fewer)
+
+
+def test_a_data_set_of_one_label_is_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "one.csv"
+    path.write_text("filepath,label,source\nx.png,real,a\n")
+    where = ["--dataset", str(path), "--out", str(tmp_path), "--cache", str(tmp_path)]
+    assert trainer.main(where) == 2
+    assert "train_clip_b16: training needs real and ai images" in capsys.readouterr().err

@@ -1,0 +1,137 @@
+"""Class tokens of labelled images under deliveries, computed once and kept on disk. Knows no head.
+
+A view is one image under one delivery. Its tokens are kept as float16 in a file of their own, named after the image's
+bytes, the delivery and the seed, so a stopped run goes on where it was and several may share a folder.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from hashlib import sha256
+from io import BytesIO
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from ingress.decode import read_file
+from ingress.sources import Ingress
+from training.deliveries import FIXED, LOSSY, deliver, deliver_at_random
+from utils.contracts import RgbArray, Sample
+from utils.errors import InputError
+from utils.persistence import write_atomic
+from utils.settings import Settings, load_settings
+
+Look: TypeAlias = Callable[[RgbArray], NDArray[np.float32]]  # upright pixels -> tokens
+Tokens: TypeAlias = NDArray[np.float16]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One image file under one delivery: clean, web, hard, or random1, random2, ... that the seed draws."""
+
+    path: Path
+    delivery: str
+    seed: int = 0
+
+
+def tokens_of(views: Sequence[View], folder: Path, looker: Callable[[], Look], jobs: int = 2) -> dict[View, Tokens]:
+    """The tokens of every view that can be read; the others are named on stderr.
+
+    Args:
+        folder: of the kept tokens; one for each set of weights.
+        looker: makes, in each process, what sees pixels. Picklable if ``jobs`` is above 1.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    by_path: dict[Path, list[View]] = {}
+    for view in views:
+        by_path.setdefault(view.path, []).append(view)
+    found: dict[View, Tokens] = {}
+    for outcome in _measured(list(by_path.values()), folder, looker, jobs):
+        if isinstance(outcome, str):
+            print(f"left out: {outcome}", file=sys.stderr, flush=True)
+        else:
+            found |= outcome
+    return {view: found[view] for view in views if view in found}
+
+
+def _measured(
+    work: Sequence[Sequence[View]], folder: Path, looker: Callable[[], Look], jobs: int
+) -> Iterator[Mapping[View, Tokens] | str]:
+    if jobs == 1:
+        yield from map(_Worker(folder, looker), work)
+        return
+    with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_start, initargs=(folder, looker)) as pool:
+        yield from pool.map(_work, work, chunksize=4)
+
+
+_worker: _Worker
+
+
+def _start(folder: Path, looker: Callable[[], Look]) -> None:
+    global _worker
+    _worker = _Worker(folder, looker)
+
+
+def _work(views: Sequence[View]) -> Mapping[View, Tokens] | str:
+    return _worker(views)
+
+
+class _Worker:
+    """Sees the views of one image after the other. One thread: the processes share the cores."""
+
+    def __init__(self, folder: Path, looker: Callable[[], Look]) -> None:
+        self.folder, self.looker = folder, looker
+        self.look: Look | None = None  # a run that finds everything on disk loads no network
+        self.settings = load_settings()
+        threadpool_limits(1)
+
+    def __call__(self, views: Sequence[View]) -> Mapping[View, Tokens] | str:
+        """The tokens of all views of one file, or why there are none."""
+        path = views[0].path
+        try:
+            raw = read_file(path, self.settings.max_bytes)
+            names = [self.folder / f"{file_name(sha256(raw).hexdigest(), view)}.npy" for view in views]
+            sample = None
+            for view, name in zip(views, names, strict=True):
+                if not name.exists():
+                    sample = sample or _decoded(raw, path, self.settings)
+                    self._keep(name, delivered(sample, view, self.settings))
+        except InputError as error:
+            return f"{path}: {error.code}: {error}"
+        return {view: np.load(name) for view, name in zip(views, names, strict=True)}
+
+    def _keep(self, name: Path, pixels: RgbArray) -> None:
+        self.look = self.look or self.looker()
+        out = BytesIO()
+        np.save(out, self.look(pixels).astype(np.float16))
+        write_atomic(name, out.getvalue())
+
+
+def file_name(digest: str, view: View) -> str:
+    """Of the tokens of an image with this SHA-256; the seed counts where something is drawn."""
+    drawn = view.delivery not in ("clean", *FIXED)
+    return f"{digest}-{view.delivery}-{view.seed}" if drawn else f"{digest}-{view.delivery}"
+
+
+def delivered(sample: Sample, view: View, settings: Settings) -> RgbArray:
+    """The upright pixels that a receiver sees; random deliveries as scripts.extract_features draws them."""
+    if view.delivery == "clean":
+        return sample.upright
+    if view.delivery in FIXED:
+        return _decoded(deliver(sample.upright, view.delivery), view.path, settings).upright
+    digest = sha256(f"{view.seed}:{view.delivery}:{sample.sha256}".encode()).digest()
+    rng = np.random.default_rng(int.from_bytes(digest[:8]))
+    raw = deliver_at_random(sample.upright, rng, compressed_before=sample.format in LOSSY)
+    return _decoded(raw, view.path, settings).upright
+
+
+def _decoded(raw: bytes, path: Path, settings: Settings) -> Sample:
+    with Ingress(settings) as ingress:
+        return ingress.decode(raw, str(path))

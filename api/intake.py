@@ -142,6 +142,8 @@ def _parts(form: FormData, names: Sequence[str]) -> tuple[list[UploadFile], dict
             if name not in names:
                 raise BadRequest(f"a file in the field {name!r}; call it `file`")
             files.append(value)
+        elif name in fields:
+            raise BadRequest(f"the field {name!r} stands twice in the form")
         else:
             fields[name] = value
     return files, fields

@@ -57,11 +57,15 @@ def test_examples_are_what_their_schemas_say(document):
     assert shown == 4
 
 
+def leaves_no_trace(case):
+    """A form field that was turned into an empty list is not sent at all, and every field may be left out."""
+    return case.media_type == "multipart/form-data" and isinstance(case.body, dict) and [] in case.body.values()
+
+
 @pytest.mark.parametrize("valid", [True, False], ids=["valid", "invalid"])
 def test_no_request_makes_the_server_fail_or_answer_what_is_not_documented(live, valid):
     schema = schemathesis.openapi.from_url(f"{live.url}/openapi.json")
     mode = schemathesis.GenerationMode.POSITIVE if valid else schemathesis.GenerationMode.NEGATIVE
-    checks = CHECKS if valid else (*CHECKS, negative_data_rejection)
     answers: Counter[int] = Counter()
     failures = []
     for result in schema.get_all_operations():
@@ -80,7 +84,8 @@ def test_no_request_makes_the_server_fail_or_answer_what_is_not_documented(live,
         def check(case):
             response = case.call(timeout=30)
             answers[response.status_code] += 1
-            case.validate_response(response, checks=checks)
+            rejected = () if valid or leaves_no_trace(case) else (negative_data_rejection,)
+            case.validate_response(response, checks=(*CHECKS, *rejected))
 
         try:
             check()

@@ -68,6 +68,7 @@ def test_a_verdict_is_what_the_published_schema_says(serve):
         ({"files": {"other": ("a", b"x")}}, "call it `file`"),
         ({"files": [("file", ("a", b"x")), ("file", ("b", b"x"))]}, "form"),
         ({"data": {"artifacts": "1"}, "files": {}}, "urlencoded"),
+        ({"files": upload(b"x"), "data": {"artifacts": ["1", "0"]}}, "stands twice"),
         ({"files": upload(b"x"), "data": {"threshold": "0"}}, "threshold"),
         ({"files": upload(b"x"), "params": {"wait_seconds": "-1"}}, "wait_seconds"),
         ({"files": upload(b"x"), "params": {"unknown": "1"}}, "unknown"),

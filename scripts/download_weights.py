@@ -162,6 +162,10 @@ def _client(transport: httpx.BaseTransport | None) -> httpx.Client:
     )
 
 
+# Why no library downloads: pooch starts a broken transfer over, which with 10 GB files is the case that matters, and
+# follows redirects to plain http; huggingface_hub resumes, but only from its own hub and into a layout of its own, so
+# the files of other publishers would need this anyway. Files that huggingface_hub has fetched already are found in its
+# cache (models/loaders.py).
 def download(card: Card, folder: Path, client: httpx.Client) -> Path:
     """Fetch a card's file into ``<file>.part``, continuing an earlier attempt; not verified yet.
 

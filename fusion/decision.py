@@ -11,16 +11,19 @@ The rules, in the order in which they are asked (docs/fusion.md has them as a ta
 4. ``edited_with_ai`` says that a part was made by AI, not the image: the label stays with the pixels and the tier is
    at least ``inconclusive``.
 5. Everything else (camera EXIF, unverified capture claims, ordinary editing) decides nothing.
+
+An image that cannot carry the promise of a tier (``limits``: too small, nearly flat, half missing) leaves the pixels'
+tier ``inconclusive``, whatever the probability; a tier that provenance gives is not touched by that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import get_args
 
-from utils.contracts import Claim, DecidedBy, Grade, Json, Label, Reason, Tier, strongest
+from utils.contracts import Claim, DecidedBy, Grade, Json, Label, Note, Reason, Tier, strongest
 
 TIERS: tuple[Tier, ...] = get_args(Tier)  # from most real to most AI
 
@@ -89,6 +92,7 @@ def decide(
     thresholds: Thresholds,
     claims: Sequence[Claim] = (),
     threshold_override: float | None = None,
+    limits: Sequence[Note] = (),
 ) -> Decision:
     """Apply the rules in the module's docstring.
 
@@ -97,8 +101,9 @@ def decide(
 
     Args:
         probability: calibrated, 0..1.
+        limits: why these pixels cannot carry the promise of a tier; any one makes their tier ``inconclusive``.
     """
-    pixels = _decide_by_pixels(probability, thresholds, threshold_override)
+    pixels = _limited(_decide_by_pixels(probability, thresholds, threshold_override), limits)
     generated = strongest(claim for claim in claims if claim.kind == "generated")
     captured = strongest(claim for claim in claims if claim.kind == "captured" and claim.grade == "cryptographic")
     edited = strongest(claim for claim in claims if claim.kind == "edited_with_ai")
@@ -129,6 +134,13 @@ def _decide_by_pixels(probability: float, thresholds: Thresholds, override: floa
             tier = "inconclusive"
     confidence = probability if is_ai else 1 - probability
     return Decision("AI" if is_ai else "NON-AI", tier, "fusion", confidence, threshold, reasons)
+
+
+def _limited(pixels: Decision, limits: Sequence[Note]) -> Decision:
+    if not limits:
+        return pixels
+    told = tuple(Reason(note.code, note.text) for note in limits)
+    return replace(pixels, tier="inconclusive", reasons=(*told, *pixels.reasons))
 
 
 def _decide_generated(pixels: Decision, claim: Claim) -> Decision:

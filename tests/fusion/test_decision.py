@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusion.decision import GENERATOR_CONFIDENCE, Decision, Thresholds, decide
-from utils.contracts import GRADES, Claim, ClaimKind, Grade
+from utils.contracts import GRADES, Claim, ClaimKind, Grade, Note
 
 THRESHOLDS = Thresholds(label=0.6, real=0.1, likely_real=0.3, likely_ai=0.7, ai=0.9)
 EVERY_CLAIM = [
@@ -129,15 +129,41 @@ def test_a_set_threshold_moves_the_label_and_never_contradicts_the_tier(
     assert decision.reasons[0].code == "threshold_set"
 
 
+@pytest.mark.parametrize(("probability", "label"), [(0.02, "NON-AI"), (0.5, "NON-AI"), (0.99, "AI")])
+def test_pixels_that_cannot_carry_a_tier_are_inconclusive_and_say_why(probability: float, label: str) -> None:
+    limits = [Note("limit.too_small", "Too small."), Note("limit.flat", "Nearly flat.")]
+    decision = decide(probability, THRESHOLDS, limits=limits)
+    assert outcome(decision) == (label, "inconclusive", "fusion")
+    assert [(reason.code, reason.text) for reason in decision.reasons] == [(each.code, each.text) for each in limits]
+
+
+@pytest.mark.parametrize(
+    ("kind", "grade", "tier"),
+    [
+        ("generated", "cryptographic", "ai"),
+        ("generated", "forgeable_metadata", "likely_ai"),
+        ("captured", "cryptographic", "likely_real"),
+        ("captured", "forgeable_metadata", "inconclusive"),
+        ("edited_with_ai", "cryptographic", "inconclusive"),
+    ],
+)
+@pytest.mark.parametrize("probability", [0.02, 0.99])
+def test_a_limit_of_the_pixels_leaves_the_tiers_of_provenance(
+    probability: float, kind: ClaimKind, grade: Grade, tier: str
+) -> None:
+    assert decide(probability, THRESHOLDS, [claim(kind, grade)], limits=[Note("limit.flat", "Flat.")]).tier == tier
+
+
 @given(
     probability=st.floats(0, 1),
     override=st.none() | st.floats(0, 1),
     claims=st.lists(st.sampled_from(EVERY_CLAIM), max_size=4),
+    limits=st.lists(st.just(Note("limit.flat", "Flat.")), max_size=1),
 )
 def test_no_input_makes_the_label_contradict_the_tier(
-    probability: float, override: float | None, claims: list[Claim]
+    probability: float, override: float | None, claims: list[Claim], limits: list[Note]
 ) -> None:
-    decision = decide(probability, THRESHOLDS, claims, override)
+    decision = decide(probability, THRESHOLDS, claims, override, limits)
     assert decision.tier not in (("real", "likely_real") if decision.label == "AI" else ("likely_ai", "ai"))
     assert 0 <= decision.confidence <= 1
     assert decision.threshold == (THRESHOLDS.label if override is None else override)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -12,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from utils.exits import Exit, command, parser
 from utils.profiles import DEFAULT_PROFILE, PROFILES
 
 if TYPE_CHECKING:  # imported where used: --help and --schema answer without numpy or OpenCV
@@ -26,45 +26,35 @@ if TYPE_CHECKING:  # imported where used: --help and --schema answer without num
 
 log = logging.getLogger(__name__)
 
-EXIT_JUDGED, EXIT_USAGE, EXIT_NOT_JUDGED, EXIT_SETUP, EXIT_INTERRUPTED = 0, 2, 3, 4, 130
 BATCH = 8  # images judged together: the large detectors run batched, and no core waits for the last part of each
 BATCH_BYTES = 2**26  # of pixels, above which a batch is closed: two of them are in memory at a time
 
-EPILOG = """\
-exit codes  0 every image was judged     2 bad usage
-            3 some image could not be    4 this installation is incomplete
-settings    environment variables and .env; .env.example lists them
-"""
+NOTES = "settings    environment variables and .env; .env.example lists them\n"
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="img_ml_verify.py",
-        description="Tell whether images are AI-generated, and show why.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("inputs", nargs="*", metavar="INPUT", help="image file, folder, http(s) URL, or - for stdin")
-    parser.add_argument("--json", action="store_true", help="print JSON: one object, or a line each for several images")
-    parser.add_argument("--artifacts", metavar="DIR", type=Path, help="write heatmaps and an HTML report below DIR")
-    parser.add_argument("--profile", choices=tuple(PROFILES), help=f"which detectors run (default: {DEFAULT_PROFILE})")
-    parser.add_argument("--threshold", type=float, metavar="P", help="label AI from this probability on, 0..1")
-    parser.add_argument("--demo", action="store_true", help="judge a real photograph that scikit-learn carries")
-    parser.add_argument("--schema", action="store_true", help="print the JSON Schema of a verdict and exit")
-    args = parser.parse_args(argv)
+    asked = parser("img_ml_verify.py", "Tell whether images are AI-generated, and show why.", NOTES)
+    asked.add_argument("inputs", nargs="*", metavar="INPUT", help="image file, folder, http(s) URL, or - for stdin")
+    asked.add_argument("--json", action="store_true", help="print JSON: one object, or a line each for several images")
+    asked.add_argument("--artifacts", metavar="DIR", type=Path, help="write heatmaps and an HTML report below DIR")
+    asked.add_argument("--profile", choices=tuple(PROFILES), help=f"which detectors run (default: {DEFAULT_PROFILE})")
+    asked.add_argument("--threshold", type=float, metavar="P", help="label AI from this probability on, 0..1")
+    asked.add_argument("--demo", action="store_true", help="judge a real photograph that scikit-learn carries")
+    asked.add_argument("--schema", action="store_true", help="print the JSON Schema of a verdict and exit")
+    args = asked.parse_args(argv)
     if args.demo:
         if (photograph := demo_photograph()) is None:
-            parser.exit(EXIT_SETUP, "--demo needs the photograph in scikit-learn: pip install scikit-learn\n")
+            asked.exit(Exit.SETUP, "--demo needs the photograph in scikit-learn: pip install scikit-learn\n")
         args.inputs.append(str(photograph))
     if not (args.inputs or args.schema):
-        parser.error("no input; give a file, folder, URL or -, or try --demo")
+        asked.error("no input; give a file, folder, URL or -, or try --demo")
     if args.threshold is not None and not 0 <= args.threshold <= 1:
-        parser.error(f"--threshold must lie in 0..1, got {args.threshold}")
+        asked.error(f"--threshold must lie in 0..1, got {args.threshold}")
     if args.artifacts:
         try:
             args.artifacts.mkdir(parents=True, exist_ok=True)  # now, not after the first image was judged
         except OSError as error:
-            parser.error(f"--artifacts {args.artifacts}: {error.strerror}; name a folder that can be written")
+            asked.error(f"--artifacts {args.artifacts}: {error.strerror}; name a folder that can be written")
     return args
 
 
@@ -77,30 +67,21 @@ def demo_photograph() -> Path | None:
     return photograph.relative_to(Path.cwd()) if photograph.is_relative_to(Path.cwd()) else photograph
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    from utils.errors import SetupError
     from utils.logs import configure_logging
     from utils.settings import load_settings
 
-    try:
-        if args.schema:
-            from utils.verdict_json import dump, json_schema
+    if args.schema:
+        from utils.verdict_json import dump, json_schema
 
-            print(dump(json_schema(), pretty=True))
-            return EXIT_JUDGED
-        given = {"profile": args.profile, "threshold": args.threshold}
-        settings = load_settings(**{name: value for name, value in given.items() if value is not None})
-        configure_logging(settings.log_level)
-        return run(args, settings)
-    except SetupError as error:
-        print(f"{error.code}: {error}", file=sys.stderr)
-        return EXIT_SETUP
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader went away, as in `… --json | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the exit flush stays silent
-        return EXIT_JUDGED
+        print(dump(json_schema(), pretty=True))
+        return Exit.DONE
+    given = {"profile": args.profile, "threshold": args.threshold}
+    settings = load_settings(**{name: value for name, value in given.items() if value is not None})
+    configure_logging(settings.log_level)
+    return run(args, settings)
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
@@ -110,7 +91,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     from utils.errors import VerifyError
 
     sources = list(expand(args.inputs))
-    single, code = sources == args.inputs and len(sources) == 1, EXIT_JUDGED
+    single, code = sources == args.inputs and len(sources) == 1, Exit.DONE
     show = _json_lines(single) if args.json else _tables(single)
     with Ingress(settings) as ingress:
         answers = judge(sources, ingress, build_verifier(settings))
@@ -118,7 +99,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
             answers = _with_progress(answers, len(sources))
         for source, sample, answer in answers:
             if isinstance(answer, VerifyError):
-                code = EXIT_NOT_JUDGED
+                code = Exit.FAILED
             elif args.artifacts and sample:
                 from inference.report import write_artifacts
 

@@ -13,52 +13,43 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from utils.exits import Exit, command, parser
 from utils.profiles import DEFAULT_PROFILE, PROFILES
 
 if TYPE_CHECKING:  # imported where used: --help answers at once
     from utils.settings import Settings
 
-EXIT_OK, EXIT_SETUP, EXIT_AT_ONCE = 0, 4, 130
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
-EPILOG = """\
+NOTES = """\
 keys        python -m api --new-key NAME prints one, and the line for IMGV_API_KEYS; without keys anyone may call
 queue       with REDIS_URL images go to workers (python -m worker); without it this process judges them
 signals     SIGTERM or Ctrl-C: take nothing new, finish what is in work; a second one: end at once
-exit codes  0 stopped     4 this installation is incomplete, or the port is taken
 settings    environment variables and .env; .env.example lists them
+            a port that is taken ends it with 4
 """
 
 log = logging.getLogger("api")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m api",
-        description="Serve verdicts and a page over HTTP.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, help="port to listen on (default: 8000; 0: any free one)")
-    parser.add_argument("--profile", choices=tuple(PROFILES), help=f"which detectors run (default: {DEFAULT_PROFILE})")
-    parser.add_argument("--new-key", metavar="NAME", help="print a fresh API key for NAME and exit")
-    return parser.parse_args(argv)
+    asked = parser("python -m api", "Serve verdicts and a page over HTTP.", NOTES)
+    asked.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
+    asked.add_argument("--port", type=int, help="port to listen on (default: 8000; 0: any free one)")
+    asked.add_argument("--profile", choices=tuple(PROFILES), help=f"which detectors run (default: {DEFAULT_PROFILE})")
+    asked.add_argument("--new-key", metavar="NAME", help="print a fresh API key for NAME and exit")
+    return asked.parse_args(argv)
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
-    from utils.errors import SetupError
     from utils.settings import load_settings
 
-    try:
-        if args.new_key is not None:
-            return print_key(args.new_key)
-        given = {"api_host": args.host, "api_port": args.port, "profile": args.profile}
-        return serve(load_settings(**{name: value for name, value in given.items() if value is not None}))
-    except SetupError as error:
-        print(f"{error.code}: {error}", file=sys.stderr)
-        return EXIT_SETUP
+    if args.new_key is not None:
+        return print_key(args.new_key)
+    given = {"api_host": args.host, "api_port": args.port, "profile": args.profile}
+    return serve(load_settings(**{name: value for name, value in given.items() if value is not None}))
 
 
 def print_key(name: str) -> int:
@@ -68,7 +59,7 @@ def print_key(name: str) -> int:
     key, digest = new_key()
     load_settings(api_keys=f"{name}={digest}")  # refuses a name that the setting could not hold
     print(f"key, for the caller only:  {key}\nfor IMGV_API_KEYS:         {name}={digest}")
-    return EXIT_OK
+    return Exit.DONE
 
 
 def serve(settings: Settings) -> int:
@@ -86,7 +77,7 @@ def serve(settings: Settings) -> int:
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             if self.should_exit:
-                os._exit(EXIT_AT_ONCE)
+                os._exit(Exit.INTERRUPTED)
             super().handle_exit(sig, frame)
             app.state.server.stopping.set()  # or event streams of jobs elsewhere hold us for the whole grace
 
@@ -117,8 +108,8 @@ def serve(settings: Settings) -> int:
     try:
         asyncio.run(server.serve())
     except SystemExit:  # uvicorn's way to say that it cannot listen
-        return EXIT_SETUP
-    return EXIT_OK if server.started else EXIT_SETUP
+        return Exit.SETUP
+    return Exit.DONE if server.started else Exit.SETUP
 
 
 if __name__ == "__main__":

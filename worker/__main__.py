@@ -13,63 +13,55 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from utils.errors import BadSettings, SetupError
+from utils.exits import Exit, command, parser
 from utils.profiles import DEFAULT_PROFILE, PROFILES
 
 if TYPE_CHECKING:  # imported where used: --help answers at once
     from worker.service import Service
 
-EXIT_OK, EXIT_SETUP, EXIT_STUCK, EXIT_AT_ONCE = 0, 4, 70, 130
-
-EPILOG = """\
+NOTES = """\
 jobs        XADD image_verify:jobs * source https://…/a.jpg      from any language; docs/worker.md
 signals     SIGTERM or Ctrl-C: finish what the models work on, hand back the rest; a second one: end at once
-exit codes  0 stopped     4 this installation is incomplete     70 the models hang; a supervisor should restart us
 settings    environment variables and .env; .env.example lists them
+            ends with 70 when the models hang; a supervisor should restart it
 """
 
 log = logging.getLogger("worker")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m worker",
-        description="Judge images from a Redis stream and write explained verdicts back.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--embedded", action="store_true", help="start a Valkey of our own, with its data in a folder")
-    parser.add_argument("--profile", choices=tuple(PROFILES), help=f"which detectors run (default: {DEFAULT_PROFILE})")
-    return parser.parse_args(argv)
+    asked = parser("python -m worker", "Judge images from a Redis stream and write explained verdicts back.", NOTES)
+    asked.add_argument("--embedded", action="store_true", help="start a Valkey of our own, with its data in a folder")
+    asked.add_argument("--profile", choices=tuple(PROFILES), help=f"which detectors run (default: {DEFAULT_PROFILE})")
+    return asked.parse_args(argv)
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
-    from utils.errors import SetupError
     from utils.settings import load_settings
     from worker.embedded import EmbeddedServer
     from worker.logs import configure_worker_logging
     from worker.service import Service
 
-    try:
-        settings = load_settings(**({"profile": args.profile} if args.profile else {}))
-        configure_worker_logging(settings.log_level, as_json=settings.log_json)
-        url = settings.redis_url.get_secret_value()
-        if not (url or args.embedded):
-            print("bad_settings: no server; set REDIS_URL, or start one of our own with --embedded", file=sys.stderr)
-            return EXIT_SETUP
-        with ExitStack() as stack:
-            if args.embedded:
-                server = stack.enter_context(EmbeddedServer(settings.queue_embedded_dir))
-                url = server.url
-            service = Service(settings, url)
-            failure = asyncio.run(serve(service, lambda: announce(url, settings.queue_prefix)))
-    except SetupError as error:
-        print(f"{error.code}: {error}", file=sys.stderr)
-        return EXIT_SETUP
+    settings = load_settings(**({"profile": args.profile} if args.profile else {}))
+    configure_worker_logging(settings.log_level, as_json=settings.log_json)
+    url = settings.redis_url.get_secret_value()
+    if not (url or args.embedded):
+        raise BadSettings("no server; set REDIS_URL, or start one of our own with --embedded")
+    with ExitStack() as stack:
+        if args.embedded:
+            server = stack.enter_context(EmbeddedServer(settings.queue_embedded_dir))
+            url = server.url
+        service = Service(settings, url)
+        failure = asyncio.run(serve(service, lambda: announce(url, settings.queue_prefix)))
     if failure is None:
-        return EXIT_OK
+        return Exit.DONE
+    if isinstance(failure, SetupError):
+        raise failure
     print(f"stopped: {failure}", file=sys.stderr)
-    return EXIT_SETUP if isinstance(failure, SetupError) else EXIT_STUCK
+    return Exit.STUCK
 
 
 async def serve(service: Service, ready: Callable[[], None]) -> Exception | None:
@@ -81,7 +73,7 @@ async def serve(service: Service, ready: Callable[[], None]) -> Exception | None
         nonlocal signals
         signals += 1
         if signals > 1:
-            os._exit(EXIT_AT_ONCE)  # leases run out by themselves
+            os._exit(Exit.INTERRUPTED)  # leases run out by themselves
         log.warning("stopping; once more to end at once")
         service.stop()
 

@@ -12,23 +12,22 @@ from typing import Any
 from redis.exceptions import RedisError, ResponseError
 
 from utils.contracts import Json
-from utils.errors import QueueUnreachable, VerifyError
+from utils.errors import QueueUnreachable
+from utils.exits import Exit, command, parser
 from utils.settings import load_settings
 from utils.verdict_json import dump
 from worker.connect import Client, connect
 from worker.embedded import find_url
 from worker.stream import Keys, Queue, run_script
 
-EXIT_OK, EXIT_NOT_FOUND, EXIT_FAILED = 0, 3, 4
 _SHOWN_BYTES = 200  # of one field: images are fields, too
 _PAGE = 100
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m worker.admin", description="Look into the queue; one JSON per line."
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
+    asked = parser("python -m worker.admin", "Look into the queue; one JSON per line.")
+    commands = asked.add_subparsers(dest="command", required=True)
     commands.add_parser("status", help="what waits, what runs, who works, what is dead")
     dead = commands.add_parser("dead", help="jobs that were given up").add_subparsers(dest="action", required=True)
     dead.add_parser("list", help="one line each, oldest first")
@@ -40,36 +39,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         chosen = dead.add_parser(action, help=text)
         chosen.add_argument("ids", nargs="*", metavar="ID")
         chosen.add_argument("--all", action="store_true")
-    args = parser.parse_args(argv)
+    args = asked.parse_args(argv)
     if getattr(args, "action", "list") != "list" and bool(args.ids) == args.all:
-        parser.error("give ids, or --all")
+        asked.error("give ids, or --all")
+    settings = load_settings()
+    url = find_url(settings.redis_url.get_secret_value(), settings.queue_embedded_dir)
     try:
-        settings = load_settings()
-        url = find_url(settings.redis_url.get_secret_value(), settings.queue_embedded_dir)
         return asyncio.run(run(args, connect(url), Keys(settings.queue_prefix)))
-    except VerifyError as error:
-        print(f"{error.code}: {error}", file=sys.stderr)
+    except BrokenPipeError:  # of stdout; the server's comes as a RedisError
+        raise
     except (RedisError, OSError) as error:
-        print(f"{QueueUnreachable.code}: {error}; check REDIS_URL", file=sys.stderr)
-    return EXIT_FAILED
+        raise QueueUnreachable(f"{error}; check REDIS_URL") from error
 
 
 async def run(args: argparse.Namespace, client: Client, keys: Keys) -> int:
     async with client:
         if args.command == "status":
             print(dump(await status(client, keys), pretty=True))
-            return EXIT_OK
+            return Exit.DONE
         letters = DeadLetters(client, keys)
         if args.action == "list":
             for letter in await letters.all():
                 print(dump({name: letter[name] for name in letter if name == "id" or name.startswith("dead.")}))
-            return EXIT_OK
+            return Exit.DONE
         missing = False
         for letter_id in [letter["id"] for letter in await letters.all()] if args.all else args.ids:
             done = await getattr(letters, args.action)(letter_id)
             missing |= done is None
             print(dump(done) if done is not None else f"{letter_id}: no such dead letter")
-        return EXIT_NOT_FOUND if missing else EXIT_OK
+        return Exit.FAILED if missing else Exit.DONE
 
 
 async def status(client: Client, keys: Keys) -> dict[str, Json]:

@@ -20,7 +20,8 @@ from rich.progress import Progress
 from ingress.decode import read_file
 from ingress.sources import expand, is_url
 from utils.contracts import Json
-from utils.errors import InputError, QueueFull, QueueUnreachable, SetupError, VerifyError
+from utils.errors import InputError, QueueFull, QueueUnreachable
+from utils.exits import Exit, command, parser
 from utils.profiles import PROFILES
 from utils.settings import Settings, load_settings
 from utils.verdict_json import dump, error_dict
@@ -28,7 +29,6 @@ from worker.connect import Client, connect
 from worker.embedded import find_url
 from worker.stream import PRIORITIES, Keys, rows_of, run_script
 
-EXIT_JUDGED, EXIT_NOT_JUDGED, EXIT_SETUP, EXIT_INTERRUPTED = 0, 3, 4, 130
 _WINDOW = 32  # jobs of ours in the queue at a time: a folder must not fill the server's memory
 _BLOCK_MS = 1000
 
@@ -152,22 +152,17 @@ class Submitter:
         return {"image": read_file(path, self._settings.max_bytes), "filename": path.name}
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m worker.submit", description="Queue images and wait for verdicts.")
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image file, folder or http(s) URL")
-    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
-    parser.add_argument("--profile", choices=tuple(PROFILES), help="as the job's field")
-    parser.add_argument("--priority", choices=PRIORITIES, default="normal")
-    args = parser.parse_args(argv)
-    try:
-        settings = load_settings()
-        url = find_url(settings.redis_url.get_secret_value(), settings.queue_embedded_dir)
-        return asyncio.run(run(args, settings, connect(url)))
-    except VerifyError as error:
-        print(f"{error.code}: {error}", file=sys.stderr)
-        return EXIT_SETUP if isinstance(error, SetupError) else EXIT_NOT_JUDGED
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+    asked = parser("python -m worker.submit", "Queue images and wait for verdicts.")
+    asked.add_argument("inputs", nargs="+", metavar="INPUT", help="image file, folder or http(s) URL")
+    asked.add_argument("--json", action="store_true", help="print one JSON object per line")
+    asked.add_argument("--profile", choices=tuple(PROFILES), help="as the job's field")
+    asked.add_argument("--priority", choices=PRIORITIES, default="normal")
+    args = asked.parse_args(argv)
+    settings = load_settings()
+    url = find_url(settings.redis_url.get_secret_value(), settings.queue_embedded_dir)
+    return asyncio.run(run(args, settings, connect(url)))
 
 
 async def run(args: argparse.Namespace, settings: Settings, client: Client) -> int:
@@ -175,7 +170,7 @@ async def run(args: argparse.Namespace, settings: Settings, client: Client) -> i
     Raises:
         QueueUnreachable: the server cannot be reached.
     """
-    sources, status = list(expand(args.inputs)), EXIT_JUDGED
+    sources, status = list(expand(args.inputs)), Exit.DONE
     submitter = Submitter(client, settings, {"profile": args.profile} if args.profile else {}, args.priority)
     try:
         async with client:
@@ -184,8 +179,10 @@ async def run(args: argparse.Namespace, settings: Settings, client: Client) -> i
                 async for source, answer in submitter.answers(sources):
                     progress.advance(task)
                     if "error" in answer:
-                        status = EXIT_NOT_JUDGED
+                        status = Exit.FAILED
                     print(dump(answer) if args.json else line(source, answer), flush=True)
+    except BrokenPipeError:  # of stdout; the server's comes as a RedisError
+        raise
     except (RedisError, OSError) as error:
         raise QueueUnreachable(f"{error}; check REDIS_URL") from error
     return status

@@ -6,12 +6,13 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from formats import jpeg, png, riff
+from formats import gif, jpeg, png, riff, tiff
 from formats.parts import Part, most_parts
 from utils.errors import NotAnImage, Undecodable, UnsupportedFormat
 
 _JPEG_SCANS = 100  # encoders write about 10; each costs a pass over all coefficients (LJT-01-004, libjpeg-turbo 2015)
 _EXIF_SEGMENTS = 16  # Pillow joins them by copying, which is quadratic in their number
+_MPF_BYTES = 1 << 16  # the largest JPEG segment
 _MPF_VIEWS = 4  # phones list 2 or 3 (gain map, depth); each is walked to its end
 _HEADER_JUNK = 1 << 16  # Pillow steps over bytes between JPEG segments one at a time
 _TOO_MANY = "built of too many tiny pieces to be a genuine image"
@@ -187,18 +188,14 @@ def _jpeg_end(raw: bytes, start: int) -> tuple[int, list[int]]:
 
 def _mpf_views(raw: bytes, base: int) -> list[int]:
     """Offsets of the further JPEGs that the MPF index at ``base`` lists."""
-    order = "<" if raw[base : base + 2] == b"II" else ">"
-    try:
-        directory = base + struct.unpack_from(order + "I", raw, base + 4)[0]
-        (count,) = struct.unpack_from(order + "H", raw, directory)
-        for at in range(directory + 2, directory + 2 + 12 * min(count, 32), 12):
-            tag, _, length, offset = struct.unpack_from(order + "HHII", raw, at)
-            if tag == 0xB002:  # MP entries: attributes, size, offset, two dependencies
-                entries = raw[base + offset : base + offset + 16 * min(length // 16, _MPF_VIEWS)]
-                starts = (base + start for _, _, start, _, _ in struct.iter_unpack(order + "IIIHH", entries) if start)
-                return [start for start in starts if raw[start : start + 2] == b"\xff\xd8"]
-    except struct.error:
-        pass
+    index = raw[base : base + _MPF_BYTES]
+    for entry in tiff.entries(index):
+        if entry.tag == 0xB002:  # MP entries: attributes, size, offset, two dependencies
+            length = 16 * min(entry.length // 16, _MPF_VIEWS)
+            form = (">" if index.startswith(b"MM") else "<") + "IIIHH"
+            views = struct.iter_unpack(form, index[entry.start : entry.start + length])
+            starts = (base + start for _, _, start, _, _ in views if start)
+            return [start for start in starts if raw[start : start + 2] == b"\xff\xd8"]
     return []
 
 
@@ -212,32 +209,11 @@ def _png_layout(raw: bytes) -> Layout:
 
 
 def _gif_layout(raw: bytes) -> Layout:
-    def palette(flags: int) -> int:
-        return 6 << (flags & 7) if flags & 0x80 else 0
-
     frames = 0
-    try:
-        position = 13 + palette(raw[10])
-        in_blocks = False
-        for _ in range(most_parts(raw)):
-            byte = raw[position]
-            if in_blocks:
-                in_blocks = byte != 0
-                position += 1 + byte
-            elif byte == 0x3B:
-                return Layout(position + 1, max(1, frames))
-            elif byte == 0x2C:
-                frames += 1
-                position += 11 + palette(raw[position + 9])
-                in_blocks = True
-            elif byte == 0x21:
-                position += 2
-                in_blocks = True
-            else:
-                position += 1
-        raise Undecodable(_TOO_MANY)
-    except IndexError:
-        pass
+    for part in _checked(gif.blocks(raw), raw):
+        frames += part.kind == gif.IMAGE
+        if part.kind == gif.END:
+            return Layout(part.start, max(1, frames))
     return Layout(frames=max(1, frames))
 
 
@@ -253,18 +229,9 @@ def _bmp_layout(raw: bytes) -> Layout:
 
 def _tiff_layout(raw: bytes) -> Layout:
     """TIFF has no end; refuses a first page of a million strips."""
-    order = "<" if raw.startswith(b"II") else ">"
-    big = 43 in raw[2:4]
-    start, count, entry, step = ("Q", "Q", "HHQ", 20) if big else ("I", "H", "HHI", 12)
-    try:
-        at = struct.unpack_from(order + start, raw, 8 if big else 4)[0]
-        entries = struct.unpack_from(order + count, raw, at)[0]
-        at += 8 if big else 2
-        for _, kind, values in (struct.unpack_from(order + entry, raw, at + i * step) for i in range(entries)):
-            if kind not in (1, 2, 6, 7) and values > _TIFF_VALUES:
-                raise Undecodable("a TIFF page with an abnormal number of strips or tiles")
-    except (struct.error, OverflowError):  # past the end of the file, or of any file: BigTIFF counts in 64 bits
-        pass
+    for entry in tiff.entries(raw):
+        if entry.directory == "0" and not entry.is_bytes and entry.number > _TIFF_VALUES:
+            raise Undecodable("a TIFF page with an abnormal number of strips or tiles")
     return Layout()
 
 

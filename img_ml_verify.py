@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from utils.exits import Exit, command, parser
+from utils.exits import Exit, command, command_parser
 from utils.profiles import DEFAULT_PROFILE, PROFILES
 
 if TYPE_CHECKING:  # imported where used: --help and --schema answer without numpy or OpenCV
@@ -33,28 +33,28 @@ NOTES = "settings    environment variables and .env; .env.example lists them\n"
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    asked = parser("img_ml_verify.py", "Tell whether images are AI-generated, and show why.", NOTES)
-    asked.add_argument("inputs", nargs="*", metavar="INPUT", help="image file, folder, http(s) URL, or - for stdin")
-    asked.add_argument("--json", action="store_true", help="print JSON: one object, or a line each for several images")
-    asked.add_argument("--artifacts", metavar="DIR", type=Path, help="write heatmaps and an HTML report below DIR")
-    asked.add_argument("--profile", choices=tuple(PROFILES), help=f"which detectors run (default: {DEFAULT_PROFILE})")
-    asked.add_argument("--threshold", type=float, metavar="P", help="label AI from this probability on, 0..1")
-    asked.add_argument("--demo", action="store_true", help="judge a real photograph that scikit-learn carries")
-    asked.add_argument("--schema", action="store_true", help="print the JSON Schema of a verdict and exit")
-    args = asked.parse_args(argv)
+    parser = command_parser("img_ml_verify.py", "Tell whether images are AI-generated, and show why.", NOTES)
+    parser.add_argument("inputs", nargs="*", metavar="INPUT", help="image file, folder, http(s) URL, or - for stdin")
+    parser.add_argument("--json", action="store_true", help="print JSON: one object, or a line each for several images")
+    parser.add_argument("--artifacts", metavar="DIR", type=Path, help="write heatmaps and an HTML report below DIR")
+    parser.add_argument("--profile", choices=tuple(PROFILES), help=f"which detectors run (default: {DEFAULT_PROFILE})")
+    parser.add_argument("--threshold", type=float, metavar="P", help="label AI from this probability on, 0..1")
+    parser.add_argument("--demo", action="store_true", help="judge a real photograph that scikit-learn carries")
+    parser.add_argument("--schema", action="store_true", help="print the JSON Schema of a verdict and exit")
+    args = parser.parse_args(argv)
     if args.demo:
         if (photograph := demo_photograph()) is None:
-            asked.exit(Exit.SETUP, "--demo needs the photograph in scikit-learn: pip install scikit-learn\n")
+            parser.exit(Exit.SETUP, "--demo needs the photograph in scikit-learn: pip install scikit-learn\n")
         args.inputs.append(str(photograph))
     if not (args.inputs or args.schema):
-        asked.error("no input; give a file, folder, URL or -, or try --demo")
+        parser.error("no input; give a file, folder, URL or -, or try --demo")
     if args.threshold is not None and not 0 <= args.threshold <= 1:
-        asked.error(f"--threshold must lie in 0..1, got {args.threshold}")
+        parser.error(f"--threshold must lie in 0..1, got {args.threshold}")
     if args.artifacts:
         try:
             args.artifacts.mkdir(parents=True, exist_ok=True)  # now, not after the first image was judged
         except OSError as error:
-            asked.error(f"--artifacts {args.artifacts}: {error.strerror}; name a folder that can be written")
+            parser.error(f"--artifacts {args.artifacts}: {error.strerror}; name a folder that can be written")
     return args
 
 

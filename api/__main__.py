@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from utils.exits import Exit, command, parser
+from utils.exits import Exit, command, command_parser
 from utils.profiles import DEFAULT_PROFILE, PROFILES
 
 if TYPE_CHECKING:  # imported where used: --help answers at once
@@ -33,12 +33,12 @@ log = logging.getLogger("api")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    asked = parser("python -m api", "Serve verdicts and a page over HTTP.", NOTES)
-    asked.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
-    asked.add_argument("--port", type=int, help="port to listen on (default: 8000; 0: any free one)")
-    asked.add_argument("--profile", choices=tuple(PROFILES), help=f"which detectors run (default: {DEFAULT_PROFILE})")
-    asked.add_argument("--new-key", metavar="NAME", help="print a fresh API key for NAME and exit")
-    return asked.parse_args(argv)
+    parser = command_parser("python -m api", "Serve verdicts and a page over HTTP.", NOTES)
+    parser.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, help="port to listen on (default: 8000; 0: any free one)")
+    parser.add_argument("--profile", choices=tuple(PROFILES), help=f"which detectors run (default: {DEFAULT_PROFILE})")
+    parser.add_argument("--new-key", metavar="NAME", help="print a fresh API key for NAME and exit")
+    return parser.parse_args(argv)
 
 
 @command

@@ -29,6 +29,7 @@ from training.metrics import evaluate, log_loss, plain
 from training.thresholds import choose_thresholds, measure_tiers
 from utils.contracts import Json
 from utils.errors import TableError
+from utils.exits import Exit, command, command_parser
 from utils.profiles import DEFAULT_PROFILE, PROFILES
 
 FOLDS = 5
@@ -49,33 +50,29 @@ class Candidate:
     loss: float  # log loss of held_out
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     if not arguments.table.is_file():
-        print(f"train_fusion: no table at {arguments.table}; make one: {EXTRACT_HINT}", file=sys.stderr)
-        return 2
-    try:
-        _refuse_foreign_folder(arguments.out)
-        table = read_table(arguments.table, arguments.inputs, arguments.exclude)
-        model, table, probabilities = train(
-            table,
-            arguments.out.name,
-            arguments.profile,
-            arguments.model,
-            arguments.drop,
-            arguments.seed,
-            arguments.target_real,
-        )
-    except TableError as error:
-        print(f"train_fusion: {error}", file=sys.stderr)
-        return 2
+        raise TableError(f"no table at {arguments.table}; make one: {EXTRACT_HINT}")
+    _refuse_foreign_folder(arguments.out)
+    table = read_table(arguments.table, arguments.inputs, arguments.exclude)
+    model, table, probabilities = train(
+        table,
+        arguments.out.name,
+        arguments.profile,
+        arguments.model,
+        arguments.drop,
+        arguments.seed,
+        arguments.target_real,
+    )
     text = report.readme(model, arguments.drop, arguments.seed, arguments.target_real, arguments.about)
     _install(model, arguments.out, text)
     print(text)
     if arguments.report:
         _plot(arguments.report / f"{model.name}.png", model, table, probabilities)
     print(f"wrote {arguments.out}")
-    return 0
+    return Exit.DONE
 
 
 def train(
@@ -281,7 +278,7 @@ def _plot(path: Path, model: FusionModel, table: Table, probabilities: FloatArra
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m fusion.train_fusion", description="Train a fusion artifact.")
+    parser = command_parser("python -m fusion.train_fusion", __doc__)
     parser.add_argument("--table", type=Path, required=True, help=f"CSV of features; made by: {EXTRACT_HINT}")
     parser.add_argument("--out", type=Path, required=True, help="artifact folder, e.g. models/saved_models/NAME")
     parser.add_argument(

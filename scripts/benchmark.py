@@ -9,7 +9,6 @@ them; what counts are the ratios. Needs requirements.txt and scikit-image.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import copy
 import os
@@ -43,6 +42,7 @@ from inference.graphs import GraphDetector, Network
 from inference.parts import load_forensics
 from ingress.sources import Ingress
 from utils.contracts import Measurement, Sample
+from utils.exits import Exit, command, command_parser
 from utils.profiles import DEFAULT_PROFILE
 from utils.settings import Settings, load_settings
 from utils.verdict_json import dump, verdict_dict
@@ -61,10 +61,9 @@ Calls: TypeAlias = list[tuple[Network, NDArray[np.uint8]]]  # what one image's n
 console = Console(width=110)
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("python -m scripts.benchmark", __doc__)
     parser.add_argument("--images", type=int, default=16, help="photographs per run (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=5, help="the median counts (default: %(default)s)")
     parser.add_argument("--only", choices=("rows", "cold", "curves"), help="one part of it")
@@ -79,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             cold(paths[0], arguments.runs)
         if arguments.only in (None, "curves"):
             curves(settings, Path(folder), paths)
-    return 0
+    return Exit.DONE
 
 
 def conditions() -> str:

@@ -24,19 +24,17 @@ from training.cleaning import NEAR, SMALLEST, Decision, Seen, clean, look_at_all
 from training.datasets import read_rows
 from training.feature_table import source_weights
 from utils.errors import TableError
+from utils.exits import Exit, command, command_parser
 
 FACTS = ("jpeg", "png", "webp", "square", "side_of_64", "log2_pixels", "bits_per_pixel")
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
-    try:
-        rows = read_rows(arguments.dataset, ("filepath", "label", "source", "split"))
-        if not rows or arguments.out.parent.resolve() != arguments.dataset.parent.resolve():
-            raise TableError("--out must be in the folder of the dataset, which must have rows")
-    except TableError as error:
-        print(f"clean_dataset: {error}", file=sys.stderr)
-        return 2
+    rows = read_rows(arguments.dataset, ("filepath", "label", "source", "split"))
+    if not rows or arguments.out.parent.resolve() != arguments.dataset.parent.resolve():
+        raise TableError("--out must be in the folder of the dataset, which must have rows")
     paths = [str(arguments.dataset.parent / row["filepath"]) for row in rows]
     seen = list(track(look_at_all(paths, arguments.jobs), "reading", total=len(paths), console=Console(stderr=True)))
     kept, decisions = clean(rows, seen, arguments.smallest, arguments.near)
@@ -49,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for (action, reason), count in sorted(Counter((each.action, each.reason) for each in decisions).items()):
         print(f"{action}: {count} ({reason})")
     print(f"{len(kept)} of {len(rows)} rows in {arguments.out}; decisions in {log}\n\n{report}")
-    return 0
+    return Exit.DONE
 
 
 # --- what gives the label away
@@ -120,7 +118,7 @@ def _write(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, str]]
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m scripts.clean_dataset", description=__doc__)
+    parser = command_parser("python -m scripts.clean_dataset", __doc__)
     parser.add_argument("dataset", type=Path, help="CSV with at least filepath, label, source and split")
     parser.add_argument("--out", type=Path, required=True, help="CSV in the same folder, so that its file paths hold")
     parser.add_argument("--smallest", type=int, default=SMALLEST, help="shorter side in px (default: %(default)s)")

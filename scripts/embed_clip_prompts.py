@@ -6,7 +6,6 @@ replaced by the zero-shot classifier.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,25 +15,20 @@ from rich.progress import Progress
 
 from inference.clip_models import CLIP_DETECTORS, Prompts, TextEmbeddings
 from models.loaders import Weights, record_card
-from utils.errors import VerifyError
+from utils.exits import Exit, command, command_parser
 from utils.persistence import sha256_file
 from utils.settings import load_settings
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.embed_clip_prompts", description=__doc__.partition("\n")[0]
-    )
+    parser = command_parser("python -m scripts.embed_clip_prompts", __doc__)
     parser.add_argument("names", nargs="+", choices=tuple(CLIP_DETECTORS), help="detectors")
     arguments = parser.parse_args(argv)
-    try:
-        folder = load_settings().weights_dir
-        for name in arguments.names:
-            _embed(name, folder)
-    except VerifyError as error:
-        print(f"{error.code}: {error}", file=sys.stderr)
-        return 1
-    return 0
+    folder = load_settings().weights_dir
+    for name in arguments.names:
+        _embed(name, folder)
+    return Exit.DONE
 
 
 def _embed(name: str, folder: Path) -> None:

@@ -19,26 +19,23 @@ from training import localisation
 from training.evaluation import judge, measure, tiers
 from training.evaluation_page import head, markdown, page, plot
 from training.extraction import extract
-from utils.errors import VerifyError
+from utils.exits import Exit, command, command_parser
 from utils.settings import load_settings
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     arguments.out.mkdir(parents=True, exist_ok=True)
     features = arguments.table or arguments.out / "features.csv"
     settings = load_settings()
-    try:
-        if arguments.table is None:
-            _, failures = extract(arguments.manifest, features, settings, split=arguments.split, jobs=arguments.jobs)
-            for failure in failures:
-                print(f"evaluate: left out: {failure}", file=sys.stderr)
-        folder = fusion_folder(settings.model_copy(update={"fusion": arguments.fusion or settings.fusion}))
-        judged = judge(features, arguments.manifest, folder, arguments.split, settings.threshold)
-        located = localisation.locate(arguments.masks, settings) if arguments.masks else None
-    except VerifyError as error:
-        print(f"evaluate: {error}", file=sys.stderr)
-        return 1
+    if arguments.table is None:
+        _, failures = extract(arguments.manifest, features, settings, split=arguments.split, jobs=arguments.jobs)
+        for failure in failures:
+            print(f"left out: {failure}", file=sys.stderr)
+    folder = fusion_folder(settings.model_copy(update={"fusion": arguments.fusion or settings.fusion}))
+    judged = judge(features, arguments.manifest, folder, arguments.split, settings.threshold)
+    located = localisation.locate(arguments.masks, settings) if arguments.masks else None
     measured = measure(judged)
     text = "\n\n".join([head(judged, folder, sys.argv[1:] if argv is None else argv), *markdown(judged, measured)])
     numbers = {**measured, "Tiers": tiers(judged)}
@@ -51,11 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     drawn = plot(judged, arguments.out / "plots.png")
     (arguments.out / "report.html").write_text(page(text, drawn, judged, arguments.manifest), encoding="utf-8")
     print(text)
-    return 0
+    return Exit.DONE
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m scripts.evaluate", description=__doc__)
+    parser = command_parser("python -m scripts.evaluate", __doc__)
     parser.add_argument("--manifest", type=Path, help="CSV: filepath,label,source,split[,generator,kind,content]")
     parser.add_argument("--table", type=Path, help="of scripts.extract_features, instead of measuring now")
     parser.add_argument("--masks", type=Path, help="CSV: filepath,label,source,mask; the manipulated rows are located")

@@ -10,7 +10,6 @@ is the detector's business.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -29,6 +28,7 @@ from models.clip_tower import class_tokens
 from models.ghostnet_net import GhostNetForensics
 from models.loaders import SHIPPED
 from models.mantranet_net import COMPACT, ManTraNet, bayar_constrained
+from utils.exits import Exit, command, command_parser
 from utils.persistence import GRAPH, record_file
 
 if TYPE_CHECKING:
@@ -125,8 +125,9 @@ EXPORTED: dict[str, tuple[str, Callable[[], OnPixels]]] = {
 }
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m scripts.export_graphs", description=__doc__.partition("\n")[0])
+    parser = command_parser("python -m scripts.export_graphs", __doc__)
     parser.add_argument(
         "--to", type=Path, default=SHIPPED, metavar="FOLDER", help="of model folders (default: %(default)s)"
     )
@@ -134,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, (architecture, build) in EXPORTED.items():
         export(build(), architecture, folder / name)
         print(folder / name / GRAPH)
-    return 0
+    return Exit.DONE
 
 
 def export_beside(network: OnPixels, architecture: str, folder: Path) -> None:

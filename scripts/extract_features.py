@@ -19,20 +19,17 @@ from pathlib import Path
 
 from training.deliveries import DELIVERIES
 from training.extraction import Row, extract
-from utils.errors import VerifyError
+from utils.exits import Exit, command, command_parser
 from utils.settings import load_settings
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     given = _parse(argv)
     options = {name: getattr(given, name) for name in ("split", "deliveries", "skip", "engine", "jobs", "seed")}
-    try:
-        rows, failures = extract(given.manifest, given.out, load_settings(), **options)
-    except VerifyError as error:
-        print(f"extract_features: {error}", file=sys.stderr)
-        return 2
+    rows, failures = extract(given.manifest, given.out, load_settings(), **options)
     _report(given.out, rows, failures)
-    return 0
+    return Exit.DONE
 
 
 def _report(out: Path, rows: Sequence[Row], failures: Sequence[str]) -> None:
@@ -49,11 +46,7 @@ def _report(out: Path, rows: Sequence[Row], failures: Sequence[str]) -> None:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.extract_features",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("python -m scripts.extract_features", __doc__)
     parser.add_argument("--manifest", type=Path, required=True, help="CSV: filepath,label,source[,split,generator]")
     parser.add_argument("--out", type=Path, required=True, help="table to write or to extend: .parquet, else CSV")
     parser.add_argument(

@@ -7,7 +7,6 @@ prompt weights may leave the even ensemble is chosen by cross-validation over so
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -31,7 +30,8 @@ from training.feature_table import IntArray, Table, source_weights
 from training.metrics import evaluate, log_loss
 from utils.contracts import Sample
 from utils.device import get_device
-from utils.errors import TableError, VerifyError
+from utils.errors import TableError
+from utils.exits import Exit, command, command_parser
 from utils.settings import load_settings
 
 # Strength of the pull towards even prompt weights, in nats per squared log-weight; inf keeps them even.
@@ -42,17 +42,14 @@ STEPS = 200  # of L-BFGS; a problem of some twenty parameters
 FLOOR = 1e-6  # a probability in the log loss is never 0 or 1
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m scripts.fit_clip_prompts", description=__doc__.partition("\n")[0])
+    parser = command_parser("python -m scripts.fit_clip_prompts", __doc__)
     parser.add_argument("name", choices=tuple(CLIP_DETECTORS), help="detector")
     parser.add_argument("--manifest", type=Path, required=True, help="CSV: filepath,label,source[,split]")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
-    try:
-        return _run(arguments.name, arguments.manifest, arguments.seed)
-    except VerifyError as error:
-        print(f"fit_clip_prompts: {error}", file=sys.stderr)
-        return 1
+    return _run(arguments.name, arguments.manifest, arguments.seed)
 
 
 def _run(name: str, manifest: Path, seed: int) -> int:
@@ -76,7 +73,7 @@ def _run(name: str, manifest: Path, seed: int) -> int:
     for title, text in (("before", detector.text), ("after", fitted)):
         print(f"  {title}: {_metrics(measured, text, seed)}")
     install(name, fitted, settings.weights_dir)
-    return 0
+    return Exit.DONE
 
 
 def fit(text: TextEmbeddings, table: Table, seed: int) -> tuple[TextEmbeddings, dict[float, float]]:

@@ -7,7 +7,6 @@ It does not judge whether an answer is right, only that there is one: pixels, or
 
 from __future__ import annotations
 
-import argparse
 import faulthandler
 import io
 import random
@@ -34,6 +33,7 @@ from ingress.decode import Limits, decode
 from ingress.sandbox import DecodeChild
 from utils.contracts import Sample
 from utils.errors import DecoderKilled, VerifyError
+from utils.exits import Exit, command, command_parser
 
 # Small on purpose: a flipped bit in a header makes a large image, and the run is about answers, not about zlib's speed.
 LIMITS = Limits(max_bytes=1 << 24, max_pixels=1 << 24, max_frames=4, max_animation_pixels=1 << 25)
@@ -303,9 +303,10 @@ def show(tally: Tally, seconds: float) -> None:
         console.print(failure, style="red", markup=False)
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status 1 when a file crashed or hung something."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.fuzz", description=(__doc__ or "").partition("\n")[0])
+    """Fails when a file crashed or hung something."""
+    parser = command_parser("python -m scripts.fuzz", __doc__)
     parser.add_argument("--count", type=int, default=5000, help="files to make")
     parser.add_argument("--seed", type=int, default=0, help="the same seed makes the same files")
     parser.add_argument("--seconds", type=float, default=10.0, help="longest time for one file")
@@ -325,7 +326,7 @@ def main(arguments: list[str] | None = None) -> int:
         limit = options.seconds + 5 if options.child else options.seconds
         tally = run(check, options.count, options.seed, limit, options.keep)
     show(tally, time.perf_counter() - start)
-    return 1 if tally.failures else 0
+    return Exit.FAILED if tally.failures else Exit.DONE
 
 
 if __name__ == "__main__":

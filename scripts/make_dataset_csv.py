@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ingress.sources import IMAGE_SUFFIXES
+from utils.errors import TableError
+from utils.exits import Exit, command, command_parser
 
 COLUMNS = ("filepath", "label", "split", "source", "generator", "delivery")
 LABELS = {
@@ -36,12 +38,12 @@ class Found:
     source: str
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     images = [each for folder in arguments.folders for each in find(folder)]
     if {each.label for each in images} != {"real", "ai"}:
-        print("make_dataset_csv: no images of one of the labels; name folders real and ai", file=sys.stderr)
-        return 2
+        raise TableError("no images of one of the labels; name folders real and ai")
     splits = split_sources(images, arguments.val, arguments.seed)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with arguments.out.open("w", newline="", encoding="utf-8") as file:
@@ -51,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for (label, split), count in sorted(Counter((each.label, splits[each.source]) for each in images).items()):
         sources = len({each.source for each in images if (each.label, splits[each.source]) == (label, split)})
         print(f"{label} {split}: {count} images of {sources} sources")
-    return 0
+    return Exit.DONE
 
 
 def find(folder: Path) -> list[Found]:
@@ -106,7 +108,7 @@ def _row(image: Found, splits: Mapping[str, str], folder: Path) -> dict[str, str
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m scripts.make_dataset_csv", description=__doc__)
+    parser = command_parser("python -m scripts.make_dataset_csv", __doc__)
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, default=Path("dataset.csv"), help="default: %(default)s")
     parser.add_argument("--val", type=float, default=0.2, help="share of the sources to validate on: %(default)s")

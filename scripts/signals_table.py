@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 
 from inference.parts import FORENSICS, load_forensics
 from inference.registry import DETECTORS
 from models.loaders import Weights, cards
+from utils.exits import Exit, command
 from utils.profiles import PROFILES
 
 HEAD = """\
@@ -38,5 +40,11 @@ def _rows(features: Mapping[str, str]) -> str:
     return "\n".join(["| signal | meaning |", "|---|---|", *rows, ""])
 
 
-if __name__ == "__main__":
+@command
+def main() -> int:
     print(table(), end="")
+    return Exit.DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -43,7 +43,8 @@ from training.meta_models import fit_calibration
 from training.metrics import evaluate, log_loss, plain
 from utils.contracts import Sample
 from utils.device import get_device
-from utils.errors import TableError, VerifyError
+from utils.errors import TableError
+from utils.exits import Exit, command, command_parser
 from utils.persistence import WEIGHTS, sha256_file
 from utils.settings import load_settings
 
@@ -60,16 +61,9 @@ class Candidate:
     loss: float  # log loss of held_out
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
-    try:
-        return _run(arguments)
-    except VerifyError as error:
-        print(f"train_dino_svm: {error}", file=sys.stderr)
-        return 1
-
-
-def _run(arguments: argparse.Namespace) -> int:
     settings = load_settings()
     weights = Weights.at(settings.weights_dir)
     device = get_device(settings.device)
@@ -97,7 +91,7 @@ def _run(arguments: argparse.Namespace) -> int:
     (out / "README.md").write_text(text, encoding="utf-8")
     print(text)
     _install(out / WEIGHTS, settings.weights_dir)
-    return 0
+    return Exit.DONE
 
 
 def train(
@@ -229,7 +223,7 @@ def _deliveries(text: str) -> tuple[str, ...]:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m scripts.train_dino_svm", description=__doc__.partition("\n")[0])
+    parser = command_parser("python -m scripts.train_dino_svm", __doc__)
     parser.add_argument("--manifest", type=Path, required=True, help="CSV: filepath,label,source[,split]")
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"default: {HEAD} in IMGV_WEIGHTS_DIR, and installed")
     parser.add_argument(

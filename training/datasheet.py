@@ -13,6 +13,7 @@ from training.build_dataset import CAP, LONGEST, SMALLEST
 from training.cleaning import HASH_SIDE, NEAR
 from training.sources import SPLITS, Source, read_catalogue, vocabulary
 from training.splits import SHARES
+from utils.exits import Exit, command
 
 PAGE = """\
 # The data set
@@ -180,5 +181,11 @@ def _images(sources: Iterable[Source]) -> int:
     return sum(int(each.images or 0) for each in sources)
 
 
-if __name__ == "__main__":
+@command
+def main() -> int:
     sys.stdout.write(page(read_catalogue()))
+    return Exit.DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

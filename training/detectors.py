@@ -6,7 +6,6 @@ Knows no network.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -28,6 +27,7 @@ from training.loop import LABELS, Picture, Recipe, check_labels, prepare, read_d
 from training.metrics import evaluate, plain
 from utils.contracts import RgbArray, Sample
 from utils.errors import VerifyError
+from utils.exits import command_parser
 from utils.settings import load_settings
 
 TRIES = 4
@@ -179,7 +179,7 @@ def measure(logits: Logits, pictures: Sequence[Picture], temperature: float) -> 
 
 
 def parser(module: str, description: str | None, minutes: float, rate: float) -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
+    found = command_parser(f"python -m {module}", description)
     columns = "CSV: filepath,label,source[,split,content]"
     found.add_argument("--dataset", type=Path, nargs="+", required=True, help=columns)
     found.add_argument("--out", type=Path, required=True, help="folder for weights, checkpoint, log and metrics")
@@ -193,16 +193,6 @@ def parser(module: str, description: str | None, minutes: float, rate: float) ->
     found.add_argument("--jobs", type=int, default=2, help="processes that decode the images once, beforehand")
     found.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     return found
-
-
-def run(train: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
-    """The exit status; what the user can change is told in one line."""
-    try:
-        train(arguments)
-    except VerifyError as error:
-        print(f"{train.__module__.rpartition('.')[2]}: {error}", file=sys.stderr)
-        return 2
-    return 0
 
 
 def add_architecture(parser: argparse.ArgumentParser, default: str) -> None:

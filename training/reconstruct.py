@@ -10,7 +10,6 @@ to ship.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import sys
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from models.loaders import load_into, load_state
 from training.detectors import read_sample
 from training.loop import LABELS, Picture, read_datasets, some_of_each
 from utils.contracts import RgbArray
-from utils.errors import TableError, VerifyError
+from utils.exits import Exit, command, command_parser
 
 LONG_SIDE = 640  # px; where most deliveries end
 GRID = 8  # px that one place of the code stands for
@@ -81,24 +80,21 @@ def _pool() -> nn.Sequential:
     return nn.Sequential(inner, nn.GroupNorm(4, wide), nn.ReLU(), outer)
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m training.reconstruct", description=__doc__.partition("\n")[0])
+    parser = command_parser("python -m training.reconstruct", __doc__)
     parser.add_argument("--dataset", type=Path, nargs="+", required=True, help="its real images of split train")
     parser.add_argument("--encoder", type=Path, required=True, help="taef2_encoder.pth")
     parser.add_argument("--decoder", type=Path, required=True, help="taef2_decoder.pth")
     parser.add_argument("--out", type=Path, required=True, help="folder for the images and dataset.csv")
     parser.add_argument("--per-source", type=int, default=4, help="images of one source (default: %(default)s)")
     arguments = parser.parse_args(argv)
-    try:
-        found = read_datasets(arguments.dataset)
-        real = [each for each in found if each.label == LABELS["real"] and each.split == "train"]
-        networks = [
-            load_into(build(), load_state(path)).to(memory_format=torch.channels_last)
-            for build, path in ((encoder, arguments.encoder), (decoder, arguments.decoder))
-        ]
-    except (TableError, VerifyError) as error:
-        print(f"reconstruct: {error}", file=sys.stderr)
-        return 2
+    found = read_datasets(arguments.dataset)
+    real = [each for each in found if each.label == LABELS["real"] and each.split == "train"]
+    networks = [
+        load_into(build(), load_state(path)).to(memory_format=torch.channels_last)
+        for build, path in ((encoder, arguments.encoder), (decoder, arguments.decoder))
+    ]
     arguments.out.mkdir(parents=True, exist_ok=True)
     rows = [
         row
@@ -110,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         table.writerow(["filepath", "label", "source", "split", "content"])
         table.writerows(rows)
     print(f"{len(rows)} images in {arguments.out}")
-    return 0
+    return Exit.DONE
 
 
 def write_pair(picture: Picture, network: nn.Module, folder: Path) -> list[tuple[str, ...]]:

@@ -6,7 +6,6 @@ witnesses. A split that has been drawn is never changed, so that nothing is vali
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from training.sources import CATALOGUE, Source, read_catalogue, read_file, write_file
 from utils.errors import TableError
+from utils.exits import Exit, command, command_parser
 
 SHARES = {"train": 0.5, "fusion": 0.2, "val": 0.3}  # of the sources
 STRATA = ("content", "kind", "family", "subject")  # each within its label
@@ -23,19 +23,16 @@ STRATA = ("content", "kind", "family", "subject")  # each within its label
 Stratum = tuple[str, ...]
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m training.splits", description=__doc__)
+    parser = command_parser("python -m training.splits", __doc__)
     parser.add_argument("--catalogue", type=Path, default=CATALOGUE)
     folder = parser.parse_args(argv).catalogue
-    try:
-        splits = draw(read_catalogue(folder))
-        for path in sorted(folder.glob("*.csv")):
-            write_file(path, [replace(source, split=splits[source.group]) for source in read_file(path)])
-    except TableError as error:
-        print(f"splits: {error}", file=sys.stderr)
-        return 2
+    splits = draw(read_catalogue(folder))
+    for path in sorted(folder.glob("*.csv")):
+        write_file(path, [replace(source, split=splits[source.group]) for source in read_file(path)])
     print(", ".join(f"{count} groups in {split}" for split, count in sorted(Counter(splits.values()).items())))
-    return 0
+    return Exit.DONE
 
 
 def draw(sources: Iterable[Source]) -> dict[str, str]:

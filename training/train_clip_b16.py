@@ -39,7 +39,7 @@ from training.clip_tokens import Look, View, tokens_of
 from training.deliveries import DELIVERIES
 from training.detectors import measure
 from training.loop import Picture, read_datasets, some_of_each
-from utils.errors import TableError, VerifyError
+from utils.exits import Exit, command, command_parser
 from utils.persistence import record_file
 from utils.settings import load_settings
 
@@ -59,8 +59,9 @@ class Choice:
     loss: float  # nats, after the temperature
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__.partition("\n")[0])
+    parser = command_parser(COMMAND, __doc__)
     columns = "CSV: filepath,label,source[,split,content]"
     parser.add_argument("--dataset", type=Path, nargs="+", required=True, help=columns)
     parser.add_argument("--pairs", type=Path, nargs="*", default=(), help="likewise, of training.reconstruct")
@@ -68,12 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cache", type=Path, required=True, help="folder for tokens, 18 kB per view")
     parser.add_argument("--jobs", type=int, default=2, help="processes that look at images (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    try:
-        train(parser.parse_args(argv))
-    except (TableError, VerifyError) as error:
-        print(f"train_clip_b16: {error}", file=sys.stderr)
-        return 2
-    return 0
+    train(parser.parse_args(argv))
+    return Exit.DONE
 
 
 def train(arguments: argparse.Namespace) -> None:

@@ -75,16 +75,16 @@ def command(main: Callable[P, int]) -> Callable[P, int]:
     return framed
 
 
-def parser(prog: str, doc: str | None, notes: str = "") -> argparse.ArgumentParser:
+def command_parser(prog: str, doc: str | None, notes: str = "") -> argparse.ArgumentParser:
     """A parser whose help ends with ``notes`` and the exit codes.
 
     Args:
         prog: as the user calls the command.
-        doc: the docstring of the command's module; its first line, up to a colon, describes the command.
+        doc: what the command does: the docstring of its module.
     """
     return argparse.ArgumentParser(
         prog=prog,
-        description=(doc or "").partition("\n")[0],
+        description=doc,
         epilog=notes + EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

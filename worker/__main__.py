@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from utils.errors import BadSettings, SetupError
-from utils.exits import Exit, command, parser
+from utils.exits import Exit, command, command_parser
 from utils.profiles import DEFAULT_PROFILE, PROFILES
 
 if TYPE_CHECKING:  # imported where used: --help answers at once
@@ -31,10 +31,12 @@ log = logging.getLogger("worker")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    asked = parser("python -m worker", "Judge images from a Redis stream and write explained verdicts back.", NOTES)
-    asked.add_argument("--embedded", action="store_true", help="start a Valkey of our own, with its data in a folder")
-    asked.add_argument("--profile", choices=tuple(PROFILES), help=f"which detectors run (default: {DEFAULT_PROFILE})")
-    return asked.parse_args(argv)
+    parser = command_parser(
+        "python -m worker", "Judge images from a Redis stream and write back explained verdicts.", NOTES
+    )
+    parser.add_argument("--embedded", action="store_true", help="start a Valkey of our own, with its data in a folder")
+    parser.add_argument("--profile", choices=tuple(PROFILES), help=f"which detectors run (default: {DEFAULT_PROFILE})")
+    return parser.parse_args(argv)
 
 
 @command

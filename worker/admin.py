@@ -13,7 +13,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from utils.contracts import Json
 from utils.errors import QueueUnreachable
-from utils.exits import Exit, command, parser
+from utils.exits import Exit, command, command_parser
 from utils.settings import load_settings
 from utils.verdict_json import dump
 from worker.connect import Client, connect
@@ -26,8 +26,8 @@ _PAGE = 100
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    asked = parser("python -m worker.admin", "Look into the queue; one JSON per line.")
-    commands = asked.add_subparsers(dest="command", required=True)
+    parser = command_parser("python -m worker.admin", "Look into the queue; one JSON per line.")
+    commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("status", help="what waits, what runs, who works, what is dead")
     dead = commands.add_parser("dead", help="jobs that were given up").add_subparsers(dest="action", required=True)
     dead.add_parser("list", help="one line each, oldest first")
@@ -39,9 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         chosen = dead.add_parser(action, help=text)
         chosen.add_argument("ids", nargs="*", metavar="ID")
         chosen.add_argument("--all", action="store_true")
-    args = asked.parse_args(argv)
+    args = parser.parse_args(argv)
     if getattr(args, "action", "list") != "list" and bool(args.ids) == args.all:
-        asked.error("give ids, or --all")
+        parser.error("give ids, or --all")
     settings = load_settings()
     url = find_url(settings.redis_url.get_secret_value(), settings.queue_embedded_dir)
     try:

@@ -21,7 +21,7 @@ from ingress.decode import read_file
 from ingress.sources import expand, is_url
 from utils.contracts import Json
 from utils.errors import InputError, QueueFull, QueueUnreachable
-from utils.exits import Exit, command, parser
+from utils.exits import Exit, command, command_parser
 from utils.profiles import PROFILES
 from utils.settings import Settings, load_settings
 from utils.verdict_json import dump, error_dict
@@ -126,7 +126,7 @@ class Submitter:
         return refused
 
     async def _enqueue(self, job_id: str, fields: Mapping[str, str | bytes]) -> None:
-        """A lost reply is asked for again; the job is added once."""
+        """A lost reply is parser for again; the job is added once."""
         settings = self._settings
         for tries_left in (2, 1, 0):
             try:
@@ -154,12 +154,12 @@ class Submitter:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    asked = parser("python -m worker.submit", "Queue images and wait for verdicts.")
-    asked.add_argument("inputs", nargs="+", metavar="INPUT", help="image file, folder or http(s) URL")
-    asked.add_argument("--json", action="store_true", help="print one JSON object per line")
-    asked.add_argument("--profile", choices=tuple(PROFILES), help="as the job's field")
-    asked.add_argument("--priority", choices=PRIORITIES, default="normal")
-    args = asked.parse_args(argv)
+    parser = command_parser("python -m worker.submit", "Queue images and wait for verdicts.")
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image file, folder or http(s) URL")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
+    parser.add_argument("--profile", choices=tuple(PROFILES), help="as the job's field")
+    parser.add_argument("--priority", choices=PRIORITIES, default="normal")
+    args = parser.parse_args(argv)
     settings = load_settings()
     url = find_url(settings.redis_url.get_secret_value(), settings.queue_embedded_dir)
     return asyncio.run(run(args, settings, connect(url)))

@@ -13,6 +13,7 @@ from fusion.train_fusion import assign_folds, main
 from tests.fusion.synthetic import INPUTS, KINDS, write_table
 from training.feature_table import family, read_table, source_weights
 from training.meta_models import drop_families, fit_calibration, fit_isotonic
+from utils.exits import Exit
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -113,7 +114,7 @@ def test_a_bad_table_is_refused_in_one_line(
 ) -> None:
     path = write_table(tmp_path / "t.csv", images=2)
     path.write_text(path.read_text().replace(old, new))
-    assert main(["--table", str(path), "--out", str(tmp_path / "a")]) == 2
+    assert main(["--table", str(path), "--out", str(tmp_path / "a")]) == Exit.FAILED
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
@@ -122,21 +123,21 @@ def test_a_bad_table_is_refused_in_one_line(
 
 def test_too_few_sources_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_table(tmp_path / "t.csv", sources=3)
-    assert main(["--table", str(path), "--out", str(tmp_path / "a")]) == 2
+    assert main(["--table", str(path), "--out", str(tmp_path / "a")]) == Exit.FAILED
     assert "val split holds one label only" in capsys.readouterr().err
     path.write_text(path.read_text().replace(",val,", ",train,"))
-    assert main(["--table", str(path), "--out", str(tmp_path / "a")]) == 2
+    assert main(["--table", str(path), "--out", str(tmp_path / "a")]) == Exit.FAILED
     assert "at least two training sources" in capsys.readouterr().err
 
 
 def test_a_missing_table_says_how_to_make_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--table", str(tmp_path / "none.csv"), "--out", str(tmp_path / "a")]) == 2
+    assert main(["--table", str(tmp_path / "none.csv"), "--out", str(tmp_path / "a")]) == Exit.FAILED
     assert "python -m scripts.extract_features" in capsys.readouterr().err
 
 
 def test_a_folder_with_other_files_is_never_replaced(table_path: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
-    assert main(["--table", str(table_path), "--out", str(tmp_path)]) == 2
+    assert main(["--table", str(table_path), "--out", str(tmp_path)]) == Exit.FAILED
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 

@@ -126,7 +126,7 @@ def test_a_file_is_downloaded_verified_and_usable(command: Command, capsys: pyte
 
 def test_a_broken_download_is_continued(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     command.server.cut_after = 300_000
-    assert command("net", "--yes") == 1
+    assert command("net", "--yes") == Exit.FAILED
     assert "fetch_failed" in capsys.readouterr().err
     assert not command.file.exists()
     have = command.part.stat().st_size
@@ -161,7 +161,7 @@ def test_a_complete_download_of_unknown_size_is_only_verified(command: Command) 
 
 def test_corrupt_bytes_are_not_installed(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     command.part.write_bytes(b"x" * 1000)  # an earlier attempt left something else
-    assert command("net", "--yes") == 1
+    assert command("net", "--yes") == Exit.SETUP
     error = capsys.readouterr().err
     assert "weights_corrupt" in error
     assert SHA256 in error
@@ -172,7 +172,7 @@ def test_corrupt_bytes_are_not_installed(command: Command, capsys: pytest.Captur
 
 def test_another_size_is_refused_before_it_is_downloaded(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     command.card(size=7)
-    assert command("net", "--yes") == 1
+    assert command("net", "--yes") == Exit.SETUP
     assert f"expected 7 bytes, https://weights.test/net.bin offers {len(CONTENT)}" in (
         capsys.readouterr().err.replace(f"http://127.0.0.1:{command.server.server_address[1]}", "https://weights.test")
     )
@@ -180,21 +180,26 @@ def test_another_size_is_refused_before_it_is_downloaded(command: Command, capsy
 
 
 @pytest.mark.parametrize(
-    ("path", "message"), [("page", "answered with a web page"), ("gone", "answered 404"), ("redirect", "is not https")]
+    ("path", "message", "status"),
+    [
+        ("page", "answered with a web page", Exit.SETUP),
+        ("gone", "answered 404", Exit.FAILED),
+        ("redirect", "is not https", Exit.FAILED),
+    ],
 )
 def test_an_answer_that_is_not_the_file_is_refused(
-    command: Command, capsys: pytest.CaptureFixture[str], path: str, message: str
+    command: Command, capsys: pytest.CaptureFixture[str], path: str, message: str, status: Exit
 ) -> None:
     command.server.redirect = "http://elsewhere.test/net.bin"
     command.card(url=f"https://weights.test/{path}")
-    assert command("net", "--yes") == 1
+    assert command("net", "--yes") == status
     assert message in capsys.readouterr().err
     assert not command.file.exists()
 
 
 def test_a_plain_http_address_is_never_asked(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     command.card(url="http://weights.test/net.bin")
-    assert command("net", "--yes") == 1
+    assert command("net", "--yes") == Exit.FAILED
     assert "is not https" in capsys.readouterr().err
     assert command.server.ranges == []
 
@@ -204,7 +209,7 @@ def test_nothing_is_downloaded_without_a_yes(
     command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], answer: str
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO(answer))
-    assert command("net") == 1
+    assert command("net") == Exit.FAILED
     assert command.server.ranges == []
     shown = capsys.readouterr().out
     assert SHA256 in shown
@@ -225,7 +230,7 @@ def test_a_first_download_without_a_known_hash_is_recorded_and_held_to(
     assert recorded["licence"] == "MIT"
     assert Weights.at(command.folder).path("net") == command.file
     command.file.write_bytes(CONTENT[::-1])
-    assert command("net", "--yes") == 1
+    assert command("net", "--yes") == Exit.SETUP
     assert "weights_corrupt" in capsys.readouterr().err
 
 
@@ -233,13 +238,13 @@ def test_a_file_only_a_person_can_get_is_explained_and_installed_by_hand(
     command: Command, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command.card(url="", page="https://drive.test/x")
-    assert command("net") == 1
+    assert command("net") == Exit.FAILED
     shown = capsys.readouterr().out
     assert "https://drive.test/x" in shown
     assert "python -m scripts.download_weights net --from net.bin" in shown
     by_hand = tmp_path_factory.mktemp("downloads") / "file(1).bin"
     by_hand.write_bytes(CONTENT[:-1])
-    assert command("net", "--from", str(by_hand)) == 1
+    assert command("net", "--from", str(by_hand)) == Exit.SETUP
     assert not command.file.exists()
     by_hand.write_bytes(CONTENT)
     assert command("net", "--from", str(by_hand)) == 0
@@ -248,11 +253,11 @@ def test_a_file_only_a_person_can_get_is_explained_and_installed_by_hand(
 
 @pytest.mark.parametrize("arguments", [("--from", "x"), ("net", "--from", "nowhere.bin"), ("ghostnet", "--from", "x")])
 def test_a_file_by_hand_needs_one_card_and_a_file(command: Command, arguments: tuple[str, ...]) -> None:
-    assert command(*arguments) == 1
+    assert command(*arguments) == Exit.SETUP
 
 
 def test_an_unknown_name_suggests_the_nearest(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command("fatfomer") == 1
+    assert command("fatfomer") == Exit.SETUP
     assert "did you mean 'fatformer'" in capsys.readouterr().err
 
 
@@ -278,7 +283,7 @@ def test_yes_does_not_stand_for_a_licence_that_a_profile_brought_along(
 ) -> None:
     monkeypatch.setitem(DETECTORS, "effnet", replace(DETECTORS["effnet"], model="net"))
     command.card(commercial=False, licence="research only")
-    assert command("--profile", "embedded", "--yes") == 1
+    assert command("--profile", "embedded", "--yes") == Exit.FAILED
     assert command.server.ranges == []
     assert "net: research only; to accept that: python -m scripts.download_weights net --yes" in capsys.readouterr().out
     assert command("net", "--yes") == 0

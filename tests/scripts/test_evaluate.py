@@ -19,6 +19,7 @@ from scripts.evaluate import main
 from training import evaluation, localisation
 from training.evaluation import judge, measure, shares, tiers
 from utils.contracts import Measurement, Sample
+from utils.exits import Exit
 from utils.profiles import DEFAULT_PROFILE, PROFILES
 from utils.settings import load_settings
 
@@ -236,19 +237,19 @@ def test_localisation_is_part_of_the_page_and_says_what_is_not_installed(
 def test_a_manifest_without_masks_is_refused(
     features: Path, manifest: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--table", str(features), "--masks", str(manifest), "--out", str(manifest.parent)]) == 1
+    assert main(["--table", str(features), "--masks", str(manifest), "--out", str(manifest.parent)]) == Exit.FAILED
     assert "no row of label manipulated" in capsys.readouterr().err
 
 
 def test_a_table_that_lacks_an_input_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = ["filepath,label,source,split,effnet_prob", "a,real,a,val,0.1", "b,ai,b,val,0.9"]
     (tmp_path / "f.csv").write_text("\n".join(lines))
-    assert main(["--table", str(tmp_path / "f.csv"), "--out", str(tmp_path)]) == 1
+    assert main(["--table", str(tmp_path / "f.csv"), "--out", str(tmp_path)]) == Exit.FAILED
     assert "has no column" in capsys.readouterr().err
 
 
 def test_a_split_that_is_not_there_is_refused(
     features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--table", str(features), "--out", str(tmp_path / "r"), "--split", "train"]) == 1
+    assert main(["--table", str(features), "--out", str(tmp_path / "r"), "--split", "train"]) == Exit.FAILED
     assert "no rows of split train" in capsys.readouterr().err

@@ -21,6 +21,7 @@ from ingress.sources import Ingress
 from scripts.extract_features import main
 from training.extraction import KEYS, Measurer, Task
 from training.feature_table import read_table
+from utils.exits import Exit
 from utils.settings import load_settings
 
 DELIVERIES = "clean,random1"
@@ -211,7 +212,7 @@ def test_a_manifest_without_split_is_for_training_and_one_without_a_label_is_ref
     bare.write_text("\n".join(",".join(row[:3]) for row in rows))
     assert set(read_table(extract(bare, tmp_path / "bare.csv")).splits) == {"train"}
     bare.write_text("\n".join(row[0] for row in rows))
-    assert main(["--manifest", str(bare), "--out", str(tmp_path / "t.csv")]) == 2
+    assert main(["--manifest", str(bare), "--out", str(tmp_path / "t.csv")]) == Exit.FAILED
     assert "no column label, source" in capsys.readouterr().err
 
 
@@ -220,12 +221,12 @@ def test_a_table_of_another_version_is_refused(
 ) -> None:
     out = tmp_path / "t.csv"
     out.write_text("filepath,delivery,label,old.feature\n")
-    assert main(["--manifest", str(manifest), "--out", str(out)]) == 2
+    assert main(["--manifest", str(manifest), "--out", str(out)]) == Exit.FAILED
     assert "other columns" in capsys.readouterr().err
     out.unlink()
     line = {"filepath": "a", "delivery": "clean", "models": "", "features": {"old.feature": 1.0}}
     out.with_name("t.csv.journal").write_text(json.dumps(line))
-    assert main(["--manifest", str(manifest), "--out", str(out)]) == 2
+    assert main(["--manifest", str(manifest), "--out", str(out)]) == Exit.FAILED
     assert "delete it" in capsys.readouterr().err
 
 
@@ -233,7 +234,7 @@ def test_a_wrong_setting_is_told_in_one_line(
     manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("IMGV_DETECTORS", "efnet")
-    assert main(["--manifest", str(manifest), "--out", str(tmp_path / "t.csv")]) == 2
+    assert main(["--manifest", str(manifest), "--out", str(tmp_path / "t.csv")]) == Exit.FAILED
     assert "did you mean 'effnet'?" in capsys.readouterr().err
 
 
@@ -252,7 +253,7 @@ def test_a_missing_package_is_named_before_anything_is_measured(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, package, None)
-    assert main(["--manifest", str(manifest), "--out", "t.csv", option]) == 2
+    assert main(["--manifest", str(manifest), "--out", "t.csv", option]) == Exit.FAILED
     assert command in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 

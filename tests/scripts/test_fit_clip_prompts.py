@@ -20,6 +20,7 @@ from scripts.embed_clip_prompts import main as embed_clip_prompts
 from scripts.fit_clip_prompts import _fit, fit, main
 from training.feature_table import Table, source_weights
 from training.meta_models import fit_platt
+from utils.exits import Exit
 from utils.persistence import sha256_file
 
 WIDTH = 16
@@ -117,5 +118,5 @@ def test_a_manifest_becomes_the_installed_fit(
     assert detector.text.fitted == "48 rows of 8 sources", "three deliveries of sixteen images"
 
     (tmp_path / "dataset.csv").write_text("\n".join(lines[:3]))
-    assert main(["clip_h14", "--manifest", str(tmp_path / "dataset.csv")]) == 1
+    assert main(["clip_h14", "--manifest", str(tmp_path / "dataset.csv")]) == Exit.FAILED
     assert "one of the labels" in capsys.readouterr().err

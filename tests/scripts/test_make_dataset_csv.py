@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from scripts.make_dataset_csv import COLUMNS, Found, find, main, split_sources
+from utils.exits import Exit
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -88,5 +89,5 @@ def test_the_table_is_written_with_paths_from_its_own_folder(tmp_path: Path) -> 
 
 def test_one_label_alone_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     touch(tmp_path, "real/a/1.jpg")
-    assert main([str(tmp_path), "--out", str(tmp_path / "d.csv")]) == 2
+    assert main([str(tmp_path), "--out", str(tmp_path / "d.csv")]) == Exit.FAILED
     assert "no images of one of the labels" in capsys.readouterr().err

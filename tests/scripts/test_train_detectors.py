@@ -25,6 +25,7 @@ from training import detectors as shared
 from training.loop import Picture
 from utils.contracts import Sample
 from utils.errors import WeightsMismatch
+from utils.exits import Exit
 
 PHOTOGRAPHS = [np.asarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")]
 
@@ -105,7 +106,7 @@ def test_a_dataset_that_nobody_can_learn_from_is_told_in_one_line(
     dataset: Path, capsys: pytest.CaptureFixture[str], change: Callable[[str], str], message: str
 ) -> None:
     dataset.write_text(change(dataset.read_text()))
-    assert train_effnet.main([*arguments(dataset, 1), "--architecture", "test_efficientnet"]) == 2
+    assert train_effnet.main([*arguments(dataset, 1), "--architecture", "test_efficientnet"]) == Exit.FAILED
     assert message in capsys.readouterr().err
 
 
@@ -114,7 +115,7 @@ def test_images_of_one_label_that_cannot_be_read_are_no_dataset(
 ) -> None:
     for path in dataset.parent.glob("ai*.*"):
         path.write_bytes(b"no image")
-    assert train_ghostnet.main(arguments(dataset, 1)) == 2
+    assert train_ghostnet.main(arguments(dataset, 1)) == Exit.FAILED
     assert "that can be read" in capsys.readouterr().err
 
 

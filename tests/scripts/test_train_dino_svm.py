@@ -21,6 +21,7 @@ from training.embeddings import embed_manifest
 from training.feature_table import Table
 from utils.contracts import Sample
 from utils.errors import TableError
+from utils.exits import Exit
 from utils.persistence import read_arrays, sha256_file
 from utils.settings import load_settings
 
@@ -115,7 +116,7 @@ def test_a_head_outside_the_weights_folder_is_written_but_not_installed(
 def test_a_missing_backbone_names_the_command(
     dataset: Path, weights_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--manifest", str(dataset), "--backbone", "dinov2_large"]) == 1
+    assert main(["--manifest", str(dataset), "--backbone", "dinov2_large"]) == Exit.FAILED
     assert "python -m scripts.download_weights dinov2_large" in capsys.readouterr().err
 
 

@@ -27,6 +27,7 @@ from training.sources import (
 )
 from training.splits import SHARES, draw
 from utils.errors import TableError
+from utils.exits import Exit
 
 ROOT = Path(__file__).parents[2]
 # Facts about images that others judge by must not get into training; whoever keeps such a list names its checker here.
@@ -225,4 +226,4 @@ def test_the_command_writes_the_splits_into_the_files(tmp_path: Path, capsys: py
     assert splits.main(["--catalogue", str(tmp_path)]) == 0
     assert Counter(source.split for source in read_catalogue(tmp_path)) == {"train": 5, "val": 3, "fusion": 2}
     assert "5 groups in train" in capsys.readouterr().out
-    assert splits.main(["--catalogue", str(tmp_path / "absent")]) == 2
+    assert splits.main(["--catalogue", str(tmp_path / "absent")]) == Exit.FAILED

@@ -17,6 +17,7 @@ import training.train_clip_b16 as trainer
 from inference.clip_b16 import BLOCKS, WIDTH
 from training.clip_tokens import Look
 from utils.contracts import RgbArray
+from utils.exits import Exit
 from utils.persistence import load_arrays, read_tables, sha256_file
 
 TOWER = "ab" * 32
@@ -101,5 +102,5 @@ def test_a_data_set_of_one_label_is_told_in_a_line(tmp_path: Path, capsys: pytes
     path = tmp_path / "one.csv"
     path.write_text("filepath,label,source\nx.png,real,a\n")
     where = ["--dataset", str(path), "--out", str(tmp_path), "--cache", str(tmp_path)]
-    assert trainer.main(where) == 2
+    assert trainer.main(where) == Exit.FAILED
     assert "train_clip_b16: training needs real and ai images" in capsys.readouterr().err

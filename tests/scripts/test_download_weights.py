@@ -17,6 +17,7 @@ import pytest
 from inference.registry import DETECTORS
 from models.loaders import Weights, record_card
 from scripts import download_weights
+from utils.exits import Exit
 
 CONTENT = bytes(range(256)) * 5000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -1,4 +1,4 @@
-"""Containers: what a file is by its first bytes, and where its image ends. Decodes no pixel and knows no Pillow."""
+"""Where the image inside a file ends, walked before a decoder sees it. Decodes no pixel and knows no Pillow."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from formats import gif, jpeg, png, riff, tiff
 from formats.parts import Part, most_parts
-from utils.errors import NotAnImage, Undecodable, UnsupportedFormat
+from utils.errors import Undecodable
 
 _JPEG_SCANS = 100  # encoders write about 10; each costs a pass over all coefficients (LJT-01-004, libjpeg-turbo 2015)
 _EXIF_SEGMENTS = 16  # Pillow joins them by copying, which is quadratic in their number
@@ -18,119 +18,6 @@ _HEADER_JUNK = 1 << 16  # Pillow steps over bytes between JPEG segments one at a
 _TOO_MANY = "built of too many tiny pieces to be a genuine image"
 _TIFF_VALUES = 150_000  # strips or tiles of one page; each costs Pillow about 20 us and 300 bytes
 
-# ---------------------------------------------------------------------------------------------- what is this file?
-
-_FORMATS = (  # start of file -> Pillow's name for what we decode; ISO media, WebP and BMP need a second look
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
-    (b"GIF87a", "GIF"),
-    (b"GIF89a", "GIF"),
-    (b"II*\0", "TIFF"),
-    (b"MM\0*", "TIFF"),
-    (b"II+\0", "TIFF"),
-    (b"MM\0+", "TIFF"),
-)
-_BMP_HEADER_SIZES = (12, 40, 52, 56, 64, 108, 124)
-_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
-
-_OTHERS = (  # start of file -> what we call it when we refuse it, or find it after the image
-    (b"%!PS", "EPS/PostScript"),
-    (b"\xc5\xd0\xd3\xc6", "EPS/PostScript"),
-    (b"%PDF", "PDF"),
-    (b"8BPS", "Photoshop PSD"),
-    (b"\xff\x0a", "JPEG XL"),
-    (b"\0\0\0\x0cJXL ", "JPEG XL"),
-    (b"\0\0\0\x0cjP  ", "JPEG 2000"),
-    (b"\xff\x4f\xff\x51", "JPEG 2000"),
-    (b"\0\0\1\0", "Windows icon"),
-    (b"v/1\1", "OpenEXR"),
-    (b"#?RADIANCE", "Radiance HDR"),
-    (b"SIMPLE  =", "FITS"),
-    (b"DDS ", "DDS texture"),
-    (b"FUJIFILMCCD-RAW", "camera raw"),
-    (b"IIU\0", "camera raw"),
-    (b"IIRO", "camera raw"),
-    (b"\x1aE\xdf\xa3", "Matroska/WebM video"),
-    (b"PK\3\4", "ZIP"),
-    (b"Rar!", "RAR"),
-    (b"7z\xbc\xaf", "7-Zip"),
-    (b"\x1f\x8b", "gzip"),
-    (b"\x7fELF", "ELF program"),
-    (b"MZ", "Windows program"),
-)
-
-
-def supported_format(raw: bytes) -> str:
-    """Pillow's name of the one format that will be tried.
-
-    Raises:
-        UnsupportedFormat: an image or document that we know and do not decode.
-        NotAnImage: anything else.
-    """
-    kind = _format(raw)
-    if kind == "HEIF":
-        _register_heif()
-    if kind:
-        return kind
-    found = describe(raw[:4096])
-    if found in ("text", "HTML", "XML", "zeros", "unknown data"):
-        raise NotAnImage(f"{found}, not an image; give the address or the bytes of the image itself")
-    raise UnsupportedFormat(f"{found} is not supported; convert it to PNG or JPEG first")
-
-
-def _format(raw: bytes) -> str:
-    for magic, kind in _FORMATS:
-        if raw.startswith(magic):
-            return kind
-    if raw.startswith(b"RIFF") and raw[8:12] == b"WEBP":
-        return "WEBP"
-    if raw.startswith(b"BM") and int.from_bytes(raw[14:18], "little") in _BMP_HEADER_SIZES:
-        return "BMP"
-    if raw[4:8] == b"ftyp":
-        brands = raw[8 : min(256, int.from_bytes(raw[:4], "big"))]
-        if brands[:4] in (b"avif", b"avis") or (brands[:4] in (b"mif1", b"msf1") and b"avi" in brands):
-            return "AVIF"
-        if brands[:4] in _HEIF_BRANDS:
-            return "HEIF"
-    return ""
-
-
-def describe(head: bytes) -> str:
-    """Name what some bytes look like, for a message."""
-    for magic, name in _OTHERS:
-        if head.startswith(magic):
-            return name
-    if kind := _format(head):
-        return kind
-    if head[4:8] == b"ftyp":
-        return "MP4/QuickTime video"
-    if not head.strip(b"\0"):
-        return "zeros"
-    return _describe_text(head.removeprefix(b"\xef\xbb\xbf").lstrip().lower())
-
-
-def _describe_text(text: bytes) -> str:
-    is_markup = text.startswith((b"<?xml", b"<!--", b"<!doctype svg", b"<svg"))
-    if is_markup and b"<svg" in text:
-        return "SVG"
-    if text.startswith((b"<!doctype html", b"<html")):
-        return "HTML"
-    if is_markup:
-        return "XML"
-    printable = sum(byte >= 32 or byte in b"\t\n\r\f" for byte in text)
-    return "text" if text and printable == len(text) and text.isascii() else "unknown data"
-
-
-def _register_heif() -> None:
-    try:
-        import pillow_heif  # an optional extra: libheif and libde265 are LGPL
-    except ImportError as error:
-        raise UnsupportedFormat("HEIC needs one more package: pip install pillow-heif") from error
-    pillow_heif.register_heif_opener(thumbnails=False, decode_threads=1)
-
-
-# ------------------------------------------------------------------------- where does the image end inside the file?
-#
 # These walk the container before Pillow does, in time linear in the file, and refuse files built of so many tiny pieces
 # that Pillow, which handles each in Python, would be busy for minutes.
 

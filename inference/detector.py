@@ -260,7 +260,7 @@ class Verifier:
             source=sample.source,
             sha256=sample.sha256,
             width=sample.width,
-            height=sample.height,
+            height=sample.picture_height,
             format=sample.format,
             label=decision.label,
             fusion_prob=round(probability, 6),

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from formats import png
-from formats.containers import Layout, declared_size, describe, find_layout, supported_format
+from formats.containers import Layout, declared_size, find_layout
+from formats.kinds import describe, supported_format, tiff_storage, unsupported
 from ingress.pillow import ignore_pillow_warnings
 from utils.contracts import RgbArray, Sample, orient
 from utils.errors import (
@@ -225,6 +226,8 @@ def _open(raw: bytes, kind: str, limits: Limits) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ImageTooLarge(f"more pixels than Pillow's own limit, {2 * (Image.MAX_IMAGE_PIXELS or 0):,}") from error
     except _PILLOW_ERRORS as error:
+        if kind == "TIFF" and (storage := tiff_storage(raw)):
+            raise unsupported(storage) from error
         raise Undecodable(f"damaged {kind}: its header cannot be read") from error
     _check_size(image.size, limits.max_pixels)
     if any(tile[0] == "bmp_rle" for tile in getattr(image, "tile", ())):

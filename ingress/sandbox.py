@@ -209,6 +209,7 @@ def _exchange(process: subprocess.Popen[bytes], raw: bytes, source: str, limits:
         raise error(_line(answer.get("message")))
     height = _integer(answer, "height", 1, limits.max_pixels)
     width = _integer(answer, "width", 1, limits.max_pixels // height)
+    whole = _integer(answer, "picture_height", height, limits.max_pixels // width)
     frames = _integer(answer, "frames", 0, limits.max_frames - 1)
     if frames and (1 + frames) * height * width > limits.max_animation_pixels:
         raise _nonsense("frames")
@@ -227,6 +228,9 @@ def _exchange(process: subprocess.Popen[bytes], raw: bytes, source: str, limits:
         frame_count=_integer(answer, "frame_count", 1, 1 << 32),
         trailing_bytes=_integer(answer, "trailing_bytes", 0, len(raw)),
         truncated=answer.get("truncated") is True,
+        missing=_share(answer, "missing"),
+        top=_integer(answer, "top", 0, whole - height),
+        whole_height=None if whole == height else whole,
         warnings=tuple(_line(line) for line in lines),
     )
 
@@ -236,6 +240,13 @@ def _integer(answer: dict[str, Json], name: str, low: int, high: int) -> int:
     if type(value) is not int or not low <= value <= high:
         raise _nonsense(name)
     return value
+
+
+def _share(answer: dict[str, Json], name: str) -> float:
+    value = answer.get(name)
+    if not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise _nonsense(name)
+    return float(value)
 
 
 def _line(value: Json) -> str:
@@ -335,6 +346,9 @@ def _answer(pipe: IO[bytes], sample: Sample) -> None:
         "frame_count",
         "trailing_bytes",
         "truncated",
+        "missing",
+        "top",
+        "picture_height",
         "warnings",
         "height",
         "width",

@@ -246,8 +246,12 @@ def _check_size(exif: Exif, sample: Sample) -> _Check:
     if not all(recorded):
         return _Check("exif.size_conflict", "exif_size", value=math.nan)
     width, height = (int(side or 0) for side in recorded)
-    is_same = sorted((width, height)) == sorted((sample.width, sample.height))  # some programs rotate one of the two
-    text = "" if is_same else f"recorded as {width} x {height}, but it is {sample.width} x {sample.height} pixels"
+    is_same = sorted((width, height)) == sorted(
+        (sample.width, sample.picture_height)
+    )  # some programs rotate one of the two
+    text = (
+        "" if is_same else f"recorded as {width} x {height}, but it is {sample.width} x {sample.picture_height} pixels"
+    )
     return _anomaly("exif.size_conflict", "exif_size", text)
 
 

@@ -45,7 +45,7 @@ class Sample:
 
     source: str  # path, URL or "-": a name for people, never opened again
     raw: bytes  # as received; metadata and JPEG tables are read from here
-    rgb: RgbArray  # first frame as stored (before EXIF orientation), sRGB; H x W x 3
+    rgb: RgbArray  # first frame as stored (before EXIF orientation), sRGB; H x W x 3; of a damaged file, the part it holds
     format: str  # Pillow's name: JPEG MPO PNG WEBP GIF TIFF BMP AVIF HEIF
     mode: str = "RGB"  # Pillow's mode of the file: L, P, RGBA, CMYK, I;16, ...
     orientation: int = 1  # EXIF orientation, 1..8
@@ -53,7 +53,12 @@ class Sample:
     frames: tuple[RgbArray, ...] = ()  # sampled frames after the first; empty for a still
     frame_count: int = 1
     trailing_bytes: int = 0  # bytes after the end of the image
-    truncated: bool = False
+    truncated: bool = False  # pixels are missing, or the file ends before its own end mark
+    missing: float = (
+        0.0  # share of the picture (0..1) that the file does not hold, or holds in a state not to be trusted
+    )
+    top: int = 0  # row of the whole picture, as stored, that is the first of rgb
+    whole_height: int | None = None  # rows of the whole picture as stored; None: rgb holds them all
     warnings: tuple[str, ...] = ()  # one line each, for the verdict
 
     def __post_init__(self) -> None:
@@ -61,6 +66,8 @@ class Sample:
             raise ValueError(f"rgb must be uint8 H x W x 3, got {self.rgb.dtype} {self.rgb.shape}")
         if self.orientation not in range(1, 9):
             raise ValueError(f"orientation must be 1..8, got {self.orientation}")
+        if not 0 <= self.missing <= 1 or not 0 <= self.top <= self.picture_height - self.height:
+            raise ValueError(f"rows {self.top} and {self.height} on of {self.picture_height}, {self.missing} missing")
 
     @cached_property
     def sha256(self) -> str:
@@ -79,6 +86,11 @@ class Sample:
     @property
     def width(self) -> int:
         return int(self.rgb.shape[1])
+
+    @property
+    def picture_height(self) -> int:
+        """Rows of the whole picture, those that are missing included; its width is always ``width``."""
+        return self.height if self.whole_height is None else self.whole_height
 
     @cached_property
     def upright(self) -> RgbArray:

@@ -74,6 +74,9 @@ def test_the_child_answers_as_decode_does(child: DecodeChild, photo: Image.Image
             "frame_count",
             "trailing_bytes",
             "truncated",
+            "missing",
+            "top",
+            "whole_height",
             "warnings",
         )
         assert [getattr(here, name) for name in names] == [getattr(there, name) for name in names]
@@ -212,7 +215,7 @@ def test_the_child_ends_when_its_parent_is_gone(jpeg: bytes) -> None:
 
 GOOD = {
     "format": "PNG", "mode": "RGB", "orientation": 1, "frame_count": 1, "trailing_bytes": 0, "truncated": False,
-    "warnings": [], "height": 2, "width": 2, "alpha": False, "frames": 0,
+    "missing": 0.0, "top": 0, "picture_height": 2, "warnings": [], "height": 2, "width": 2, "alpha": False, "frames": 0,
 }  # fmt: skip
 
 
@@ -227,6 +230,10 @@ GOOD = {
         {"frames": 1000},
         {"frames": 3, "height": 1 << 12, "width": 1 << 12},
         {"orientation": 9},
+        {"missing": 1.5},
+        {"missing": float("nan")},
+        {"top": 1},
+        {"picture_height": 1},
         {"trailing_bytes": 10**6},
         {"mode": "\x1b[2J"},
         {"format": "x" * 1000},

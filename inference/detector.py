@@ -7,7 +7,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
@@ -22,6 +22,7 @@ from fusion.decision import decide
 from fusion.explain import explain
 from fusion.meta_model import FusionModel
 from inference.graphs import GraphDetector
+from inference.limits import limits
 from inference.parts import Forensic, Reads, load_forensics
 from inference.registry import DETECTORS, Spec, feature_meanings, select_detectors
 from models.loaders import SHIPPED, Weights, find
@@ -119,20 +120,25 @@ class Ensemble:
         ThreadpoolController().select(internal_api="openblas").limit(limits=1)
         self._pool = ThreadPoolExecutor(threads or _cores(), "measure")
 
-    def measure(self, samples: Sequence[Sample]) -> list[Findings]:
+    def measure(self, samples: Sequence[Sample], features: Collection[str] | None = None) -> list[Findings]:
         """Measure images. Order is kept, and one failing part never takes the others down.
 
         Memory: at most as many parts as there are threads work at a time, each on one image.
+
+        Args:
+            features: that are wanted; parts that give none of them rest. None: all.
         """
         findings = [Findings(dict(self.unavailable)) for _ in samples]
+        parts = [part for part in self._parts if features is None or not part.features.keys().isdisjoint(features)]
         # Image by image, so that few parts of one kind, and few images, need their memory at a time. Of an image, the
         # detectors come first: they take longest.
-        tasks = [[self._pool.submit(_timed, part, sample) for part in self._parts] for sample in samples]
+        tasks = [[self._pool.submit(_timed, part, sample) for part in parts] for sample in samples]
         try:
             for detector in self._batched:  # meanwhile, on this thread
-                self._detect(detector, samples, findings)
+                if features is None or not detector.features.keys().isdisjoint(features):
+                    self._detect(detector, samples, findings)
             for sample, found, row in zip(samples, findings, tasks, strict=True):
-                for part, task in zip(self._parts, row, strict=True):
+                for part, task in zip(parts, row, strict=True):
                     _collect(part, sample, found, *task.result())
         finally:  # interrupted: nobody waits for the rest
             for task in chain.from_iterable(tasks):
@@ -246,11 +252,17 @@ class Verifier:
         job_ids = job_ids or [None] * len(samples)
         return [self._judge(*each) for each in zip(samples, findings, job_ids, strict=True)]
 
+    def estimate(self, samples: Sequence[Sample]) -> list[tuple[float, dict[str, float]]]:
+        """Of each image the probability of AI from its pixels, and what the parts that fusion reads measured."""
+        found = [each.features for each in self.ensemble.measure(samples, self.fusion.inputs)] if samples else []
+        return [(self.fusion.probability(features), features) for features in found]
+
     def _judge(self, sample: Sample, found: Findings, job_id: str | None) -> Judgement:
         started = time.perf_counter()
         features = {name: found.features.get(name, math.nan) for name in self.meanings}
         probability = self.fusion.probability(features)
-        decision = decide(probability, self.fusion.thresholds, found.claims, self.threshold)
+        limited = limits(sample, features)
+        decision = decide(probability, self.fusion.thresholds, found.claims, self.threshold, limited)
         reasons = explain(self.fusion, features, self.meanings, found.claims, found.notes)
         found.timings["fusion"] = time.perf_counter() - started
         values = {name: None if math.isnan(value) else round(float(value), 6) for name, value in features.items()}
@@ -277,7 +289,7 @@ class Verifier:
             models={"fusion": self.fusion.name}
             | {detector.name: detector.version for detector in self.ensemble.detectors},
             timings_ms={name: round(seconds * 1000, 2) for name, seconds in found.timings.items()},
-            warnings=(*sample.warnings, *found.warnings, *self.warnings),
+            warnings=(*sample.warnings, *(note.text for note in limited), *found.warnings, *self.warnings),
         )
         return Judgement(verdict, found.heatmaps)
 

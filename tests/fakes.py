@@ -54,5 +54,5 @@ def fusion_model(*inputs: str) -> FusionModel:
     )
 
 
-def flat_sample(level: int, source: str = "flat", **fields) -> Sample:
-    return Sample(source, b"raw %d" % level, np.full((16, 16, 3), level, np.uint8), "PNG", **fields)
+def flat_sample(level: int, source: str = "flat", side: int = 320, **fields) -> Sample:
+    return Sample(source, b"raw %d" % level, np.full((side, side, 3), level, np.uint8), "PNG", **fields)

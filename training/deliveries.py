@@ -25,8 +25,12 @@ def deliver(rgb: RgbArray, delivery: str) -> bytes:
         KeyError: no such delivery; "clean" has no pixels of its own.
     """
     side, quality = FIXED[delivery]
-    scale = min(1.0, side / max(rgb.shape[:2]))
-    return encode_jpeg(_resize(rgb, scale, cv2.INTER_AREA), quality, subsampling=2)
+    return encode_jpeg(shrink(rgb, side), quality, subsampling=2)
+
+
+def shrink(rgb: RgbArray, side: int) -> RgbArray:
+    """To at most ``side`` px on the longer side; never enlarged."""
+    return _resize(rgb, side / max(rgb.shape[:2]), cv2.INTER_AREA)
 
 
 def deliver_at_random(rgb: RgbArray, rng: np.random.Generator, *, compressed_before: bool) -> bytes:

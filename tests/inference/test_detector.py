@@ -15,6 +15,7 @@ import pytest
 from inference import detector as conductor
 from inference.detector import Ensemble, Verifier, build_verifier
 from inference.graphs import GraphDetector
+from inference.limits import LEAST_LONG_SIDE
 from tests.fakes import FakeDetector, flat_sample, forensic, fusion_model
 from utils.contracts import PUBLIC_FEATURES, Claim, Measurement, Note
 from utils.errors import BadSettings, DeviceBusy, FusionMismatch
@@ -34,7 +35,8 @@ def verdicts(built, *samples):
 
 
 def test_images_are_judged_in_order():
-    answers = verdicts(verifier(FakeDetector()), flat_sample(5), flat_sample(250), flat_sample(30))
+    samples = [flat_sample(level) for level in (5, 250, 30)]
+    answers = verdicts(verifier(FakeDetector()), *samples)
     assert [answer.label for answer in answers] == ["NON-AI", "AI", "NON-AI"]
     assert [answer.tier for answer in answers] == ["real", "ai", "real"]
 
@@ -245,6 +247,20 @@ def test_notes_and_contributions_are_reasons():
     assert by_code["odd"].contribution is None
     contributions = [reason for reason in answer.reasoning if reason.feature == "effnet_prob"]
     assert [reason.contribution < 0 for reason in contributions] == [True]
+
+
+def test_too_small_an_image_keeps_its_label_and_gets_no_tier():
+    (answer,) = verdicts(verifier(FakeDetector()), flat_sample(250, side=LEAST_LONG_SIDE - 1))
+    assert (answer.label, answer.tier, answer.decided_by) == ("AI", "inconclusive", "fusion")
+    assert answer.reasoning[0].code == "limit.too_small"
+    assert answer.warnings == (answer.reasoning[0].text,)
+
+
+def test_a_generator_mark_decides_however_small_the_image():
+    claim = Claim("png_text", "generated", "forgeable_metadata", "X", "says X")
+    mark = forensic("toy", "file", lambda sample: Measurement({"toy.value": 1.0}, claims=(claim,)))
+    (answer,) = verdicts(verifier(FakeDetector(), forensics=[mark]), flat_sample(250, side=2))
+    assert (answer.label, answer.tier, answer.decided_by) == ("AI", "likely_ai", "provenance")
 
 
 def test_what_is_not_installed_is_listed():

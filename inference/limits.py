@@ -1,0 +1,47 @@
+"""What an image must hold before its pixels can carry the promise of a tier. Decides nothing: fusion/decision.py does.
+
+The numbers are where ``python -m scripts.measure_limits`` finds that the share of wrong labels outside the inconclusive
+band leaves what the tiers promise (10 %); docs/fusion.md has the table. An image below them still gets its probability
+and label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from utils.contracts import Note, Sample
+
+LEAST_LONG_SIDE = 320  # px
+LEAST_SHORT_SIDE = 64  # px: strips have nothing that a photograph of their area has
+MOST_FLAT = 0.9  # share of 8 x 8 blocks without texture (statistics.flat_area)
+LEAST_ENTROPY = 3.0  # bits of the luma histogram (image_entropy): below, a handful of colours
+MOST_TRANSPARENT = 0.5  # share of pixels that are not there: what is judged is mostly the backdrop
+
+
+def limits(sample: Sample, features: Mapping[str, float]) -> tuple[Note, ...]:
+    """Why these pixels cannot carry a tier; empty for an ordinary image.
+
+    Args:
+        features: as measured; a missing one limits nothing.
+    """
+    found: list[Note] = []
+    short, long = sorted((sample.width, sample.height))
+    if long < LEAST_LONG_SIDE or short < LEAST_SHORT_SIDE:
+        found.append(
+            Note(
+                "limit.too_small",
+                f"Too small to tell: {sample.width} x {sample.height} pixels; below {LEAST_LONG_SIDE} on the longer or "
+                f"{LEAST_SHORT_SIDE} on the shorter side too many real images look AI-made.",
+            )
+        )
+    flat, entropy = features.get("statistics.flat_area", 0.0), features.get("image_entropy", 8.0)
+    if flat > MOST_FLAT or entropy < LEAST_ENTROPY:  # False for NaN
+        share = f"{flat:.0%} of it is flat colour" if flat > MOST_FLAT else "it has a handful of colours"
+        found.append(Note("limit.flat", f"Too little in the picture to tell: {share}."))
+    if sample.alpha is not None and (share_gone := float(np.mean(sample.alpha == 0))) > MOST_TRANSPARENT:
+        found.append(
+            Note("limit.transparent", f"Too little in the picture to tell: {share_gone:.0%} of it is transparent.")
+        )
+    return tuple(found)

@@ -1,6 +1,8 @@
-"""Train a fusion artifact from a feature table: python -m fusion.train_fusion --table features.csv --out FOLDER.
+"""Train a fusion artifact from a feature table: python -m fusion.train_fusion [--table features.csv] [--out FOLDER]
 
-Sees names and numbers only; the images were measured before (scripts.extract_features).
+Where there is no table, the images of dataset.csv are measured first, with the detectors of the profile and in three
+deliveries; what was measured before is not measured again. Without --out the artifact gets a new name of its own.
+Training itself sees names and numbers only.
 """
 # ruff: noqa: T201 - a command line prints
 
@@ -12,6 +14,8 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import date
+from itertools import count
 from pathlib import Path
 from typing import TypeAlias
 
@@ -22,18 +26,21 @@ from fusion.decision import Thresholds
 from fusion.estimators import Estimator, FloatArray
 from fusion.meta_model import QUANTILES, FusionModel
 from training import fusion_card as report
-from training.datasets import check_splits
+from training.datasets import BY_IMAGE, DATASET, check_enough, check_splits, read_rows
 from training.feature_table import IntArray, Table, families, read_table, source_weights
 from training.meta_models import KINDS, fit, fit_calibration
 from training.metrics import evaluate, log_loss, plain
 from training.thresholds import choose_thresholds, measure_tiers
 from utils.contracts import Json
-from utils.errors import TableError
+from utils.errors import DatasetMissing, TableError, TooFewImages
 from utils.exits import Exit, command, command_parser
 from utils.profiles import DEFAULT_PROFILE, PROFILES
+from utils.settings import load_settings
 
 FOLDS = 5
-EXTRACT_HINT = "python -m scripts.extract_features --manifest dataset.csv --out features.csv"
+TABLE = Path("features.csv")
+EXTRACT_HINT = f"python -m scripts.extract_features --manifest {DATASET} --out {TABLE}"
+SAVED_MODELS = Path(__file__).parents[1] / "models" / "saved_models"  # where IMGV_FUSION finds a name
 
 Metrics: TypeAlias = dict[str, list[float]]  # value, low, high
 
@@ -53,13 +60,13 @@ class Candidate:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
-    if not arguments.table.is_file():
-        raise TableError(f"no table at {arguments.table}; make one: {EXTRACT_HINT}")
-    _refuse_foreign_folder(arguments.out)
-    table = read_table(arguments.table, arguments.inputs, arguments.exclude)
+    out: Path = arguments.out or _new_folder()
+    _refuse_foreign_folder(out)
+    path, read = _find_table(arguments)
+    table = read_table(path, arguments.inputs, arguments.exclude)
     model, table, probabilities = train(
         table,
-        arguments.out.name,
+        out.name,
         arguments.profile,
         arguments.model,
         arguments.drop,
@@ -67,12 +74,64 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.target_real,
     )
     text = report.readme(model, arguments.drop, arguments.seed, arguments.target_real, arguments.about)
-    _install(model, arguments.out, text)
+    _install(model, out, text)
     print(text)
     if arguments.report:
         _plot(arguments.report / f"{model.name}.png", model, table, probabilities)
-    print(f"wrote {arguments.out}")
+    flatter = f"; {report.FLATTER}" if model.metrics["data"].get("by_image") else ""
+    print(f"read {read}; wrote {_shown(out)}{flatter}; next: {_next_step(out, arguments.profile)}")
     return Exit.DONE
+
+
+def _find_table(arguments: argparse.Namespace) -> tuple[Path, str]:
+    """The table to train from, and what it is in words; made here where only the images are known.
+
+    Raises:
+        DatasetMissing: neither is there.
+    """
+    if arguments.table or (not arguments.dataset and TABLE.is_file()):
+        path: Path = arguments.table or TABLE
+        if not path.is_file():
+            raise DatasetMissing(f"no table at {path}; make one: {EXTRACT_HINT}")
+        return path, str(path)
+    dataset: Path = arguments.dataset or Path(DATASET)
+    if not dataset.is_file():
+        raise DatasetMissing(
+            f"no table {TABLE} and no {dataset}: put images into data/real and data/ai and run "
+            "python -m scripts.make_dataset_csv"
+        )
+    return _measure(dataset, arguments.profile, arguments.jobs)
+
+
+def _measure(dataset: Path, profile: str, jobs: int) -> tuple[Path, str]:
+    from training.extraction import extract  # loads every detector
+
+    rows = read_rows(dataset)
+    check_enough(rows)
+    check_splits((row["source"], row["split"]) for row in rows)
+    path = dataset.with_suffix(".features.csv")
+    settings = load_settings().model_copy(update={"profile": profile})
+    measured, failures = extract(dataset, path, settings, jobs=jobs, keep_others=False)
+    for failure in failures[:5]:
+        print(f"train_fusion: left out: {failure}", file=sys.stderr)
+    return path, f"{dataset} ({len(rows)} images, measured as {len(measured)} rows of {path})"
+
+
+def _new_folder() -> Path:
+    """A name that no model has yet, below models/saved_models."""
+    names = (f"own-{date.today()}{f'-{number}' if number > 1 else ''}" for number in count(1))
+    return next(SAVED_MODELS / name for name in names if not (SAVED_MODELS / name).exists())
+
+
+def _shown(folder: Path) -> Path:
+    """As short as it can be named from here."""
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+
+
+def _next_step(folder: Path, profile: str) -> str:
+    name = folder.name if folder.parent == SAVED_MODELS else folder
+    setting = "" if profile == DEFAULT_PROFILE else f"IMGV_PROFILE={profile} "
+    return f"{setting}IMGV_FUSION={name} python img_ml_verify.py photo.jpg"
 
 
 def train(
@@ -93,10 +152,11 @@ def train(
         rows out of fold).
 
     Raises:
-        TableError: too few sources to cross-validate, a validation split of one label, or a source in both splits.
+        TooFewImages: too few sources to cross-validate, or a validation split of one label.
+        TableError: a source in both splits.
     """
     if len(np.unique(table.labels[table.splits == "val"])) == 1:
-        raise TableError("the val split holds one label only")
+        raise TooFewImages("the val split holds one label only; add sources of the other, or move those to train")
     check_splits(zip(table.sources, table.splits, strict=True))
     table = _without_dead_columns(table)
     training = table.rows(table.splits == "train")
@@ -148,18 +208,18 @@ def assign_folds(table: Table, seed: int) -> IntArray:
     """A fold for each row; all rows of a source share one.
 
     Raises:
-        TableError: fewer than two sources of a class.
+        TooFewImages: fewer than two sources of a class.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
     fewest = min(len(np.unique(table.sources[table.labels == label])) for label in (0, 1))
     if fewest < 2:
-        raise TableError("cross-validation needs at least two training sources of each label")
+        raise TooFewImages("cross-validation needs at least two training sources of each label; add some")
     folds = np.empty(len(table), np.int64)
     splitter = StratifiedGroupKFold(min(FOLDS, fewest), shuffle=True, random_state=seed)
     for fold, (kept, held) in enumerate(splitter.split(table.matrix, table.labels, table.sources)):
         if len(np.unique(table.labels[kept])) < 2:
-            raise TableError("one source holds nearly all images of a label; more sources are needed")
+            raise TooFewImages("one source holds nearly all images of a label; more sources are needed")
         folds[held] = fold
     return folds
 
@@ -242,7 +302,9 @@ def _describe(table: Table) -> dict[str, Json]:
             rows = (table.splits == split) & (table.labels == label)
             sources = len(np.unique(table.sources[rows]))
             groups.append({"split": split, "label": name, "rows": int(rows.sum()), "sources": sources})
-    return {"table_sha256": table.sha256, "deliveries": np.unique(table.deliveries).tolist(), "groups": groups}
+    found = {"table_sha256": table.sha256, "deliveries": np.unique(table.deliveries).tolist(), "groups": groups}
+    by_image = int(np.char.startswith(table.sources, BY_IMAGE).sum())
+    return found | ({"by_image": by_image} if by_image else {})
 
 
 def _hash(probabilities: FloatArray) -> str:
@@ -279,8 +341,9 @@ def _plot(path: Path, model: FusionModel, table: Table, probabilities: FloatArra
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("python -m fusion.train_fusion", __doc__)
-    parser.add_argument("--table", type=Path, required=True, help=f"CSV of features; made by: {EXTRACT_HINT}")
-    parser.add_argument("--out", type=Path, required=True, help="artifact folder, e.g. models/saved_models/NAME")
+    parser.add_argument("--table", type=Path, help=f"features (default: {TABLE} if there); made by: {EXTRACT_HINT}")
+    parser.add_argument("--dataset", type=Path, help=f"images to measure where there is no table (default: {DATASET})")
+    parser.add_argument("--out", type=Path, help="artifact folder (default: a new one in models/saved_models)")
     parser.add_argument(
         "--profile",
         choices=tuple(PROFILES),
@@ -302,6 +365,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default=0.95,
         help="real images called real, worst delivery (default: %(default)s)",
     )
+    parser.add_argument("--jobs", type=int, default=2, help="processes that measure images (default: %(default)s)")
     parser.add_argument("--about", default="", help="what the images are, one paragraph for the model card")
     parser.add_argument("--report", type=Path, help="folder for a plot (needs matplotlib)")
     return parser.parse_args(argv)

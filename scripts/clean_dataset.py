@@ -1,126 +1,96 @@
-"""Clean a dataset.csv and say what gives the label away: python -m scripts.clean_dataset dataset.csv --out clean.csv
+"""Clean a data set and say what gives the label away: python -m scripts.clean_dataset [dataset.csv] [--out clean.csv]
 
 Dropped: files that cannot be read, tiny images, copies (the same bytes, the same pixels, or nearly the same picture),
 and both sides where copies carry different labels. Of copies in train and val, the one in val stays. A source on both
 sides of the split is moved to val. Every decision goes into a log beside the result, and what format, size and
-compression say about the label into a report.
+compression say about the label into a report. Without --out the table itself is cleaned; what it was before stays
+beside it as dataset.before.csv.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from training.cleaning import NEAR, SMALLEST, Decision, Seen, clean, look_at_all
-from training.datasets import read_rows
-from training.feature_table import source_weights
-from utils.errors import TableError
+from training.cleaning import NEAR, SMALLEST, Decision, clean, look_at_all
+from training.confounds import confounds
+from training.datasets import DATASET, read_rows
+from utils.errors import DatasetMissing, TableError, TooFewImages
 from utils.exits import Exit, command, command_parser
-
-FACTS = ("jpeg", "png", "webp", "square", "side_of_64", "log2_pixels", "bits_per_pixel")
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
-    rows = read_rows(arguments.dataset, ("filepath", "label", "source", "split"))
-    if not rows or arguments.out.parent.resolve() != arguments.dataset.parent.resolve():
-        raise TableError("--out must be in the folder of the dataset, which must have rows")
-    paths = [str(arguments.dataset.parent / row["filepath"]) for row in rows]
+    dataset: Path = arguments.dataset
+    out: Path = arguments.out or dataset
+    rows = _read(dataset, out)
+    paths = [str(dataset.parent / row["filepath"]) for row in rows]
     seen = list(track(look_at_all(paths, arguments.jobs), "reading", total=len(paths), console=Console(stderr=True)))
     kept, decisions = clean(rows, seen, arguments.smallest, arguments.near)
-    _write(arguments.out, list(rows[0]), ({**rows[index], "split": split} for index, split in kept.items()))
-    log = arguments.out.with_suffix(".log.csv")
-    names = list(Decision.__slots__)
-    _write(log, names, ({name: getattr(each, name) for name in names} for each in decisions))
-    report = confounds([rows[index] for index in kept], [seen[index] for index in kept])
-    arguments.out.with_suffix(".report.md").write_text(report, encoding="utf-8")
+    changed = out != dataset or bool(decisions)  # a table that was cleaned before keeps the log of that
+    log, report = out.with_suffix(".log.csv"), out.with_suffix(".report.md")
+    if changed:
+        names = list(Decision.__slots__)
+        _write(log, names, ({name: getattr(each, name) for name in names} for each in decisions))
     for (action, reason), count in sorted(Counter((each.action, each.reason) for each in decisions).items()):
         print(f"{action}: {count} ({reason})")
-    print(f"{len(kept)} of {len(rows)} rows in {arguments.out}; decisions in {log}\n\n{report}")
+    if lost := {row["label"] for row in rows} - {rows[index]["label"] for index in kept}:
+        raise TooFewImages(f"no image labelled {', '.join(sorted(lost))} stays: see {log}, then add others")
+    wrote = f"{out} and why in {log}" if changed else "no table, since all stay"
+    if changed and out == dataset:
+        before = dataset.with_suffix(".before.csv")
+        shutil.copyfile(dataset, before)
+        wrote += f" (as it was: {before})"
+    if changed:
+        _write(out, list(rows[0]), ({**rows[index], "split": split} for index, split in kept.items()))
+    text = confounds([rows[index] for index in kept], [seen[index] for index in kept])
+    report.write_text(text, encoding="utf-8")
+    print(text)
+    following = "python -m fusion.train_fusion" + ("" if out == Path(DATASET) else f" --dataset {out}")
+    print(f"read {dataset}: {len(kept)} of {len(rows)} rows stay; wrote {wrote}, {report}; next: {following}")
     return Exit.DONE
 
 
-# --- what gives the label away
-
-
-def confounds(rows: Sequence[Mapping[str, str]], seen: Sequence[Seen]) -> str:
-    """Markdown: each container fact by label, and how well all of them together find the label of unseen sources."""
-    chosen = [index for index, row in enumerate(rows) if row["label"] in ("real", "ai")]
-    labels = np.array([rows[index]["label"] == "ai" for index in chosen], np.int64)
-    if len(np.unique(labels)) < 2:
-        return "No confound report: the rows that stay have one label only.\n"
-    sources = np.array([rows[index]["source"] for index in chosen])
-    facts = np.array([_facts(seen[index]) for index in chosen])
-    weights = source_weights(labels, sources)
-    lines = [
-        "# What the container says about the label",
-        "",
-        "Every source weighs the same within its label. Training must hide these facts: random deliveries do.",
-        "",
-        "| fact | mean, real | mean, AI |",
-        "|---|---|---|",
-    ]
-    for name, column in zip(FACTS, facts.T, strict=True):
-        means = [np.average(column[labels == label], weights=weights[labels == label]) for label in (0, 1)]
-        lines.append(f"| {name} | {means[0]:.2f} | {means[1]:.2f} |")
-    accuracy = _held_out_accuracy(facts, labels, sources, weights)
-    if accuracy is not None:
-        lines += [
-            "",
-            f"Balanced accuracy of these facts alone, on held-out sources: {accuracy:.1%} (50 % says nothing).",
-        ]
-    return "\n".join(lines) + "\n"
-
-
-def _facts(each: Seen) -> tuple[float, ...]:
-    formats = [float(each.format in names) for names in (("JPEG", "MPO"), ("PNG",), ("WEBP",))]
-    area = each.width * each.height
-    square, of_64 = float(each.width == each.height), float(each.width % 64 == 0 == each.height % 64)
-    return (*formats, square, of_64, float(np.log2(area)), 8 * each.size / area)
-
-
-def _held_out_accuracy(
-    facts: NDArray[np.float64], labels: NDArray[np.int64], sources: NDArray[np.str_], weights: NDArray[np.float64]
-) -> float | None:
-    """Of a small random forest, cross-validated over sources; None with fewer than two sources of a label."""
-    from sklearn.ensemble import RandomForestClassifier
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    fewest = min(len(np.unique(sources[labels == label])) for label in (0, 1))
-    if fewest < 2:
-        return None
-    right = np.zeros(len(labels))
-    for known, held in StratifiedGroupKFold(min(5, fewest)).split(facts, labels, sources):
-        if len(np.unique(labels[known])) < 2:
-            return None
-        forest = RandomForestClassifier(100, min_samples_leaf=5, random_state=0)
-        forest.fit(facts[known], labels[known], sample_weight=source_weights(labels[known], sources[known]))
-        right[held] = forest.predict(facts[held]) == labels[held]
-    return float(np.mean([np.average(right[labels == label], weights=weights[labels == label]) for label in (0, 1)]))
+def _read(dataset: Path, out: Path) -> list[dict[str, str]]:
+    if not dataset.is_file():
+        raise DatasetMissing(f"no table {dataset}: make one: python -m scripts.make_dataset_csv")
+    rows = read_rows(dataset, ("filepath", "label", "source", "split"))
+    if not rows:
+        raise DatasetMissing(f"{dataset} has no rows: make it anew: python -m scripts.make_dataset_csv")
+    if out.parent.resolve() != dataset.parent.resolve():
+        raise TableError(f"--out must be in the folder of {dataset}, so that its file paths hold")
+    return rows
 
 
 def _write(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
+    """Replace a table in one go."""
+    scratch = path.with_name(f"{path.name}.new")
+    with scratch.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, columns)
         table.writeheader()
         table.writerows(rows)
+    scratch.replace(path)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("python -m scripts.clean_dataset", __doc__)
-    parser.add_argument("dataset", type=Path, help="CSV with at least filepath, label, source and split")
-    parser.add_argument("--out", type=Path, required=True, help="CSV in the same folder, so that its file paths hold")
+    parser.add_argument(
+        "dataset",
+        type=Path,
+        nargs="?",
+        default=Path(DATASET),
+        help="CSV with at least filepath, label, source and split (default: %(default)s)",
+    )
+    parser.add_argument("--out", type=Path, help="CSV in the same folder; default: in the table's own place")
     parser.add_argument("--smallest", type=int, default=SMALLEST, help="shorter side in px (default: %(default)s)")
     parser.add_argument("--near", type=int, default=NEAR, help="bits of 256 that copies may differ in")
     parser.add_argument("--jobs", type=int, default=2)

@@ -425,7 +425,9 @@ def _summary(record: Record) -> str:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("python -m training.build_dataset", __doc__)
-    parser.add_argument("--mirror", type=Path, nargs="+", required=True, help="folders with snapshots and packages")
+    parser.add_argument(
+        "--mirror", type=Path, nargs="+", action="extend", required=True, help="folders with snapshots and packages"
+    )
     parser.add_argument("--out", type=Path, help="folder of the data set")
     parser.add_argument("--check", action="store_true", help="only say which sources cannot be had")
     parser.add_argument("--record", action="store_true", help="write versions, counts and hashes into the catalogue")

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from utils.errors import TableError
+from utils.errors import TableError, TooFewImages
+
+DATASET = "dataset.csv"  # what the commands write, clean and train from when nobody names a table
+# How the source of an image begins whose origin nobody states: the image itself, with what nearly repeats it.
+BY_IMAGE = "image:"
+FEWEST_IMAGES = 20  # of a label: below it, 95 % of the real ones is all of them, and a threshold has nothing to rest on
 
 
 def read_rows(path: Path, required: Collection[str] = ("filepath", "label", "source")) -> list[dict[str, str]]:
@@ -43,3 +49,26 @@ def check_splits(sources_and_splits: Iterable[tuple[str, str]]) -> None:
         raise TableError(
             f"{len(shared)} sources are in train and in val, such as {', '.join(shared[:3])}; keep each in one"
         )
+
+
+def check_enough(rows: Sequence[Mapping[str, str]]) -> None:
+    """Refuse a data set that no threshold could be chosen on, before hours of measuring.
+
+    Raises:
+        TooFewImages: fewer than FEWEST_IMAGES or two sources of a label to train on, or a label that val lacks.
+    """
+    more = (
+        "add images to data/real and data/ai, at best of further origins, then run python -m scripts.make_dataset_csv"
+    )
+    images = Counter((row["split"], row["label"]) for row in rows)
+    sources = Counter(
+        (split, label) for split, label, _ in {(row["split"], row["label"], row["source"]) for row in rows}
+    )
+    for label in ("real", "ai"):
+        if images["train", label] < FEWEST_IMAGES or sources["train", label] < 2:
+            raise TooFewImages(
+                f"{images['train', label]} images of {sources['train', label]} sources are labelled {label} in train,"
+                f" and it takes {FEWEST_IMAGES} of 2: {more}"
+            )
+    if bool(images["val", "real"]) != bool(images["val", "ai"]):
+        raise TooFewImages(f"the val split holds one label only: {more}")

@@ -72,6 +72,7 @@ def extract(
     engine: str = "local",
     jobs: int = 2,
     seed: int = 0,
+    keep_others: bool = True,
 ) -> tuple[list[Row], list[str]]:
     """Measure the images of a manifest and write their rows to ``out``; rows of the same weights there are kept.
 
@@ -83,6 +84,7 @@ def extract(
         engine: "local", or "ray" for the cluster of RAY_ADDRESS.
         jobs: processes, or Ray actors, that measure.
         seed: of the random deliveries.
+        keep_others: rows of an earlier table that are not asked for stay in it.
 
     Returns:
         Every row of the table, and a line for each image that could not be read.
@@ -112,7 +114,7 @@ def extract(
             file.write(f"{line}\n")
             file.flush()
             known[found["filepath"], found["delivery"]] = _row(found, names)
-    rows = _merged(wanted, kept, known)
+    rows = _merged(wanted, kept if keep_others else {}, known)
     _write(out, names, rows)
     journal.unlink()
     return rows, failures

@@ -24,6 +24,11 @@ METRICS = {  # key in model.json -> heading; false alarms first, because they ar
     "brier": "Brier",
 }
 
+FLATTER = (
+    "figures by image flatter: pictures of one camera or generator are on both sides of the split; put each origin's "
+    "images into a folder of its own (data/real/ORIGIN) for figures that hold"
+)
+
 
 def readme(model: FusionModel, drop: float, seed: int, target_real: float, about: str) -> str:
     """The model card as Markdown."""
@@ -87,7 +92,10 @@ def _data(data: Mapping[str, Json]) -> str:
     lines = ["| split | label | rows | sources |", "|---|---|---|---|"]
     lines += ["| {split} | {label} | {rows} | {sources} |".format(**group) for group in data["groups"]]
     note = f"Feature table sha256 `{data['table_sha256']}`; deliveries: {', '.join(data['deliveries'])}."
-    return note + " Splits and folds are by source.\n\n" + "\n".join(lines)
+    how = " Splits and folds are by source."
+    if data.get("by_image"):
+        how += f" {data['by_image']} rows are of images without a source, split by image: {FLATTER}."
+    return note + how + "\n\n" + "\n".join(lines)
 
 
 def _tiers(tiers: Mapping[str, Mapping[str, float | None]]) -> str:

@@ -26,7 +26,12 @@ def pick_device(wanted: str) -> tuple[str, str]:
     Raises:
         BadSettings: not such a name, or this machine does not have it.
     """
-    import torch
+    try:
+        import torch
+    except ImportError as error:
+        if wanted in ("auto", "cpu"):
+            return "cpu", "PyTorch is not installed"
+        raise BadSettings(f"IMGV_DEVICE: {wanted!r} needs PyTorch: pip install -r requirements.txt") from error
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if wanted == "auto":

@@ -243,6 +243,18 @@ class TableError(TrainingError):
     code = "bad_table"
 
 
+class DatasetMissing(TrainingError):
+    """No labelled images where a command looks for them."""
+
+    code = "dataset_missing"
+
+
+class TooFewImages(TrainingError):
+    """Fewer images or sources of a label than a threshold or a figure can be made from."""
+
+    code = "too_few_images"
+
+
 class TrainingDiverged(TrainingError):
     """The loss became NaN or infinite; the last checkpoint stays."""
 

@@ -2,18 +2,24 @@ from __future__ import annotations
 
 import builtins
 import json
+from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
+from fusion import train_fusion
 from fusion.calibration import Isotonic, Platt
 from fusion.meta_model import FusionModel
 from fusion.train_fusion import assign_folds, main
 from tests.fusion.synthetic import INPUTS, KINDS, write_table
+from training.extraction import Task
 from training.feature_table import family, read_table, source_weights
 from training.meta_models import drop_families, fit_calibration, fit_isotonic
 from utils.exits import Exit
+from utils.settings import Settings
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -187,3 +193,98 @@ def test_isotonic_claims_no_more_than_its_sources_support() -> None:
     probabilities = calibration(log_odds)
     assert probabilities[0] == pytest.approx(0.1)
     assert probabilities[-1] == pytest.approx(0.9)
+
+
+class PlantedMeasurer:
+    """Stands for every detector: two numbers that know the label, since it stands in the file's name."""
+
+    models = "planted@1"
+    measured: ClassVar[list[str]] = []
+
+    def __init__(self, settings: Settings, skip: Sequence[str]) -> None:
+        pass
+
+    def __call__(self, task: Task) -> str:
+        self.measured.append(task.filepath)
+        random = np.random.default_rng(len(self.measured))
+        side = 1 if task.filepath.startswith("ai") else -1
+        found = {"effnet_prob": 1 / (1 + np.exp(-2 * side - random.normal())), "noise.level": random.normal()}
+        return json.dumps(
+            {"filepath": task.filepath, "delivery": task.delivery, "models": self.models, "features": found}
+        )
+
+
+def write_dataset(folder: Path, images: int, source: str) -> None:
+    lines = ["filepath,label,source,split"]
+    for label in ("real", "ai"):
+        for number in range(images):
+            name = f"{label}/{number}.png"
+            lines.append(f"{name},{label},{source.format(name)},{'val' if number % 5 == 0 else 'train'}")
+    (folder / "dataset.csv").write_text("\n".join(lines))
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in, where models are saved too, and no image is really measured."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train_fusion, "SAVED_MODELS", tmp_path / "models")
+    monkeypatch.setattr("training.extraction.Measurer", PlantedMeasurer)
+    monkeypatch.setattr(PlantedMeasurer, "measured", [])
+    return tmp_path
+
+
+def test_without_arguments_images_are_measured_and_the_model_gets_a_new_name(
+    checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_dataset(checkout, 40, "image:{}")
+    assert main(["--jobs", "1"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    name = f"own-{date.today()}"
+    assert last.startswith("read dataset.csv (80 images, measured as 240 rows of dataset.features.csv); wrote models/")
+    assert last.endswith(f"; next: IMGV_FUSION={name} python img_ml_verify.py photo.jpg")
+    assert "by image flatter" in last
+    assert (
+        "192 rows" not in last
+        and "240 rows are of images without a source" in (checkout / "models" / name / "README.md").read_text()
+    )
+    assert FusionModel.load(checkout / "models" / name).name == name
+    write_dataset(checkout, 30, "image:{}")  # others are gone, and nothing is measured again
+    before = (checkout / "models" / name / "model.json").read_bytes()
+    assert main(["--jobs", "1"]) == 0
+    assert len(PlantedMeasurer.measured) == 240
+    assert FusionModel.load(checkout / "models" / f"{name}-2").metrics["data"]["by_image"] == 180
+    assert (checkout / "models" / name / "model.json").read_bytes() == before
+
+
+def test_named_sources_are_not_called_flattering(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_dataset(checkout, 40, "{}")
+    assert main(["--jobs", "1"]) == 0
+    assert "flatter" not in capsys.readouterr().out
+
+
+def test_a_table_that_is_there_is_taken_before_the_images(
+    checkout: Path, table_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_dataset(checkout, 40, "{}")
+    (checkout / "features.csv").write_bytes(table_path.read_bytes())
+    assert main(["--model", "logistic"]) == 0
+    assert "read features.csv; wrote " in capsys.readouterr().out
+    assert PlantedMeasurer.measured == []
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (0, "dataset_missing: no table features.csv and no dataset.csv: put images into data/real"),
+        (24, "too_few_images: 19 images of 19 sources are labelled real in train, and it takes 20 of 2: add images"),
+    ],
+)
+def test_too_little_to_train_from_is_told_before_anything_is_measured(
+    checkout: Path, capsys: pytest.CaptureFixture[str], images: int, message: str
+) -> None:
+    if images:
+        write_dataset(checkout, images, "{}")
+    assert main([]) == Exit.FAILED
+    assert message in capsys.readouterr().err
+    assert PlantedMeasurer.measured == []
+    assert not (checkout / "models").exists()

@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from scripts.clean_dataset import confounds, main
+from scripts.clean_dataset import main
 from training.cleaning import Seen, clean, fingerprint, look_at
+from training.confounds import confounds, held_out_accuracy
+from utils.exits import Exit
 
 CHINA = np.asarray(load_sample_image("china.jpg"))
 FLOWER = np.asarray(load_sample_image("flower.jpg"))
@@ -108,6 +110,23 @@ def test_a_format_that_follows_the_label_is_reported() -> None:
     assert float(same.split("held-out sources: ")[1].partition("%")[0]) <= 60
 
 
+def test_facts_of_one_group_are_held_out_together() -> None:
+    """Every site stores its images alike, whatever their label: only another image of the same site gives it away."""
+    rows, files = [], []
+    for site in range(8):
+        for label in ("real", "ai"):
+            side = 300 + 50 * site + (7 if (label == "ai") == (site % 2 == 0) else 0)
+            rows += [
+                row(f"{site}{label}{i}", label, source=f"{site}{label}{i % 2}") | {"group": f"{site}"}
+                for i in range(12)
+            ]
+            files += [Seen(format="JPEG", width=side, height=side + 1, size=9_000)] * 12
+    by_group = held_out_accuracy(rows, files)
+    by_source = held_out_accuracy([each | {"group": ""} for each in rows], files)
+    assert by_group is not None and by_source is not None
+    assert by_group < 0.7 < 0.9 < by_source
+
+
 def test_the_command_writes_what_stays_a_log_and_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.fromarray(CHINA).save(tmp_path / "china.png")
     Image.fromarray(CHINA).save(tmp_path / "china.jpg", quality=70)
@@ -128,3 +147,42 @@ def test_the_command_writes_what_stays_a_log_and_a_report(tmp_path: Path, capsys
     }
     assert "| jpeg | 0.00 | 0.00 |" in (tmp_path / "clean.report.md").read_text()
     assert "2 of 5 rows" in capsys.readouterr().out
+
+
+def test_without_arguments_the_table_is_cleaned_in_its_place_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(CHINA).save("china.png")
+    Image.fromarray(CHINA).save("china.jpg", quality=70)
+    Image.fromarray(FLOWER).save("flower.png")
+    lines = ["filepath,label,split,source", "china.png,real,train,a", "china.jpg,real,train,b", "flower.png,ai,train,c"]
+    Path("dataset.csv").write_text("\n".join(lines))
+    assert main(["--jobs", "1"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "read dataset.csv: 2 of 3 rows stay; wrote dataset.csv and why in dataset.log.csv (as it was: "
+        "dataset.before.csv), dataset.report.md; next: python -m fusion.train_fusion"
+    )
+    assert Path("dataset.before.csv").read_text() == "\n".join(lines)
+    cleaned, log = Path("dataset.csv").read_text(), Path("dataset.log.csv").read_text()
+    assert "china.jpg" not in cleaned and "china.jpg" in log
+    assert main(["--jobs", "1"]) == 0
+    assert "wrote no table, since all stay" in capsys.readouterr().out
+    assert (Path("dataset.csv").read_text(), Path("dataset.log.csv").read_text()) == (cleaned, log)
+    assert Path("dataset.before.csv").read_text() == "\n".join(lines)
+
+
+def test_no_table_and_a_label_that_is_lost_are_told_with_the_next_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([]) == Exit.FAILED
+    assert capsys.readouterr().err == (
+        "dataset_missing: no table dataset.csv: make one: python -m scripts.make_dataset_csv\n"
+    )
+    Image.fromarray(CHINA).save("china.png")
+    text = "filepath,label,split,source\nchina.png,real,train,a\nabsent.png,ai,train,b"
+    Path("dataset.csv").write_text(text)
+    assert main(["--jobs", "1"]) == Exit.FAILED
+    assert "too_few_images: no image labelled ai stays: see dataset.log.csv" in capsys.readouterr().err
+    assert Path("dataset.csv").read_text() == text

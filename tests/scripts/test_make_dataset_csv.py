@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_image
 
-from scripts.make_dataset_csv import COLUMNS, Found, find, main, split_sources
+from scripts.make_dataset_csv import COLUMNS, Found, find, group_the_loose, main, split_sources
 from utils.exits import Exit
 
 
@@ -26,12 +29,18 @@ def touch(folder: Path, *names: str) -> None:
         ("progan/cat/0_real/1.png", "real", "progan"),
         ("Midjourney/train/ai/1.png", "ai", "Midjourney"),
         ("Midjourney/train/nature/1.jpeg", "real", "Midjourney"),
-        ("fake/1.webp", "ai", "set"),
+        ("fake/1.webp", "ai", ""),
     ],
 )
 def test_a_folders_name_gives_label_and_source(tmp_path: Path, name: str, label: str, source: str) -> None:
     touch(tmp_path / "set", name, "notes.txt", "unlabelled/1.png")
     assert find(tmp_path / "set") == [Found(tmp_path / "set" / name, label, source)]
+
+
+def test_of_several_folders_each_is_the_source_of_what_lies_loose_in_it(tmp_path: Path) -> None:
+    touch(tmp_path, "sdxl/fake/1.png", "fake/1.png", "fake/flux/1.png")
+    assert [each.source for each in find(tmp_path / "sdxl", "sdxl")] == ["sdxl"]
+    assert [each.source for each in find(tmp_path / "fake", "fake")] == ["", "flux"]  # a label names no source
 
 
 def test_a_label_may_be_the_folder_that_is_named(tmp_path: Path) -> None:
@@ -78,16 +87,63 @@ def test_a_single_source_is_trained_on() -> None:
 
 
 def test_the_table_is_written_with_paths_from_its_own_folder(tmp_path: Path) -> None:
-    touch(tmp_path / "set", "real/a/1.jpg", "real/b/1.jpg", "ai/c/1.png", "ai/d/1.png")
+    touch(tmp_path / "set", *(f"real/{name}/1.jpg" for name in "abx"), *(f"ai/{name}/1.png" for name in "cdy"))
     assert main([str(tmp_path / "set"), "--out", str(tmp_path / "out" / "dataset.csv")]) == 0
     with (tmp_path / "out" / "dataset.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == COLUMNS
     assert all((tmp_path / "out" / row["filepath"]).exists() for row in rows)
-    assert {(row["label"], row["generator"]) for row in rows} == {("real", ""), ("ai", "c"), ("ai", "d")}
+    assert {(row["label"], row["generator"]) for row in rows} == {("real", ""), ("ai", "c"), ("ai", "d"), ("ai", "y")}
 
 
-def test_one_label_alone_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    touch(tmp_path, "real/a/1.jpg")
-    assert main([str(tmp_path), "--out", str(tmp_path / "d.csv")]) == Exit.FAILED
-    assert "no images of one of the labels" in capsys.readouterr().err
+def draw(folder: Path, *names: str) -> None:
+    """A crop of a photograph for each name, no two of which show the same."""
+    pixels = np.asarray(load_sample_image("china.jpg"))
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        top, left = 140 + 40 * (number // 6), 80 * (number % 6)  # below the sky, which shows nothing to compare
+        Image.fromarray(pixels[top : top + 200, left : left + 200]).save(folder / name)
+
+
+def test_a_plain_folder_is_split_by_image_with_what_nearly_repeats_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw(tmp_path / "data", *(f"{label}/{number}.png" for label in ("real", "ai") for number in range(6)))
+    with Image.open(tmp_path / "data/real/0.png") as image:
+        image.resize((150, 150)).save(tmp_path / "data/real/smaller.jpg", quality=50)
+    (tmp_path / "data/ai/broken.png").write_bytes(b"no image")
+    monkeypatch.chdir(tmp_path)
+    assert main(["--jobs", "1"]) == 0
+    with Path("dataset.csv").open() as file:
+        rows = {row["filepath"]: row for row in csv.DictReader(file)}
+    assert rows["data/real/smaller.jpg"]["source"] == rows["data/real/0.png"]["source"] == "image:data/real/0.png"
+    assert len({row["source"] for row in rows.values()}) == len(rows) - 1 == 13
+    assert {(row["label"], row["split"]) for row in rows.values()} == {
+        (label, split) for label in ("real", "ai") for split in ("train", "val")
+    }
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "read 14 images in data; wrote dataset.csv; next: python -m scripts.clean_dataset"
+
+
+def test_a_label_of_too_few_sources_is_split_by_image_and_keeps_its_generators(tmp_path: Path) -> None:
+    draw(tmp_path, "real/a/1.png", "real/b/1.png", "real/c/1.png", "ai/sdxl/1.png", "ai/flux/1.png")
+    images = group_the_loose(find(tmp_path), tmp_path)
+    assert [each.source for each in images if each.label == "real"] == ["a", "b", "c"]
+    assert [each.source for each in images if each.label == "ai"] == ["image:ai/flux/1.png", "image:ai/sdxl/1.png"]
+    assert main([str(tmp_path), "--out", str(tmp_path / "d.csv"), "--jobs", "1"]) == 0
+    with (tmp_path / "d.csv").open() as file:
+        assert {row["generator"] for row in csv.DictReader(file) if row["label"] == "ai"} == {"sdxl", "flux"}
+
+
+def test_a_folder_that_is_not_there_or_has_one_label_says_where_images_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([]) == Exit.FAILED
+    assert capsys.readouterr().err.startswith("dataset_missing: no folder data: put the real images into data/real")
+    touch(tmp_path, "data/real/a/1.jpg")
+    assert main([]) == Exit.FAILED
+    error = capsys.readouterr().err
+    assert error.startswith("dataset_missing: 1 real and 0 AI images in data: put the real images into data/real")
+    assert error.count("\n") == 1
+    assert not Path("dataset.csv").exists()

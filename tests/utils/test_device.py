@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -57,3 +58,10 @@ def test_a_device_that_does_not_exist_is_refused_by_name(machine, wanted: str) -
     machine(gpus=1 if wanted == "cuda:1" else 0)
     with pytest.raises(BadSettings, match=f"IMGV_DEVICE.*'{wanted}'"):
         pick_device(wanted)
+
+
+def test_without_pytorch_the_device_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert pick_device("auto") == ("cpu", "PyTorch is not installed")
+    with pytest.raises(BadSettings, match="pip install"):
+        pick_device("cuda")

@@ -23,6 +23,7 @@ from training.build_dataset import candidates, judge, main, spread
 from training.origins import open_origin
 from training.sources import COLUMNS, Source, read_catalogue, read_hashes, write_file
 from utils.errors import TableError
+from utils.exits import Exit
 
 GIT = (
     "git",
@@ -155,8 +156,7 @@ def test_a_build_that_was_stopped_goes_on_and_ends_the_same(
 
     with monkeypatch.context() as patched:
         patched.setattr(build_dataset, "judge", stop)
-        with pytest.raises(KeyboardInterrupt):
-            workshop.build()
+        assert workshop.build() == Exit.INTERRUPTED
     assert len(list((workshop.out / "images" / "real" / "real").iterdir())) == 1
     capsys.readouterr()
     assert workshop.build() == 0
@@ -195,7 +195,7 @@ def test_what_differs_from_the_hashes_of_the_catalogue_is_said(
     assert {name: len(each) for name, each in read_hashes(workshop.catalogue).items()} == {"real": 3, "ai": 2}
     shutil.rmtree(workshop.mirror / "owner+ai")
     commit(workshop.mirror / "owner+ai", {"images/0.png": picture(10), "images/1.png": picture(77)})
-    assert workshop.build() == 1
+    assert workshop.build() == Exit.FAILED
     printed = capsys.readouterr()
     assert "ai: 1 images of the catalogue are not here, 1 are not in it" in printed.err
     assert "hashes agree for 1 of 2" in printed.out
@@ -251,17 +251,17 @@ def test_the_cap_takes_images_from_all_over_the_paths(workshop: Workshop) -> Non
 def test_the_check_reads_no_image_and_names_what_is_missing(
     workshop: Workshop, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert workshop.build("--check") == 0
+    assert workshop.build("--check", "--mirror", str(workshop.catalogue)) == 0  # a second folder, not another one
     assert "2 sources here in another version" in capsys.readouterr().out
     assert not workshop.out.exists()
     shutil.rmtree(workshop.mirror / "owner+ai")
-    assert workshop.build("--check") == 1
+    assert workshop.build("--check") == Exit.FAILED
     assert "missing: ai: github:owner/ai is in none of" in capsys.readouterr().out
 
 
 def test_a_missing_source_does_not_stop_the_others(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(workshop.mirror / "owner+ai")
-    assert workshop.build() == 1
+    assert workshop.build() == Exit.FAILED
     assert len(workshop.rows()) == 3
     assert "1 sources missing" in capsys.readouterr().out
 
@@ -270,7 +270,7 @@ def test_a_source_without_a_split_is_refused_with_the_next_step(
     workshop: Workshop, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_file(workshop.catalogue / "all.csv", [source("real", split="")])
-    assert workshop.build() == 2
+    assert workshop.build() == Exit.FAILED
     assert "real have no split: run python -m training.splits" in capsys.readouterr().err
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -16,12 +17,12 @@ from utils.profiles import DEFAULT_PROFILE, PROFILES
 
 if TYPE_CHECKING:  # imported where used: --help and --schema answer without numpy or OpenCV
     from inference.detector import Judgement, Verifier
-    from ingress.sources import Ingress
     from utils.contracts import Sample
     from utils.errors import VerifyError
     from utils.settings import Settings
 
     Answered: TypeAlias = tuple[str, Sample | None, Judgement | VerifyError]
+    Load: TypeAlias = Callable[[str], Sample]
     Show: TypeAlias = Callable[[str, Judgement | VerifyError], None]
 
 log = logging.getLogger(__name__)
@@ -80,21 +81,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         return Exit.DONE
     given = {"profile": args.profile, "threshold": args.threshold}
     settings = load_settings(**{name: value for name, value in given.items() if value is not None})
-    configure_logging(settings.log_level)
+    configure_logging(settings.log.level)
     return run(args, settings)
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Judge every input, and show each answer as soon as its batch is done."""
     from inference.detector import build_verifier
-    from ingress.sources import Ingress, expand
+    from ingress.sources import Ingress, expand, fetch_within, is_url
     from utils.errors import VerifyError
 
     sources = list(expand(args.inputs))
     single, code = sources == args.inputs and len(sources) == 1, Exit.DONE
     show = _json_lines(single) if args.json else _tables(single)
-    with Ingress(settings) as ingress:
-        answers = judge(sources, ingress, build_verifier(settings))
+    with Ingress(settings.decode) as ingress:
+
+        def load(source: str) -> Sample:
+            if not is_url(source):
+                return ingress.load(source)
+            return ingress.decode(asyncio.run(fetch_within(settings.fetch, source, settings.decode.max_bytes)), source)
+
+        answers = judge(sources, load, build_verifier(settings.models))
         if not single and sys.stderr.isatty():
             answers = _with_progress(answers, len(sources))
         for source, sample, answer in answers:
@@ -145,7 +152,7 @@ def _with_progress(answers: Iterator[Answered], total: int) -> Iterator[Answered
     yield from track(answers, "judging", total=total, console=Console(stderr=True), transient=True)
 
 
-def judge(sources: Sequence[str], ingress: Ingress, verifier: Verifier) -> Iterator[Answered]:
+def judge(sources: Sequence[str], load: Load, verifier: Verifier) -> Iterator[Answered]:
     """Answer for every source, in order: a judgement, or the error that says why there is none.
 
     While one batch is measured, the next one is read and decoded on a thread of its own.
@@ -156,9 +163,9 @@ def judge(sources: Sequence[str], ingress: Ingress, verifier: Verifier) -> Itera
 
     waiting = iter(sources)
     with ThreadPoolExecutor(1, "load") as loader:
-        coming = loader.submit(_load_batch, waiting, ingress)
+        coming = loader.submit(_load_batch, waiting, load)
         while batch := coming.result():
-            coming = loader.submit(_load_batch, waiting, ingress)
+            coming = loader.submit(_load_batch, waiting, load)
             judged = iter(verifier.verify([each for _, each in batch if not isinstance(each, VerifyError)]))
             for source, each in batch:
                 if isinstance(each, VerifyError):
@@ -167,7 +174,7 @@ def judge(sources: Sequence[str], ingress: Ingress, verifier: Verifier) -> Itera
                     yield source, each, next(judged)
 
 
-def _load_batch(waiting: Iterator[str], ingress: Ingress) -> list[tuple[str, Sample | VerifyError]]:
+def _load_batch(waiting: Iterator[str], load: Load) -> list[tuple[str, Sample | VerifyError]]:
     """The next BATCH images; fewer once their pixels take BATCH_BYTES. Empty at the end."""
     from utils.errors import Internal, SetupError, VerifyError
 
@@ -175,7 +182,7 @@ def _load_batch(waiting: Iterator[str], ingress: Ingress) -> list[tuple[str, Sam
     size = 0
     while len(batch) < BATCH and size < BATCH_BYTES and (source := next(waiting, None)) is not None:
         try:
-            sample = ingress.load(source)
+            sample = load(source)
             size += sample.rgb.nbytes
             batch.append((source, sample))
         except SetupError:  # no image would fare better

@@ -68,10 +68,10 @@ def serve(settings: Settings) -> int:
     from api.app import create_app
     from worker.logs import configure_worker_logging
 
-    configure_worker_logging(settings.log_level, as_json=settings.log_json)
+    configure_worker_logging(settings.log.level, as_json=settings.log.as_json)
     logging.getLogger("api.access").setLevel(logging.INFO)
-    if settings.api_host not in _LOOPBACK and not settings.api_keys:
-        log.warning("anyone who reaches %s may call: IMGV_API_KEYS is empty", settings.api_host)
+    if settings.api.host not in _LOOPBACK and not settings.api.keys:
+        log.warning("anyone who reaches %s may call: IMGV_API_KEYS is empty", settings.api.host)
     app = create_app(settings)
 
     class Server(uvicorn.Server):
@@ -91,15 +91,15 @@ def serve(settings: Settings) -> int:
     server = Server(
         uvicorn.Config(
             app,
-            host=settings.api_host,
-            port=settings.api_port,
+            host=settings.api.host,
+            port=settings.api.port,
             log_config=None,
             log_level=logging.WARNING,
             access_log=False,  # ours names routes, not paths: a path may hold the id that opens an answer
             server_header=False,
-            proxy_headers=bool(settings.api_proxies),
-            forwarded_allow_ips=settings.api_proxies or None,
-            timeout_graceful_shutdown=round(settings.queue_drain_seconds),
+            proxy_headers=bool(settings.api.proxies),
+            forwarded_allow_ips=list(settings.api.proxies) or None,
+            timeout_graceful_shutdown=round(settings.pipeline.drain_seconds),
             ws="none",
         )
     )

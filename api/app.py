@@ -19,7 +19,7 @@ from api.catalogue import catalogue
 from api.documents import finish_openapi
 from api.edge import Edge
 from api.jobs import Backend
-from api.limits import Gate, RateLimiter, split
+from api.limits import Gate, RateLimiter
 from api.metrics import Metrics
 from api.problems import respond
 from api.server import Server
@@ -35,14 +35,14 @@ def default_backend(settings: Settings, metrics: Metrics) -> Backend:
     Raises:
         SetupError: this installation is incomplete.
     """
-    if url := settings.redis_url.get_secret_value():
+    if url := settings.queue.redis_url.get_secret_value():
         from api.queued import QueueBackend
 
         return QueueBackend(settings, url, metrics)
     from api.local import LocalBackend
     from inference.detector import build_verifier
 
-    return LocalBackend(settings, build_verifier(settings), metrics)
+    return LocalBackend(settings, build_verifier(settings.models), metrics)
 
 
 def create_app(settings: Settings, make_backend: MakeBackend = default_backend) -> FastAPI:
@@ -51,16 +51,16 @@ def create_app(settings: Settings, make_backend: MakeBackend = default_backend) 
     Raises:
         SetupError: this installation is incomplete.
     """
-    metrics, limiter = Metrics(), RateLimiter(settings.api_rate_per_minute)
+    metrics, limiter = Metrics(), RateLimiter(settings.api.rate_per_minute)
     backend = make_backend(settings, metrics)
-    server = Server(settings, backend, limiter, metrics, catalogue(settings, backend.where), asyncio.Event())
+    server = Server(settings, backend, limiter, metrics, catalogue(settings.models, backend.where), asyncio.Event())
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with backend:
             yield
 
-    origins = split(settings.api_origins)
+    origins = settings.api.origins
     cors = Middleware(
         CORSMiddleware,
         allow_origins=origins,

@@ -12,10 +12,10 @@ from models.loaders import Weights, find
 from utils.contracts import PUBLIC_FEATURES
 from utils.errors import WeightsMissing
 from utils.persistence import Card
-from utils.settings import Settings
+from utils.settings import ModelSettings
 
 
-def catalogue(settings: Settings, where: str) -> Models:
+def catalogue(settings: ModelSettings, where: str) -> Models:
     """As this machine sees it; workers on other machines may have other weights, and each verdict names its own.
 
     Raises:

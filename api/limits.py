@@ -8,7 +8,7 @@ import hmac
 import ipaddress
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers
@@ -42,12 +42,12 @@ def _hash(key: str) -> str:
 class KeyRing:
     """The accepted keys, by their hashes."""
 
-    def __init__(self, setting: str) -> None:
+    def __init__(self, hashes: Mapping[str, str]) -> None:
         """
         Args:
-            setting: ``name=sha256,name=sha256``; empty: no key is asked.
+            hashes: SHA-256 of each key, by its owner's name; empty: no key is asked.
         """
-        self._hashes = dict(entry.split("=", 1) for entry in setting.split(",") if entry)
+        self._hashes = hashes
 
     def __bool__(self) -> bool:
         return bool(self._hashes)
@@ -118,19 +118,19 @@ class Gate:
 
     def __init__(self, app: ASGIApp, settings: Settings, limiter: RateLimiter, metrics: Metrics) -> None:
         self._app = app
-        self._keys = KeyRing(settings.api_keys)
+        self._keys = KeyRing(settings.api.keys)
         self._limiter = limiter
         self._metrics = metrics
-        self._origins = frozenset(split(settings.api_origins))
-        self._hosts = frozenset(split(settings.api_hosts))
-        if not self._hosts and settings.api_host in _LOOPBACK:
+        self._origins = frozenset(settings.api.origins)
+        self._hosts = frozenset(settings.api.hosts)
+        if not self._hosts and settings.api.host in _LOOPBACK:
             self._hosts = frozenset(_LOOPBACK)  # else a page could reach us by a name that it points here
         # Base64 takes 4 bytes for 3.
-        self._most = {BATCH: settings.api_batch_mb << 20}
-        self._most_single = settings.max_bytes * 4 // 3 + _FORM_BYTES
-        self._most_held = max(settings.queue_max_mb << 20, self._most_single, *self._most.values())
-        self._most_requests = settings.queue_max_jobs
-        self._seconds = settings.api_upload_seconds
+        self._most = {BATCH: settings.api.batch_mb << 20}
+        self._most_single = settings.decode.max_bytes * 4 // 3 + _FORM_BYTES
+        self._most_held = max(settings.pipeline.max_mb << 20, self._most_single, *self._most.values())
+        self._most_requests = settings.pipeline.max_jobs
+        self._seconds = settings.api.upload_seconds
         self._requests = self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -228,7 +228,3 @@ def _parts(url: str) -> SplitResult:
 
 def _too_large(most: int) -> TooManyBytes:
     return TooManyBytes(f"the request is larger than {most:,} bytes; send a smaller one")
-
-
-def split(setting: str) -> list[str]:
-    return [part.strip().rstrip("/") for part in setting.split(",") if part.strip()]

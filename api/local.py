@@ -115,18 +115,16 @@ class LocalBackend:
     where = "in process"
 
     def __init__(self, settings: Settings, verifier: Verifies, metrics: Metrics) -> None:
-        if "decode_in_child" not in settings.model_fields_set:  # here strangers choose the images
-            settings = settings.model_copy(update={"decode_in_child": True})
         self._settings = settings
         self._metrics = metrics
-        self._batcher = Batcher(verifier, settings.queue_batch, metrics)
-        self._decoders = ThreadPoolExecutor(settings.queue_decoders, "decode")
-        self._ingresses = [Ingress(settings) for _ in range(settings.queue_decoders)]
-        self._fetches, self._decoding = asyncio.Semaphore(_FETCHES), asyncio.Semaphore(settings.queue_decoders)
+        self._batcher = Batcher(verifier, settings.pipeline.batch, metrics)
+        self._decoders = ThreadPoolExecutor(settings.pipeline.decoders, "decode")
+        self._ingresses = [Ingress(settings.decode.for_strangers()) for _ in range(settings.pipeline.decoders)]
+        self._fetches, self._decoding = asyncio.Semaphore(_FETCHES), asyncio.Semaphore(settings.pipeline.decoders)
         self._jobs: dict[str, Job] = {}  # oldest first
         self._running: dict[asyncio.Task[None], Job] = {}
         self._held = 0  # bytes of files and pixels in memory
-        self._most_held = settings.queue_max_mb << 20
+        self._most_held = settings.pipeline.max_mb << 20
         self._room = asyncio.Event()
         self._stopping = False
         self._folder = Path()
@@ -139,7 +137,7 @@ class LocalBackend:
         """Finish what was taken, for as long as a worker would."""
         self._stopping = True
         if self._running:
-            await asyncio.wait(self._running, timeout=self._settings.queue_drain_seconds)
+            await asyncio.wait(self._running, timeout=self._settings.pipeline.drain_seconds)
         for task in tuple(self._running):
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
@@ -151,7 +149,11 @@ class LocalBackend:
 
     async def submit(self, image: Image, *, artifacts: bool) -> Job:
         size = len(image.raw or b"")
-        if self._stopping or len(self._running) >= self._settings.queue_max_jobs or self._held + size > self._most_held:
+        if (
+            self._stopping
+            or len(self._running) >= self._settings.pipeline.max_jobs
+            or self._held + size > self._most_held
+        ):
             raise QueueFull("as many images are in work as this server takes; try again shortly")
         job = Job(image.source)
         self._jobs[job.id] = job
@@ -168,8 +170,8 @@ class LocalBackend:
         return self._jobs[job_id]
 
     async def trouble(self) -> str:
-        if self._batcher.busy_seconds > self._settings.queue_stuck_seconds:
-            return "the models have not come back for IMGV_QUEUE_STUCK_SECONDS; restart the server"
+        if self._batcher.busy_seconds > self._settings.pipeline.stuck_seconds:
+            return "the models have not come back for IMGV_PIPELINE_STUCK_SECONDS; restart the server"
         return "shutting down" if self._stopping else ""
 
     # --------------------------------------------------------------------------------------------------- one job's life
@@ -207,7 +209,7 @@ class LocalBackend:
             await self._wait_for_room()
             job.advance("fetching")
             with self._metrics.stage.labels("fetching").time():
-                return await fetch_within(self._settings, url)
+                return await fetch_within(self._settings.fetch, url, self._settings.decode.max_bytes)
 
     async def _wait_for_room(self) -> None:
         """Pixels of the images before this one must leave memory first. A single image always gets through."""
@@ -236,7 +238,7 @@ class LocalBackend:
         ended = [each for each in self._jobs.values() if each.ended] if len(self._jobs) > _MOST_KEPT else []
         for old in ended[: len(self._jobs) - _MOST_KEPT]:
             self._forget(old)
-        asyncio.get_running_loop().call_later(self._settings.api_keep_seconds, self._forget, job)
+        asyncio.get_running_loop().call_later(self._settings.api.keep_seconds, self._forget, job)
 
     def _forget(self, job: Job) -> None:
         if self._jobs.pop(job.id, None) and job.files:

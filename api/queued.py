@@ -45,11 +45,11 @@ class QueueBackend:
         """
         self._settings = settings
         self._client = connect(url)
-        self._keys = Keys(settings.queue_prefix)
+        self._keys = Keys(settings.queue.prefix)
         self._metrics = metrics
         self._waiting: dict[str, Job] = {}
         self._poller: asyncio.Task[None] | None = None
-        self._artifacts = Path(settings.queue_artifacts_dir).resolve() if settings.queue_artifacts_dir else None
+        self._artifacts = settings.queue.artifacts_dir and settings.queue.artifacts_dir.resolve()
 
     async def __aenter__(self) -> Self:
         return self
@@ -80,8 +80,8 @@ class QueueBackend:
                     self._keys,
                     job_id,
                     fields,
-                    max_waiting=self._settings.queue_max_waiting,
-                    remember_seconds=self._settings.queue_answer_seconds,
+                    max_waiting=self._settings.queue.max_waiting,
+                    remember_seconds=self._settings.queue.answer_seconds,
                 )
                 return
             except (RedisError, OSError) as error:
@@ -128,7 +128,7 @@ class QueueBackend:
     def _await_answer(self, job: Job) -> None:
         self._waiting[job.id] = job
         self._metrics.running.set(len(self._waiting))
-        asyncio.get_running_loop().call_later(self._settings.queue_answer_seconds, self._waiting.pop, job.id, None)
+        asyncio.get_running_loop().call_later(self._settings.queue.answer_seconds, self._waiting.pop, job.id, None)
         if self._poller is None or self._poller.done():
             self._poller = asyncio.create_task(self._poll())
 

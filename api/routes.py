@@ -61,9 +61,9 @@ def _json(value: Json, status: int = 200, headers: dict[str, str] | None = None)
 async def verify(request: Request, given: Given) -> Response:
     """A verdict, or 202 with a job when `async` is set or the wait ends first; the job then goes on."""
     server = server_of(request)
-    image, options = await read_one(request, given, server.settings.max_bytes)
+    image, options = await read_one(request, given, server.settings.decode.max_bytes)
     job = await server.backend.submit(image, artifacts=options.artifacts)
-    seconds = server.settings.api_wait_seconds if options.wait_seconds is None else options.wait_seconds
+    seconds = server.settings.api.wait_seconds if options.wait_seconds is None else options.wait_seconds
     if options.run_async or not await job.wait(seconds):
         where = f"/v1/jobs/{job.id}"
         return _json(_job_answer(job), 202, {"Location": where})
@@ -87,7 +87,7 @@ async def verify(request: Request, given: Given) -> Response:
 async def verify_batch(request: Request) -> Response:
     """Every image gets a line: its verdict, or the error that says why there is none."""
     server = server_of(request)
-    images, artifacts = await read_many(request, server.settings.max_bytes, server.settings.api_batch_images)
+    images, artifacts = await read_many(request, server.settings.decode.max_bytes, server.settings.api.batch_images)
     server.limiter.charge(request.state.caller, len(images) - 1)
     lines = _batch_lines(server, images, artifacts, request.state.request_id)
     return StreamingResponse(lines, media_type="application/x-ndjson")
@@ -96,7 +96,7 @@ async def verify_batch(request: Request) -> Response:
 async def _batch_lines(
     server: Server, images: Sequence[Image | VerifyError], artifacts: bool, request_id: str
 ) -> AsyncIterator[str]:
-    window = asyncio.Semaphore(server.settings.queue_batch)  # one caller's batch must not fill the server
+    window = asyncio.Semaphore(server.settings.pipeline.batch)  # one caller's batch must not fill the server
 
     async def answer(index: int, image: Image | VerifyError) -> str:
         source, error = "", image
@@ -278,13 +278,13 @@ async def get_metrics(request: Request) -> Response:
 async def _judged(request: Request, image: Image) -> dict[str, Json]:
     server = server_of(request)
     job = await server.backend.submit(image, artifacts=False)
-    if not await job.wait(server.settings.api_wait_seconds):
+    if not await job.wait(server.settings.api.wait_seconds):
         raise DeadlinePassed("not judged in time; use /v1/verify, which answers 202 with a job then")
     return _verdict_of(job)
 
 
 async def _judged_upload(request: Request) -> dict[str, Json]:
-    image, _ = await read_one(request, Options(), server_of(request).settings.max_bytes)
+    image, _ = await read_one(request, Options(), server_of(request).settings.decode.max_bytes)
     return await _judged(request, image)
 
 

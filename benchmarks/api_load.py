@@ -122,7 +122,7 @@ async def measure(args: argparse.Namespace) -> None:
     with ExitStack() as stack:
         environment = {"IMGV_API_PORT": "0", "IMGV_LOG_LEVEL": "ERROR", "IMGV_API_RATE_PER_MINUTE": "1000000"}
         if args.above:
-            environment |= {"IMGV_QUEUE_MAX_JOBS": "8", "IMGV_API_RATE_PER_MINUTE": "10"}
+            environment |= {"IMGV_PIPELINE_MAX_JOBS": "8", "IMGV_API_RATE_PER_MINUTE": "10"}
         workers: list[subprocess.Popen[str]] = []
         if args.queue:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="imgv")))

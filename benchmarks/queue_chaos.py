@@ -71,7 +71,7 @@ def work(url: str, real: bool) -> None:
     async def naps(*_):
         yield ShortNaps()
 
-    settings = load_settings(queue_max_jobs=16, queue_attempts=8, log_level="ERROR")
+    settings = load_settings(pipeline_max_jobs=16, queue_attempts=8, log_level="ERROR")
     asyncio.run(serve(Service(settings, url, judging if real else naps), lambda: None))
 
 

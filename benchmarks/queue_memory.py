@@ -51,7 +51,7 @@ async def judging(settings, metrics, client):
     detector = FakeDetector("dino")
     meanings = dict.fromkeys((*PUBLIC_FEATURES, *detector.features), "")
     verifier = Verifier(Ensemble([detector], [], {}), fusion_model(*detector.features), meanings)
-    async with Judge(settings.model_copy(update={"decode_in_child": True}), {"embedded": verifier}, metrics) as judge:
+    async with Judge(settings, {"embedded": verifier}, metrics) as judge:
         yield judge
 
 

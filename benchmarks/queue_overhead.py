@@ -33,9 +33,9 @@ from worker.service import Service
 
 def plain(settings, verifier, images: Sequence[bytes]) -> float:
     started = time.perf_counter()
-    with Ingress(settings) as ingress:
-        for at in range(0, len(images), settings.queue_batch):
-            batch = images[at : at + settings.queue_batch]
+    with Ingress(settings.decode) as ingress:
+        for at in range(0, len(images), settings.pipeline.batch):
+            batch = images[at : at + settings.pipeline.batch]
             for judgement in verifier.verify([ingress.decode(raw, "image") for raw in batch]):
                 dump(verdict_dict(judgement.verdict))
     return len(images) / (time.perf_counter() - started)
@@ -44,7 +44,7 @@ def plain(settings, verifier, images: Sequence[bytes]) -> float:
 async def queued(settings, verifier, images: Sequence[bytes], url: str) -> float:
     @asynccontextmanager
     async def judging(settings, metrics, client):
-        async with Judge(settings, {settings.profile: verifier}, metrics) as judge:
+        async with Judge(settings, {settings.models.profile: verifier}, metrics) as judge:
             yield judge
 
     async with redis.asyncio.Redis.from_url(url) as db:
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     paths = list(itertools.islice(expand(args.inputs), args.images))
     images = [Path(path).read_bytes() for path in paths]
     settings = load_settings(decode_in_child=True)
-    verifier = build_verifier(settings)
+    verifier = build_verifier(settings.models)
     plain(settings, verifier, images[:8])  # caches, lazily built graphs
     with tempfile.TemporaryDirectory(prefix="imgv") as folder, EmbeddedServer(Path(folder)) as server:
         for _ in range(2):

@@ -56,7 +56,7 @@ def work_ours(url: str, jobs: int) -> None:
         yield NoWork()
 
     async def main():
-        service = Service(Settings(_env_file=None, queue_max_jobs=512, queue_results_kept=10_000_000), url, no_work)
+        service = Service(Settings.of(pipeline_max_jobs=512, queue_results_kept=10_000_000), url, no_work)
         task = asyncio.create_task(service.run(lambda: print("ready", flush=True)))
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)  # until told to stop
         service.stop()

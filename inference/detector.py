@@ -40,7 +40,7 @@ from utils.contracts import (
 from utils.device import pick_device
 from utils.errors import VerifyError, WeightsMissing
 from utils.profiles import PROFILES
-from utils.settings import Settings
+from utils.settings import ModelSettings
 
 log = logging.getLogger(__name__)
 
@@ -310,7 +310,7 @@ def _median(measured: list[Measurement]) -> Measurement:
     return replace(first, features=features, skipped=next((each.skipped for each in measured if each.skipped), None))
 
 
-def build_ensemble(settings: Settings) -> Ensemble:
+def build_ensemble(settings: ModelSettings) -> Ensemble:
     """Load the detectors that the settings ask for and all forensics.
 
     A detector without weights is listed as unavailable, with the command that installs it; nothing is downloaded. So
@@ -337,7 +337,7 @@ def build_ensemble(settings: Settings) -> Ensemble:
     return Ensemble(detectors, load_forensics(settings.c2pa_trust_anchors), unavailable, settings.threads)
 
 
-def _load_detector(name: str, spec: Spec, weights: Weights, settings: Settings) -> Detector:
+def _load_detector(name: str, spec: Spec, weights: Weights, settings: ModelSettings) -> Detector:
     module, _, cls = spec.path.partition(":")
     detector = getattr(import_module(module), cls)
     loaded: Detector
@@ -352,7 +352,7 @@ def _load_detector(name: str, spec: Spec, weights: Weights, settings: Settings) 
     return loaded
 
 
-def build_verifier(settings: Settings) -> Verifier:
+def build_verifier(settings: ModelSettings) -> Verifier:
     """The product, ready to judge.
 
     Raises:
@@ -362,7 +362,7 @@ def build_verifier(settings: Settings) -> Verifier:
     return Verifier(build_ensemble(settings), fusion, feature_meanings(), settings.threshold)
 
 
-def fusion_folder(settings: Settings) -> Path:
+def fusion_folder(settings: ModelSettings) -> Path:
     """Of the artifact that the settings name, else the profile's."""
     name = settings.fusion or PROFILES[settings.profile].fusion
     return SHIPPED / name if (SHIPPED / name).is_dir() else Path(name)

@@ -7,7 +7,7 @@ its parity test in tests/inference/. To switch one on: a profile in utils/profil
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from inference.parts import load_forensics
@@ -77,14 +77,14 @@ DETECTORS: dict[str, Spec] = {
 }
 
 
-def select_detectors(profile: str, extra: str = "") -> tuple[str, ...]:
-    """Names of the detectors of a profile, with further ones from a comma separated list.
+def select_detectors(profile: str, extra: Sequence[str] = ()) -> tuple[str, ...]:
+    """Names of the detectors of a profile, with further ones.
 
     Raises:
         BadSettings: an unknown name (the nearest known one is suggested), or two detectors for the same feature.
     """
     names = list(PROFILES[profile].detectors)
-    for name in filter(None, (part.strip() for part in extra.split(","))):
+    for name in extra:
         if name not in DETECTORS:
             near = difflib.get_close_matches(name, DETECTORS, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(DETECTORS)}"

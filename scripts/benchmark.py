@@ -125,8 +125,8 @@ def photographs(folder: Path, count: int, megapixels: float) -> list[Path]:
 
 
 def rows(settings: Settings, paths: Sequence[Path], runs: int) -> None:
-    verifier = build_verifier(settings)
-    with Ingress(settings) as ingress:
+    verifier = build_verifier(settings.models)
+    with Ingress(settings.decode) as ingress:
         samples = [ingress.load(str(path)) for path in paths]
     ready = network_inputs(verifier, samples)
     naive = Naive(verifier)
@@ -169,15 +169,15 @@ def in_turns(contenders: Mapping[str, Callable[[], object]], runs: int) -> dict[
 
 
 def one(verifier: Verifier, settings: Settings, path: Path) -> bytes | str:
-    with Ingress(settings) as ingress:
+    with Ingress(settings.decode) as ingress:
         (judgement,) = verifier.verify([ingress.load(str(path))])
     return dump(verdict_dict(judgement.verdict))
 
 
 def folder(verifier: Verifier, settings: Settings, paths: Sequence[Path]) -> None:
     """What the command line does with several images."""
-    with Ingress(settings) as ingress:
-        for _, _, answer in img_ml_verify.judge([str(path) for path in paths], ingress, verifier):
+    with Ingress(settings.decode) as ingress:
+        for _, _, answer in img_ml_verify.judge([str(path) for path in paths], ingress.load, verifier):
             dump(verdict_dict(answer.verdict))  # type: ignore[union-attr]  # our own photographs can be judged
 
 
@@ -211,7 +211,7 @@ def in_torch(detector: GraphDetector) -> GraphDetector:
 
     _, build = EXPORTED[detector.name]
     network = build()
-    load_into(network.network, Weights.at(load_settings().weights_dir).state(detector.name), dtype=torch.float32)
+    load_into(network.network, Weights.at(load_settings().models.weights_dir).state(detector.name), dtype=torch.float32)
     return on(detector, as_graph(network, "cpu"))
 
 
@@ -283,7 +283,7 @@ class Queue:
     """A Valkey server, and a worker on a thread of this process; plain XADD in, result entries out."""
 
     def __init__(self, settings: Settings, verifier: Verifier) -> None:
-        self._settings = settings.model_copy(update={"decode_in_child": True})
+        self._settings = settings
         self._verifier = verifier
         self._stack = ExitStack()
 
@@ -310,7 +310,7 @@ class Queue:
     async def _judging(self, settings: Settings, metrics: Metrics, client: object) -> AsyncIterator[Judge]:
         from worker.judge import Judge
 
-        async with Judge(settings, {settings.profile: self._verifier}, metrics) as judge:
+        async with Judge(settings, {settings.models.profile: self._verifier}, metrics) as judge:
             yield judge
 
     def judge(self, paths: Sequence[Path]) -> list[dict[str, str]]:
@@ -359,7 +359,7 @@ def curves(settings: Settings, folder_: Path, paths: Sequence[Path]) -> None:
     console.print(table)
     table = Table("threads", "images/s", "cost of a million images", title="Threads, 1 megapixel")
     for threads in dict.fromkeys((1, 2, os.cpu_count() or 1)):
-        verifier = build_verifier(settings.model_copy(update={"threads": threads}))
+        verifier = build_verifier(settings.models.model_copy(update={"threads": threads}))
         folder(verifier, settings, paths[:2])
         started = time.perf_counter()
         folder(verifier, settings, paths)

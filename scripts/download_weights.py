@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None, transport: httpx.BaseTransport | Non
         Exit.DONE when everything that was asked for is installed.
     """
     arguments = _parse(argv)
-    folder: Path = arguments.to or load_settings().weights_dir
+    folder: Path = arguments.to or load_settings().models.weights_dir
     weights = Weights.at(folder)
     chosen = _choose(weights, arguments.names, arguments.profile)
     if arguments.source is not None:

@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command_parser("python -m scripts.embed_clip_prompts", __doc__)
     parser.add_argument("names", nargs="+", choices=tuple(CLIP_DETECTORS), help="detectors")
     arguments = parser.parse_args(argv)
-    folder = load_settings().weights_dir
+    folder = load_settings().models.weights_dir
     for name in arguments.names:
         _embed(name, folder)
     return Exit.DONE

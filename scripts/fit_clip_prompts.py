@@ -54,14 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(name: str, manifest: Path, seed: int) -> int:
     settings = load_settings()
-    device = get_device(settings.device)
-    weights = Weights.at(settings.weights_dir)
+    device = get_device(settings.models.device)
+    weights = Weights.at(settings.models.weights_dir)
     detector = CLIP_DETECTORS[name].load(weights, device)
 
     def embed(sample: Sample) -> NDArray[np.float32]:
         return np.asarray(detector.embed(sample))
 
-    cache = settings.weights_dir / "embeddings" / f"{name}-{weights.card(name).sha256[:12]}.npz"
+    cache = settings.models.weights_dir / "embeddings" / f"{name}-{weights.card(name).sha256[:12]}.npz"
     table = embed_manifest(manifest, DELIVERIES, embed, cache, settings)
     training, validation = (table.rows(table.splits == split) for split in ("train", "val"))
     fitted, losses = fit(detector.text, training, seed)
@@ -72,7 +72,7 @@ def _run(name: str, manifest: Path, seed: int) -> int:
     print(f"measured on the {'val' if has_validation else 'train'} split, called AI from 0.5:")
     for title, text in (("before", detector.text), ("after", fitted)):
         print(f"  {title}: {_metrics(measured, text, seed)}")
-    install(name, fitted, settings.weights_dir)
+    install(name, fitted, settings.models.weights_dir)
     return Exit.DONE
 
 

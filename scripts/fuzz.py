@@ -282,7 +282,7 @@ def verdict_check(decoder: Decode) -> Callable[[bytes], str]:
     from inference.detector import build_verifier
     from utils.settings import load_settings
 
-    verifier = build_verifier(load_settings())
+    verifier = build_verifier(load_settings().models)
 
     def check(data: bytes) -> str:
         sample = decoder(data)

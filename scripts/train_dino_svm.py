@@ -65,8 +65,8 @@ class Candidate:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     settings = load_settings()
-    weights = Weights.at(settings.weights_dir)
-    device = get_device(settings.device)
+    weights = Weights.at(settings.models.weights_dir)
+    device = get_device(settings.models.device)
     backbone = load_backbone(weights, arguments.backbone).to(device)
     card = weights.card(arguments.backbone)
 
@@ -75,10 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return np.asarray(backbone(views(sample).to(device)).mean(dim=0).float().cpu())
 
     identity = f"{card.name}-{card.sha256[:12]}-{EMBEDDING.partition(':')[0]}"
-    cache = settings.weights_dir / "embeddings" / f"{identity}.npz"
+    cache = settings.models.weights_dir / "embeddings" / f"{identity}.npz"
     table = embed_manifest(arguments.manifest, arguments.deliveries, embed, cache, settings)
     head, measured = train(table, arguments.head, arguments.grid, arguments.seed, card.name, card.sha256)
-    out: Path = arguments.out or settings.weights_dir / HEAD
+    out: Path = arguments.out or settings.models.weights_dir / HEAD
     head.save(
         out,
         {
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = readme(head, table, measured)
     (out / "README.md").write_text(text, encoding="utf-8")
     print(text)
-    _install(out / WEIGHTS, settings.weights_dir)
+    _install(out / WEIGHTS, settings.models.weights_dir)
     return Exit.DONE
 
 

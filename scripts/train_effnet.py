@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    device = get_device(load_settings().device)
+    device = get_device(load_settings().models.device)
     torch.manual_seed(arguments.seed)
     network = start(arguments.architecture, arguments.weights).to(device).to(memory_format=torch.channels_last)
     training, validation = shared.load_pictures(arguments, load_reduced)

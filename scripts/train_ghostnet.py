@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    device = get_device(load_settings().device)
+    device = get_device(load_settings().models.device)
     training, validation = shared.load_pictures(arguments, shared.load_native, shared.load_whole)
     torch.manual_seed(arguments.seed)
     network = GhostNetForensics(arguments.architecture).to(device).to(memory_format=torch.channels_last)

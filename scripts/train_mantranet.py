@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    device = get_device(load_settings().device)
+    device = get_device(load_settings().models.device)
     training, validation = shared.load_pictures(arguments, shared.load_native, labels=("real",))
     torch.manual_seed(arguments.seed)
     network = ManTraNet(COMPACT).to(device).to(memory_format=torch.channels_last)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from utils.settings import Settings
+from utils.settings import Settings, variables
 from worker.metrics import Metrics
 from worker.stream import Keys
 
@@ -47,23 +47,23 @@ def test_every_label_of_the_dashboard_is_exported():
 
 @pytest.mark.parametrize("path", sorted(DEPLOY.rglob("*.*")), ids=lambda path: path.name)
 def test_every_setting_named_exists(path):
-    known = {f"IMGV_{name.upper()}" for name in Settings.model_fields}
+    known = set(variables())
     assert set(re.findall(r"\bIMGV_[A-Z_]+", path.read_text())) <= known
 
 
 def test_every_setting_given_is_in_range():
     given = [{each["name"]: each.get("value") for each in POD["spec"]["containers"][0]["env"]}]
     given.append(COMPOSE["services"]["worker"]["environment"])
-    for variables in given:
-        values = {name[5:].lower(): value for name, value in variables.items() if name.startswith("IMGV_")}
-        Settings(_env_file=None, **values)
+    for each in given:
+        values = {name[5:].lower(): value for name, value in each.items() if name.startswith("IMGV_")}
+        Settings.of(**values)
 
 
 def test_a_worker_has_time_to_drain_before_it_is_killed():
     pod = POD["spec"]
     env = {each["name"]: each.get("value") for each in pod["containers"][0]["env"]}
-    assert pod["terminationGracePeriodSeconds"] >= float(env["IMGV_QUEUE_DRAIN_SECONDS"]) + 10
-    default = Settings.model_fields["queue_drain_seconds"].default
+    assert pod["terminationGracePeriodSeconds"] >= float(env["IMGV_PIPELINE_DRAIN_SECONDS"]) + 10
+    default = Settings.of().pipeline.drain_seconds
     assert float(COMPOSE["services"]["worker"]["stop_grace_period"].rstrip("s")) >= default + 10
 
 
@@ -84,7 +84,7 @@ def test_probes_and_scrapes_ask_the_port_and_pages_that_the_worker_serves():
 
 def test_the_scaler_watches_every_job_stream():
     triggers = MANIFESTS["ScaledObject", "img-ml-verify-worker"]["spec"]["triggers"]
-    prefix = Settings.model_fields["queue_prefix"].default
+    prefix = Settings.of().queue.prefix
     assert {each["metadata"]["stream"] for each in triggers} == set(Keys(prefix).streams)
 
 

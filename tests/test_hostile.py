@@ -19,7 +19,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from ingress.decode import Limits, decode, read_file
+from ingress.decode import decode, read_file
+from ingress.sources import limits_of
 from scripts import fuzz
 from utils.contracts import Sample
 from utils.errors import (
@@ -34,8 +35,7 @@ from utils.errors import (
 from utils.settings import Settings
 
 # The product's own defaults: what we promise is promised for them.
-DEFAULTS = {name: field.default for name, field in Settings.model_fields.items()}
-LIMITS = Limits(**{name: DEFAULTS[name] for name in ("max_bytes", "max_pixels", "max_frames", "max_animation_pixels")})
+LIMITS = limits_of(Settings.of().decode)
 
 
 def photo_as(kind: str, **options: object) -> bytes:

@@ -46,12 +46,12 @@ PROMPT = "a cat\nNegative prompt: dog\nSteps: 20, Sampler: Euler a, CFG scale: 7
 @pytest.fixture(scope="module")
 def settings() -> Settings:
     """The embedded product, whatever the environment says."""
-    return Settings(profile="embedded", detectors="", fusion="", threshold=None, c2pa_trust_anchors=None)
+    return Settings.of()
 
 
 @pytest.fixture(scope="module")
 def verifier(settings: Settings) -> Verifier:
-    return build_verifier(settings)
+    return build_verifier(settings.models)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def pixels_of(raw: bytes) -> RgbArray:
 
 
 def judge(verifier: Verifier, settings: Settings, files: Iterable[bytes]) -> list[Verdict]:
-    with Ingress(settings) as ingress:
+    with Ingress(settings.decode) as ingress:
         samples = [ingress.decode(raw, "test") for raw in files]
     return [judged.verdict for judged in verifier.verify(samples)]
 

@@ -27,8 +27,8 @@ import cv2
 import numpy as np
 
 from ingress import metadata
-from ingress.decode import Limits, decode
-from ingress.sources import IMAGE_SUFFIXES
+from ingress.decode import decode
+from ingress.sources import IMAGE_SUFFIXES, limits_of
 from provenance import generators
 from training.cleaning import FLAT, Seen, clean, describe, repeats
 from training.datasets import check_splits
@@ -219,15 +219,8 @@ def judge(raw: bytes, source: Source) -> Seen:
     """Decode one file as the product does; ``problem`` says why it may not stay."""
     if len(raw) < FEWEST_BYTES:
         return Seen(problem=f"under {FEWEST_BYTES} bytes")
-    settings = load_settings()
-    limits = Limits(
-        max_bytes=settings.max_bytes,
-        max_pixels=settings.max_pixels,
-        max_frames=settings.max_frames,
-        max_animation_pixels=settings.max_animation_pixels,
-    )
     try:
-        sample = decode(raw, source.id, limits)
+        sample = decode(raw, source.id, limits_of(load_settings().decode))
     except VerifyError as error:
         return Seen(problem=error.code)
     seen = describe(sample)

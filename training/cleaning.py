@@ -145,7 +145,7 @@ def look_at(path: str) -> Seen:
     """Decode one file as the product does; what it refuses, and what ends too early, is a problem."""
     cv2.setNumThreads(1)
     try:
-        with Ingress(load_settings()) as ingress:
+        with Ingress(load_settings().decode) as ingress:
             sample = ingress.load(path)
     except VerifyError as error:
         return Seen(problem=error.code)

@@ -26,7 +26,7 @@ from training.deliveries import FIXED, LOSSY, deliver, deliver_at_random
 from utils.contracts import RgbArray, Sample
 from utils.errors import InputError
 from utils.persistence import write_atomic
-from utils.settings import Settings, load_settings
+from utils.settings import DecodeSettings, load_settings
 
 Look: TypeAlias = Callable[[RgbArray], NDArray[np.float32]]  # upright pixels -> tokens
 Tokens: TypeAlias = NDArray[np.float16]
@@ -89,7 +89,7 @@ class _Worker:
     def __init__(self, folder: Path, looker: Callable[[], Look]) -> None:
         self.folder, self.looker = folder, looker
         self.look: Look | None = None  # a run that finds everything on disk loads no network
-        self.settings = load_settings()
+        self.settings = load_settings().decode
         threadpool_limits(1)
 
     def __call__(self, views: Sequence[View]) -> Mapping[View, Tokens] | str:
@@ -120,7 +120,7 @@ def file_name(digest: str, view: View) -> str:
     return f"{digest}-{view.delivery}-{view.seed}" if drawn else f"{digest}-{view.delivery}"
 
 
-def delivered(sample: Sample, view: View, settings: Settings) -> RgbArray:
+def delivered(sample: Sample, view: View, settings: DecodeSettings) -> RgbArray:
     """The upright pixels that a receiver sees; random deliveries as scripts.extract_features draws them."""
     if view.delivery == "clean":
         return sample.upright
@@ -132,6 +132,6 @@ def delivered(sample: Sample, view: View, settings: Settings) -> RgbArray:
     return _decoded(raw, view.path, settings).upright
 
 
-def _decoded(raw: bytes, path: Path, settings: Settings) -> Sample:
+def _decoded(raw: bytes, path: Path, settings: DecodeSettings) -> Sample:
     with Ingress(settings) as ingress:
         return ingress.decode(raw, str(path))

@@ -47,7 +47,7 @@ def read_sample(path: Path) -> Sample:
     """
     cv2.setNumThreads(1)
     try:
-        with Ingress(load_settings()) as ingress:
+        with Ingress(load_settings().decode) as ingress:
             return ingress.load(str(path))
     except VerifyError as error:
         raise ValueError(f"{error.code}: {error}") from error

@@ -50,7 +50,7 @@ def embed_manifest(manifest: Path, deliveries: Sequence[str], embed: Embed, cach
     known = _read_cache(cache)
     kept: list[tuple[dict[str, str], str, NDArray[np.float32]]] = []
     unsaved = 0
-    with Ingress(settings) as ingress:
+    with Ingress(settings.decode) as ingress:
         try:
             for row in track(rows, "embedding", console=Console(stderr=True)):
                 try:
@@ -91,7 +91,7 @@ def _embed(
     settings: Settings,
 ) -> tuple[int, list[NDArray[np.float32]]]:
     """How many embeddings of one file had to be computed, and those of all deliveries."""
-    raw = read_file(path, settings.max_bytes)
+    raw = read_file(path, settings.decode.max_bytes)
     sha256 = hashlib.sha256(raw).hexdigest()
     keys = [f"{sha256} {delivery}" for delivery in deliveries]
     todo = [(key, delivery) for key, delivery in zip(keys, deliveries, strict=True) if key not in known]

@@ -193,7 +193,7 @@ def _figures(judged: Judged, label: int, folder: Path) -> Iterator[str]:
 
 
 def _thumbnail(path: Path) -> str:
-    with Ingress(load_settings()) as ingress:
+    with Ingress(load_settings().decode) as ingress:
         try:
             rgb = ingress.load(str(path)).upright
         except VerifyError:

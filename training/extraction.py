@@ -95,7 +95,9 @@ def extract(
     """
     names = tuple(feature_meanings())
     journal = out.with_name(f"{out.name}.journal")
-    select_detectors(settings.profile, settings.detectors)  # a wrong name is better told here than by a process
+    select_detectors(
+        settings.models.profile, settings.models.detectors
+    )  # a wrong name is better told here than by a process
     _check_installed(out, engine)
     wanted = _wanted(manifest, split, deliveries)
     kept = _kept(out, names)
@@ -272,7 +274,7 @@ def _on_ray(tasks: Sequence[Task], jobs: int, settings: Settings, skip: Sequence
             fn_constructor_args=(settings, skip),
             compute=ray.data.ActorPoolStrategy(size=min(jobs, blocks)),
             num_cpus=1,
-            num_gpus=1 if settings.device.startswith("cuda") else 0,
+            num_gpus=1 if settings.models.device.startswith("cuda") else 0,
         )
         for row in found.iter_rows():
             yield row["line"]
@@ -285,7 +287,7 @@ class Measurer:
 
     def __init__(self, settings: Settings, skip: Sequence[str]) -> None:
         self.settings = settings
-        built = build_ensemble(settings.model_copy(update={"threads": 1}))
+        built = build_ensemble(settings.models.model_copy(update={"threads": 1}))
         forensics = [each for each in built.forensics if each.name not in skip]
         self.ensemble = Ensemble(built.detectors, forensics, built.unavailable, threads=1)
         self.models = " ".join(detector.version for detector in built.detectors)
@@ -297,7 +299,7 @@ class Measurer:
         """Measure one image. A line of JSON: features without the missing ones, or the error that it cannot be read."""
         found: dict[str, object] = {"filepath": task.filepath, "delivery": task.delivery}
         try:
-            with Ingress(self.settings) as ingress:
+            with Ingress(self.settings.decode) as ingress:
                 sample = _delivered(task, ingress)
         except VerifyError as error:
             return json.dumps(found | {"error": f"{error.code}: {error}"})

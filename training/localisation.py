@@ -62,11 +62,11 @@ def locate(manifest: Path, settings: Settings) -> Localisation:
     rows = [row for row in read_rows(manifest) if row["label"] == "manipulated" and row.get("mask")]
     if not rows:
         raise TableError(f"{manifest} has no row of label manipulated with a mask")
-    built = build_ensemble(settings)
+    built = build_ensemble(settings.models)
     ensemble = Ensemble([each for each in built.detectors if each.name.startswith(tuple(CUTS))], [], built.unavailable)
     located: list[Located] = []
     without_region = unreadable = 0
-    with Ingress(settings) as ingress:
+    with Ingress(settings.decode) as ingress:
         for row in rows:
             try:
                 sample = ingress.load(str(manifest.parent / row["filepath"]))

@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    tower = Weights.at(load_settings().weights_dir).card("clip_b16").sha256
+    tower = Weights.at(load_settings().models.weights_dir).card("clip_b16").sha256
     found = read_datasets(arguments.dataset)
     training = some_of_each([each for each in found if each.split == "train"], PER_SOURCE)
     drawn = [f"random{number}" for number in range(1, DELIVERED + 1)]
@@ -120,7 +120,7 @@ def look_at(
 
 def looker() -> Look:
     """The installed tower on the detector's view of an image."""
-    tower = load_tower(Weights.at(load_settings().weights_dir))
+    tower = load_tower(Weights.at(load_settings().models.weights_dir))
     return lambda upright: tower(view(upright)[np.newaxis])[0]
 
 

@@ -1,15 +1,32 @@
-"""Every setting and its default, read once from the environment and .env, then passed down as plain arguments."""
+"""Every setting and its default, read once from the environment and .env; each part is given its own section.
+
+A setting is named as its variable, without IMGV_ and in lower case: ``load_settings(max_bytes=…)``.
+"""
 
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_type_hints
 
 from dotenv import dotenv_values
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    AliasGenerator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
+from pydantic.fields import FieldInfo
 
 from utils.errors import BadSettings
 from utils.profiles import DEFAULT_PROFILE, PROFILES
@@ -17,124 +34,69 @@ from utils.profiles import DEFAULT_PROFILE, PROFILES
 T = TypeVar("T")
 
 PREFIX, ENV_FILE = "IMGV_", ".env"
+REDIS_URL = "REDIS_URL"  # without our prefix: what platforms set
 LARGEST = 2**40  # of any number: C's integers and clocks overflow beyond, far from the setting that is to blame
 
 
-class Settings(BaseSettings):
-    """Environment variables carry the prefix IMGV_, e.g. IMGV_MAX_BYTES=50000000."""
+# ---------------------------------------------------------------------------------------------------------------- types
 
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX,
-        env_file=ENV_FILE,
-        env_ignore_empty=True,
+
+def _split(at: str) -> BeforeValidator:
+    """A delimited string, as a variable holds it, to its parts; spaces around them and empty ones do not count."""
+
+    def parts(given: object) -> object:
+        return tuple(filter(None, map(str.strip, given.split(at)))) if isinstance(given, str) else given
+
+    return BeforeValidator(parts)
+
+
+def _keys(given: object) -> object:
+    """``name=sha256,…`` to hashes by their names."""
+    if not isinstance(given, str):
+        return given
+    if not re.fullmatch(r"([\w.-]+=[0-9a-f]{64}(,|$))*", given):
+        raise ValueError("give name=sha256 of a key, comma separated; python -m api --new-key NAME prints one")
+    return dict(entry.split("=", 1) for entry in given.split(",") if entry)
+
+
+def _is_a_profile(name: str) -> str:
+    if name not in PROFILES:
+        raise ValueError(f"no profile {name!r}; there are {' and '.join(PROFILES)}")
+    return name
+
+
+def _none_if_empty(given: object) -> object:
+    return None if given == "" else given
+
+
+Words = Annotated[tuple[str, ...], _split(",")]
+Sites = Annotated[tuple[Annotated[str, AfterValidator(lambda site: site.rstrip("/"))], ...], _split(",")]
+Ports = Annotated[tuple[Annotated[int, Field(ge=1, le=65535)], ...], Field(min_length=1), _split(",")]
+Home = Annotated[Path, AfterValidator(Path.expanduser)]  # a path that may begin with ~
+Folders = Annotated[tuple[Home, ...], _split(":")]
+Keys = Annotated[Mapping[str, str], BeforeValidator(_keys)]
+Profile = Annotated[str, AfterValidator(_is_a_profile)]
+Profiles = Annotated[tuple[Profile, ...], _split(",")]
+
+
+# ------------------------------------------------------------------------------------------------------------- sections
+
+
+def _variables(named: Callable[[str], str | AliasChoices]) -> ConfigDict:
+    """The configuration of a section whose fields have the variables that ``named`` says, without IMGV_."""
+    return ConfigDict(
+        alias_generator=AliasGenerator(validation_alias=named),
         frozen=True,
         extra="ignore",
         allow_inf_nan=False,
         validate_default=True,
         populate_by_name=True,
+        protected_namespaces=(),
     )
 
-    profile: str = Field(DEFAULT_PROFILE, description=f"which detectors run: {' | '.join(PROFILES)}")
-    detectors: str = Field("", description="further detectors to switch on, comma separated")
-    fusion: str = Field(
-        "", description="fusion artifact: a folder, or its name in models/saved_models; empty: the profile's"
-    )
-    threshold: float | None = Field(
-        None, ge=0, le=1, description="label is AI from this probability; empty: the artifact's"
-    )
-    weights_dir: Path = Field(Path("~/.cache/img_ml_verify"), description="where downloaded weights live")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="of the networks; bfloat16 halves memory")
-    threads: int = Field(0, ge=0, description="threads that measure images; 0: one per core")
-    c2pa_trust_anchors: Path | None = Field(
-        None, description="PEM file of trusted C2PA authorities; empty: none is trusted"
-    )
-    log_level: str = Field("WARNING", description="DEBUG, INFO, WARNING, ERROR")
 
-    max_bytes: int = Field(64 * 2**20, gt=0, description="largest file we read or download, in bytes")
-    max_pixels: int = Field(128_000_000, gt=0, description="largest width x height; known before decoding")
-    max_frames: int = Field(8, gt=0, description="frames of an animation that are looked at")
-    max_animation_pixels: int = Field(
-        256_000_000, gt=0, description="width x height x frames that may be decoded to reach the sampled frames"
-    )
-    decode_in_child: bool = Field(False, description="decode in a child process with the two limits below")
-    decode_memory_mb: int = Field(2048, gt=0, description="address space of the decoding child, in MiB")
-    decode_seconds: float = Field(20.0, gt=0, description="wall time for decoding one image in the child, in seconds")
-
-    fetch_seconds: float = Field(20.0, gt=0, description="total time for one download, redirects included")
-    fetch_connect_seconds: float = Field(5.0, gt=0, description="time to connect")
-    fetch_redirects: int = Field(3, ge=0, description="redirects followed; each is checked again")
-    fetch_ports: str = Field("80,443", pattern=r"^\d+(,\d+)*$", description="ports we connect to, comma separated")
-
-    redis_url: SecretStr = Field(
-        SecretStr(""),
-        validation_alias=AliasChoices("IMGV_REDIS_URL", "REDIS_URL"),  # REDIS_URL is what platforms set
-        description="the queue's server, also read from REDIS_URL; empty: the one that --embedded starts",
-    )
-    queue_prefix: str = Field(
-        "image_verify", pattern=r"^\S{1,100}$", description="start of every key; for Redis Cluster: {image_verify}"
-    )
-    queue_lease_seconds: float = Field(30.0, gt=0, description="a job not renewed for this long goes to another worker")
-    queue_attempts: int = Field(4, ge=2, description="how often a job is tried before it is dead-lettered")
-    queue_retry_seconds: float = Field(2.0, gt=0, description="first retry delay at most; it doubles, with full jitter")
-    queue_max_waiting: int = Field(100_000, gt=0, description="producers refuse to add a job when this many wait")
-    queue_max_jobs: int = Field(64, gt=0, description="jobs one worker holds at a time")
-    queue_max_mb: int = Field(512, gt=0, description="image bytes, and pixels, that one worker holds at a time, in MiB")
-    queue_batch: int = Field(8, gt=0, description="images judged together")
-    queue_decoders: int = Field(2, gt=0, description="images decoded at the same time, each in a process of its own")
-    queue_stuck_seconds: float = Field(
-        300.0, gt=0, description="a worker whose models take longer for a batch ends itself"
-    )
-    queue_drain_seconds: float = Field(25.0, ge=0, description="after SIGTERM, time to finish what the models work on")
-    queue_answer_seconds: int = Field(86_400, gt=0, description="how long an answer is kept by its job id")
-    queue_results_kept: int = Field(100_000, gt=0, description="about how many answers the results stream keeps")
-    queue_cache_seconds: int = Field(0, ge=0, description="answer the same bytes again from a cache this old; 0: never")
-    queue_profiles: str = Field("", description="further profiles that jobs may name, comma separated; each is loaded")
-    queue_paths: str = Field("", description="folders whose files jobs may name by path, colon separated; empty: none")
-    queue_artifacts_dir: str = Field("", description="where jobs that ask for artifacts get them; empty: refused")
-    queue_metrics: str = Field(
-        "", pattern=r"^$|^\S*:\d+$", description="host:port for /metrics, /healthz and /readyz; empty: off"
-    )
-    queue_embedded_dir: Path = Field(
-        Path("~/.cache/img_ml_verify/queue"), description="data and socket of the server that --embedded starts"
-    )
-    callback_secret: SecretStr = Field(
-        SecretStr(""),
-        description="signs callbacks: whsec_ and base64, as in Standard Webhooks; empty: callbacks refused",
-    )
-    callback_attempts: int = Field(8, ge=2, description="how often a callback is tried before it is dead-lettered")
-    log_json: bool = Field(False, description="the worker's log as one JSON object per line")
-
-    api_host: str = Field("127.0.0.1", description="address the HTTP server listens on; 0.0.0.0 for all")
-    api_port: int = Field(8000, ge=0, le=65535, description="port the HTTP server listens on; 0: any free one")
-    api_keys: str = Field(
-        "",
-        pattern=r"^([\w.-]+=[0-9a-f]{64}(,|$))*$",
-        description="who may call: name=sha256 of a key, comma separated; python -m api --new-key NAME; empty: all",
-    )
-    api_rate_per_minute: int = Field(600, gt=0, description="images one key, or one address without keys, may send")
-    api_wait_seconds: float = Field(30.0, gt=0, description="how long a request waits for its verdict by default")
-    api_upload_seconds: float = Field(60.0, gt=0, description="time to receive one request's body")
-    api_batch_images: int = Field(100, gt=0, description="images in one batch request")
-    api_batch_mb: int = Field(256, gt=0, description="body of one batch request, in MiB")
-    api_keep_seconds: float = Field(3600.0, gt=0, description="how long answers and their artifacts can be fetched")
-    api_hosts: str = Field(
-        "", description="names this server answers to, comma separated; empty: on loopback localhost, else any"
-    )
-    api_origins: str = Field("", description="other sites whose pages may call (CORS), comma separated; empty: none")
-    api_proxies: str = Field("", description="reverse proxies whose X-Forwarded-* is believed, comma separated")
-
-    @field_validator("weights_dir", "queue_embedded_dir", "c2pa_trust_anchors")
-    @classmethod
-    def _expand_home(cls, path: Path | None) -> Path | None:
-        return path and path.expanduser()
-
-    @field_validator("profile")
-    @classmethod
-    def _is_a_profile(cls, name: str) -> str:
-        if name not in PROFILES:
-            raise ValueError(f"no profile {name!r}; there are {' and '.join(PROFILES)}")
-        return name
+class Section(BaseModel):
+    model_config = _variables(lambda field: field)
 
     @field_validator("*")
     @classmethod
@@ -143,16 +105,176 @@ class Settings(BaseSettings):
             raise ValueError(f"at most {LARGEST}")
         return value
 
-    @field_validator("fetch_ports")
-    @classmethod
-    def _are_ports(cls, ports: str) -> str:
-        if not all(0 < int(port) < 2**16 for port in ports.split(",")):
-            raise ValueError("ports are 1 to 65535")
-        return ports
 
-    @property
-    def fetch_port_set(self) -> frozenset[int]:
-        return frozenset(int(port) for port in self.fetch_ports.split(","))
+class ModelSettings(Section):
+    profile: Profile = Field(DEFAULT_PROFILE, description=f"which detectors run: {' | '.join(PROFILES)}")
+    detectors: Words = Field((), description="further detectors to switch on, comma separated")
+    fusion: str = Field(
+        "", description="fusion artifact: a folder, or its name in models/saved_models; empty: the profile's"
+    )
+    threshold: float | None = Field(
+        None, ge=0, le=1, description="label is AI from this probability; empty: the artifact's"
+    )
+    weights_dir: Home = Field(Path("~/.cache/img_ml_verify"), description="where downloaded weights live")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of the networks; bfloat16 halves memory")
+    threads: int = Field(0, ge=0, description="threads that measure images; 0: one per core")
+    c2pa_trust_anchors: Home | None = Field(
+        None, description="PEM file of trusted C2PA authorities; empty: none is trusted"
+    )
+
+
+class LogSettings(Section):
+    level: str = Field("WARNING", alias="log_level", description="DEBUG, INFO, WARNING, ERROR")
+    as_json: bool = Field(False, alias="log_json", description="log of worker and API as one JSON object per line")
+
+
+class DecodeSettings(Section):
+    max_bytes: int = Field(64 * 2**20, gt=0, description="largest file we read or download, in bytes")
+    max_pixels: int = Field(128_000_000, gt=0, description="largest width x height; known before decoding")
+    max_frames: int = Field(8, gt=0, description="frames of an animation that are looked at")
+    max_animation_pixels: int = Field(
+        256_000_000, gt=0, description="width x height x frames that may be decoded to reach the sampled frames"
+    )
+    in_child: bool = Field(
+        False, alias="decode_in_child", description="decode in a child process with the two limits below"
+    )
+    memory_mb: int = Field(
+        2048, gt=0, alias="decode_memory_mb", description="address space of the decoding child, in MiB"
+    )
+    seconds: float = Field(
+        20.0, gt=0, alias="decode_seconds", description="wall time for decoding one image in the child, in seconds"
+    )
+
+    def for_strangers(self) -> Self:
+        """In a child unless the settings say otherwise: of worker and API, whose images strangers choose."""
+        return self if "in_child" in self.model_fields_set else self.model_copy(update={"in_child": True})
+
+
+class FetchSettings(Section):
+    model_config = _variables(lambda field: f"fetch_{field}")
+
+    seconds: float = Field(20.0, gt=0, description="total time for one download, redirects included")
+    connect_seconds: float = Field(5.0, gt=0, description="time to connect")
+    redirects: int = Field(3, ge=0, description="redirects followed; each is checked again")
+    ports: Ports = Field((80, 443), description="ports we connect to, comma separated")
+
+
+class PipelineSettings(Section):
+    """What worker and API share. Until 2026-12 they were the queue's, and their old names still work."""
+
+    model_config = _variables(lambda field: AliasChoices(f"pipeline_{field}", f"queue_{field}"))
+
+    max_jobs: int = Field(64, gt=0, description="images that one worker or API holds at a time")
+    max_mb: int = Field(512, gt=0, description="bytes of files and pixels that it holds at a time, in MiB")
+    batch: int = Field(8, gt=0, description="images judged together")
+    decoders: int = Field(2, gt=0, description="images decoded at the same time, each in a process of its own")
+    stuck_seconds: float = Field(
+        300.0, gt=0, description="models that take longer for a batch are stuck: the worker ends, the API is unready"
+    )
+    drain_seconds: float = Field(25.0, ge=0, description="after SIGTERM, time to finish what the models work on")
+
+
+class QueueSettings(Section):
+    model_config = _variables(lambda field: f"queue_{field}")
+
+    redis_url: SecretStr = Field(
+        SecretStr(""),
+        validation_alias=AliasChoices("redis_url", REDIS_URL),
+        description="the queue's server, also read from REDIS_URL; empty: the one that --embedded starts",
+    )
+    prefix: str = Field(
+        "image_verify", pattern=r"^\S{1,100}$", description="start of every key; for Redis Cluster: {image_verify}"
+    )
+    lease_seconds: float = Field(30.0, gt=0, description="a job not renewed for this long goes to another worker")
+    attempts: int = Field(4, ge=2, description="how often a job is tried before it is dead-lettered")
+    retry_seconds: float = Field(2.0, gt=0, description="first retry delay at most; it doubles, with full jitter")
+    max_waiting: int = Field(100_000, gt=0, description="producers refuse to add a job when this many wait")
+    answer_seconds: int = Field(86_400, gt=0, description="how long an answer is kept by its job id")
+    results_kept: int = Field(100_000, gt=0, description="about how many answers the results stream keeps")
+    cache_seconds: int = Field(0, ge=0, description="answer the same bytes again from a cache this old; 0: never")
+    profiles: Profiles = Field((), description="further profiles that jobs may name, comma separated; each is loaded")
+    paths: Folders = Field((), description="folders whose files jobs may name by path, colon separated; empty: none")
+    artifacts_dir: Annotated[Home | None, BeforeValidator(_none_if_empty)] = Field(
+        None, description="where jobs that ask for artifacts get them; empty: refused"
+    )
+    metrics: str = Field(
+        "", pattern=r"^$|^\S*:\d+$", description="host:port for /metrics, /healthz and /readyz; empty: off"
+    )
+    embedded_dir: Home = Field(
+        Path("~/.cache/img_ml_verify/queue"), description="data and socket of the server that --embedded starts"
+    )
+    callback_secret: SecretStr = Field(
+        SecretStr(""),
+        alias="callback_secret",
+        description="signs callbacks: whsec_ and base64, as in Standard Webhooks; empty: callbacks refused",
+    )
+    callback_attempts: int = Field(
+        8, ge=2, alias="callback_attempts", description="how often a callback is tried before it is dead-lettered"
+    )
+
+
+class ApiSettings(Section):
+    model_config = _variables(lambda field: f"api_{field}")
+
+    host: str = Field("127.0.0.1", description="address the HTTP server listens on; 0.0.0.0 for all")
+    port: int = Field(8000, ge=0, le=65535, description="port the HTTP server listens on; 0: any free one")
+    keys: Keys = Field(
+        {}, description="who may call: name=sha256 of a key, comma separated; python -m api --new-key NAME; empty: all"
+    )
+    rate_per_minute: int = Field(600, gt=0, description="images one key, or one address without keys, may send")
+    wait_seconds: float = Field(30.0, gt=0, description="how long a request waits for its verdict by default")
+    upload_seconds: float = Field(60.0, gt=0, description="time to receive one request's body")
+    batch_images: int = Field(100, gt=0, description="images in one batch request")
+    batch_mb: int = Field(256, gt=0, description="body of one batch request, in MiB")
+    keep_seconds: float = Field(3600.0, gt=0, description="how long answers and their artifacts can be fetched")
+    hosts: Words = Field(
+        (), description="names this server answers to, comma separated; empty: on loopback localhost, else any"
+    )
+    origins: Sites = Field((), description="other sites whose pages may call (CORS), comma separated; empty: none")
+    proxies: Words = Field((), description="reverse proxies whose X-Forwarded-* is believed, comma separated")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All sections. Who needs one thing takes its section, or the value itself."""
+
+    models: ModelSettings
+    log: LogSettings
+    decode: DecodeSettings
+    fetch: FetchSettings
+    pipeline: PipelineSettings
+    queue: QueueSettings
+    api: ApiSettings
+
+    @classmethod
+    def of(cls, **given: object) -> Self:
+        """The defaults, and what is given by its variable's name; nothing of the environment.
+
+        Raises:
+            ValidationError: a value is out of range or not understood.
+        """
+        return cls(**{name: section.model_validate(given) for name, section in sections().items()})  # type: ignore[arg-type]
+
+
+def sections() -> dict[str, type[Section]]:
+    hints = get_type_hints(Settings)
+    return {field.name: hints[field.name] for field in fields(Settings)}
+
+
+def variables() -> dict[str, FieldInfo]:
+    """Every variable and its field, in the order of the sections."""
+    return {_names_of(field)[0]: field for section in sections().values() for field in section.model_fields.values()}
+
+
+def _names_of(field: FieldInfo) -> list[str]:
+    """The variables that set it: the one to use, then older ones."""
+    alias = field.validation_alias
+    names = alias.choices if isinstance(alias, AliasChoices) else [alias]
+    return [PREFIX + name.upper() for name in map(str, names) if name != REDIS_URL]
+
+
+# -------------------------------------------------------------------------------------------------------------- reading
 
 
 def load_settings(**given: object) -> Settings:
@@ -161,19 +283,35 @@ def load_settings(**given: object) -> Settings:
     Raises:
         BadSettings: a value is out of range or not understood, or there is no such setting; the message names it.
     """
-    _refuse_unknown()
     try:
-        return Settings(**given)  # type: ignore[arg-type]  # pydantic checks them
+        file = dotenv_values(ENV_FILE)
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadSettings(f"{ENV_FILE} in this folder cannot be read: {error}; mend or move it") from error
+    _refuse_unknown({*file, *os.environ, *(PREFIX + name for name in given)})
+    try:
+        return Settings.of(**_named(file) | _named(os.environ) | given)
     except ValidationError as error:
         first = error.errors()[0]
-        name = PREFIX + "_".join(str(part) for part in first["loc"]).upper()
-        raise BadSettings(f"{name}: {first['msg']}; see .env.example") from error
+        raise BadSettings(f"{PREFIX}{str(first['loc'][0]).upper()}: {first['msg']}; see .env.example") from error
 
 
-def _refuse_unknown() -> None:
+def _named(source: Mapping[str, str | None]) -> dict[str, Any]:
+    """Its variables that are ours, without the prefix. An empty one is as good as none."""
+    found: dict[str, Any] = {}
+    for name, value in source.items():
+        if value and name.upper().startswith(PREFIX):
+            found[name[len(PREFIX) :].lower()] = value
+        elif value and name.upper() == REDIS_URL:
+            found[REDIS_URL] = value
+    return found
+
+
+def _refuse_unknown(names: set[str]) -> None:
     """A variable with our prefix that is no setting: mistyped, it would be without effect and nobody would know."""
-    known = [PREFIX + name.upper() for name in Settings.model_fields]
-    for name in sorted({*os.environ, *dotenv_values(ENV_FILE)}):
+    known = [
+        name for section in sections().values() for field in section.model_fields.values() for name in _names_of(field)
+    ]
+    for name in sorted(names):
         if name.upper().startswith(PREFIX) and name.upper() not in known:
             near = get_close_matches(name.upper(), known, 1)
             hint = f"did you mean {near[0]}? " if near else ""

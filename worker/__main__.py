@@ -48,16 +48,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     from worker.service import Service
 
     settings = load_settings(**({"profile": args.profile} if args.profile else {}))
-    configure_worker_logging(settings.log_level, as_json=settings.log_json)
-    url = settings.redis_url.get_secret_value()
+    configure_worker_logging(settings.log.level, as_json=settings.log.as_json)
+    url = settings.queue.redis_url.get_secret_value()
     if not (url or args.embedded):
         raise BadSettings("no server; set REDIS_URL, or start one of our own with --embedded")
     with ExitStack() as stack:
         if args.embedded:
-            server = stack.enter_context(EmbeddedServer(settings.queue_embedded_dir))
+            server = stack.enter_context(EmbeddedServer(settings.queue.embedded_dir))
             url = server.url
         service = Service(settings, url)
-        failure = asyncio.run(serve(service, lambda: announce(url, settings.queue_prefix)))
+        failure = asyncio.run(serve(service, lambda: announce(url, settings.queue.prefix)))
     if failure is None:
         return Exit.DONE
     if isinstance(failure, SetupError):

@@ -43,9 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if getattr(args, "action", "list") != "list" and bool(args.ids) == args.all:
         parser.error("give ids, or --all")
     settings = load_settings()
-    url = find_url(settings.redis_url.get_secret_value(), settings.queue_embedded_dir)
+    url = find_url(settings.queue.redis_url.get_secret_value(), settings.queue.embedded_dir)
     try:
-        return asyncio.run(run(args, connect(url), Keys(settings.queue_prefix)))
+        return asyncio.run(run(args, connect(url), Keys(settings.queue.prefix)))
     except BrokenPipeError:  # of stdout; the server's comes as a RedisError
         raise
     except (RedisError, OSError) as error:

@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ingress.decode import read_file
@@ -74,17 +73,19 @@ class Judge:
         self._preparing: dict[asyncio.Task[None], Job] = {}
         self._ready: deque[_Ready] = deque()
         self._pixels = 0  # bytes of images decoded and not yet judged
-        self._most_pixels = settings.queue_max_mb << 20
+        self._most_pixels = settings.pipeline.max_mb << 20
         self._began_batch = 0.0
         self._wake, self._room = asyncio.Event(), asyncio.Event()
         self._ingresses: list[Ingress] = []
-        self._decoders = ThreadPoolExecutor(settings.queue_decoders, "decode")
-        self._decoding = asyncio.Semaphore(settings.queue_decoders)
+        self._decoders = ThreadPoolExecutor(settings.pipeline.decoders, "decode")
+        self._decoding = asyncio.Semaphore(settings.pipeline.decoders)
         self._models = ThreadPoolExecutor(1, "models")
         self._batching: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Judge:
-        self._ingresses = [Ingress(self._settings) for _ in range(self._settings.queue_decoders)]
+        self._ingresses = [
+            Ingress(self._settings.decode.for_strangers()) for _ in range(self._settings.pipeline.decoders)
+        ]
         self._batching = asyncio.create_task(self._judge_batches(), name="judge")
         return self
 
@@ -147,11 +148,11 @@ class Judge:
             return job.raw
         if job.path is not None:
             try:
-                return await asyncio.to_thread(read_file, job.path, settings.max_bytes)
+                return await asyncio.to_thread(read_file, job.path, settings.decode.max_bytes)
             except FileMissing:
                 raise FileMissing(f"cannot read {job.source}") from None  # not where its links lead
         assert job.url is not None
-        return await fetch_within(settings, job.url)
+        return await fetch_within(settings.fetch, job.url, settings.decode.max_bytes)
 
     def _decode(self, raw: bytes, source: str) -> Sample:
         ingress = self._ingresses.pop()  # as many as threads
@@ -184,9 +185,9 @@ class Judge:
         """The oldest ready job, and others of its profile. A suspect goes alone; see lua/reclaim.lua."""
         first = self._ready.popleft()
         batch = [first]
-        if first.job.entry.deliveries < self._settings.queue_attempts:
-            alike = [each for each in self._ready if _can_join(each.job, first.job, self._settings.queue_attempts)]
-            for each in alike[: self._settings.queue_batch - 1]:
+        if first.job.entry.deliveries < self._settings.queue.attempts:
+            alike = [each for each in self._ready if _can_join(each.job, first.job, self._settings.queue.attempts)]
+            for each in alike[: self._settings.pipeline.batch - 1]:
                 self._ready.remove(each)
                 batch.append(each)
         return batch
@@ -210,7 +211,8 @@ class Judge:
             if ready.job.artifacts:
                 from inference.report import write_artifacts
 
-                folder = Path(self._settings.queue_artifacts_dir)
+                folder = self._settings.queue.artifacts_dir
+                assert folder  # or the job was refused
                 verdict = replace(verdict, artifacts=write_artifacts(folder, ready.sample, judgement))
             return dump(verdict_dict(verdict))
         except Exception as error:  # noqa: BLE001 - the loop decides what it means

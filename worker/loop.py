@@ -309,7 +309,7 @@ class Loop(Generic[J]):
 
     async def _renew(self) -> None:
         if self._handler.busy_seconds() > self._limits.stuck_seconds:
-            self.failure = Stuck(f"one batch has taken {self._limits.stuck_seconds:g} s (IMGV_QUEUE_STUCK_SECONDS)")
+            self.failure = Stuck(f"one batch has taken {self._limits.stuck_seconds:g} s (IMGV_PIPELINE_STUCK_SECONDS)")
             self.stop()
             return
         lost = await self.queue.renew(tuple(self._held))

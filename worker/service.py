@@ -11,13 +11,11 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from pathlib import Path
 
 from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, RedisError
 
 from ingress.fetch import post_async
 from utils.errors import BadSettings, SetupError
-from utils.profiles import PROFILES
 from utils.settings import Settings
 from worker.cache import RedisCache, fingerprint
 from worker.callbacks import Callback, CallbackJobs, Sender, signing_key
@@ -47,12 +45,12 @@ async def judging(settings: Settings, metrics: Metrics, client: Client) -> Async
     from inference.detector import build_verifier
     from worker.judge import Judge
 
-    if "decode_in_child" not in settings.model_fields_set:  # here strangers choose the images
-        settings = settings.model_copy(update={"decode_in_child": True})
-    verifiers = {name: build_verifier(settings.model_copy(update={"profile": name})) for name in profiles(settings)}
+    verifiers = {
+        name: build_verifier(settings.models.model_copy(update={"profile": name})) for name in profiles(settings)
+    }
     cache, fingerprints = None, {}
-    if settings.queue_cache_seconds:
-        cache = RedisCache(client, Keys(settings.queue_prefix), settings.queue_cache_seconds)
+    if settings.queue.cache_seconds:
+        cache = RedisCache(client, Keys(settings.queue.prefix), settings.queue.cache_seconds)
         fingerprints = {name: fingerprint(verifier) for name, verifier in verifiers.items()}
     async with Judge(settings, verifiers, metrics, cache, fingerprints) as judge:
         yield judge
@@ -72,10 +70,10 @@ class Service:
         self._settings = settings
         self._make_handler = make_handler
         self._client = connect(url)
-        self._keys = Keys(settings.queue_prefix)
+        self._keys = Keys(settings.queue.prefix)
         if "+cluster" in url.partition("://")[0] and not ("{" in self._keys.prefix and "}" in self._keys.prefix):
             raise BadSettings("IMGV_QUEUE_PREFIX: Redis Cluster needs a hash tag, as in {image_verify}")
-        secret = settings.callback_secret.get_secret_value()
+        secret = settings.queue.callback_secret.get_secret_value()
         self._signing_key = signing_key(secret) if secret else None
         self._rules = rules(settings)
         self.metrics = Metrics()
@@ -99,13 +97,13 @@ class Service:
             stack.push_async_callback(self._client.aclose)
             await self._check_server()
             handler = await stack.enter_async_context(self._make_handler(settings, self.metrics, self._client))
-            queue = self._queue(self._keys.streams, settings.queue_attempts)
+            queue = self._queue(self._keys.streams, settings.queue.attempts)
             limits = Limits(
-                settings.queue_max_jobs,
-                settings.queue_max_mb << 20,
-                settings.queue_retry_seconds,
-                settings.queue_stuck_seconds,
-                settings.queue_drain_seconds,
+                settings.pipeline.max_jobs,
+                settings.pipeline.max_mb << 20,
+                settings.queue.retry_seconds,
+                settings.pipeline.stuck_seconds,
+                settings.pipeline.drain_seconds,
             )
             self.loop = Loop(queue, ImageJobs(self._rules), handler, limits, self.metrics)
             await self._ensure(queue)
@@ -114,8 +112,8 @@ class Service:
                 self._callbacks = self._callback_loop(self._signing_key, limits)
                 await self._ensure(self._callbacks.queue)
                 running.append(self._callbacks.run())
-            if settings.queue_metrics:
-                server = await serve(settings.queue_metrics, self._pages(self.loop))
+            if settings.queue.metrics:
+                server = await serve(settings.queue.metrics, self._pages(self.loop))
                 stack.callback(server.close)
             ready()
             await asyncio.gather(*(self._together(each) for each in running))
@@ -134,10 +132,10 @@ class Service:
             self._keys,
             self.name,
             streams=streams,
-            lease_seconds=settings.queue_lease_seconds,
+            lease_seconds=settings.queue.lease_seconds,
             attempts=attempts,
-            answer_seconds=settings.queue_answer_seconds,
-            results_kept=settings.queue_results_kept,
+            answer_seconds=settings.queue.answer_seconds,
+            results_kept=settings.queue.results_kept,
         )
 
     def _callback_loop(self, key: bytes, limits: Limits) -> Loop[Callback]:
@@ -145,10 +143,10 @@ class Service:
         post = functools.partial(
             post_async,
             seconds=_CALLBACK_SECONDS,
-            connect_seconds=settings.fetch_connect_seconds,
-            ports=settings.fetch_port_set,
+            connect_seconds=settings.fetch.connect_seconds,
+            ports=frozenset(settings.fetch.ports),
         )
-        queue = self._queue((self._keys.callbacks,), settings.callback_attempts)
+        queue = self._queue((self._keys.callbacks,), settings.queue.callback_attempts)
         fewer = Limits(
             _CALLBACKS_AT_ONCE, limits.max_bytes, _CALLBACK_RETRY_SECONDS, limits.stuck_seconds, limits.drain_seconds
         )
@@ -193,15 +191,8 @@ class Service:
 
 
 def profiles(settings: Settings) -> tuple[str, ...]:
-    """
-    Raises:
-        BadSettings: there is no such profile.
-    """
-    names = (settings.profile, *(name.strip() for name in settings.queue_profiles.split(",") if name.strip()))
-    for name in names:
-        if name not in PROFILES:
-            raise BadSettings(f"IMGV_QUEUE_PROFILES: no profile {name!r}; there are {' and '.join(PROFILES)}")
-    return tuple(dict.fromkeys(names))
+    """Those that jobs may name; the first is the default."""
+    return tuple(dict.fromkeys((settings.models.profile, *settings.queue.profiles)))
 
 
 def rules(settings: Settings) -> Rules:
@@ -209,14 +200,14 @@ def rules(settings: Settings) -> Rules:
     Raises:
         BadSettings: a folder opened to jobs does not exist.
     """
-    roots = tuple(Path(path).expanduser().resolve() for path in settings.queue_paths.split(":") if path)
+    roots = tuple(path.resolve() for path in settings.queue.paths)
     for root in roots:
         if not root.is_dir():
             raise BadSettings(f"IMGV_QUEUE_PATHS: {root} is not a folder")
     return Rules(
         profiles(settings),
-        settings.max_bytes,
+        settings.decode.max_bytes,
         roots,
-        callbacks=bool(settings.callback_secret.get_secret_value()),
-        artifacts=bool(settings.queue_artifacts_dir),
+        callbacks=bool(settings.queue.callback_secret.get_secret_value()),
+        artifacts=settings.queue.artifacts_dir is not None,
     )

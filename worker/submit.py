@@ -69,7 +69,7 @@ class Submitter:
         self, client: Client, settings: Settings, options: Mapping[str, str], priority: str = "normal"
     ) -> None:
         self._client = client
-        self._keys = Keys(settings.queue_prefix)
+        self._keys = Keys(settings.queue.prefix)
         self._settings = settings
         self._options = options
         self._priority = priority
@@ -135,8 +135,8 @@ class Submitter:
                     self._keys,
                     job_id,
                     {**fields, **self._options},
-                    max_waiting=settings.queue_max_waiting,
-                    remember_seconds=settings.queue_answer_seconds,
+                    max_waiting=settings.queue.max_waiting,
+                    remember_seconds=settings.queue.answer_seconds,
                     priority=self._priority,
                 )
                 return
@@ -149,7 +149,7 @@ class Submitter:
         if is_url(source):
             return {"source": source}
         path = Path(source)  # the worker may be another machine, so the bytes travel
-        return {"image": read_file(path, self._settings.max_bytes), "filename": path.name}
+        return {"image": read_file(path, self._settings.decode.max_bytes), "filename": path.name}
 
 
 @command
@@ -161,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--priority", choices=PRIORITIES, default="normal")
     args = parser.parse_args(argv)
     settings = load_settings()
-    url = find_url(settings.redis_url.get_secret_value(), settings.queue_embedded_dir)
+    url = find_url(settings.queue.redis_url.get_secret_value(), settings.queue.embedded_dir)
     return asyncio.run(run(args, settings, connect(url)))
 
 

@@ -65,7 +65,7 @@ def verifier() -> Watched:
 
 
 def settings_of(**changed: object) -> Settings:
-    return Settings(_env_file=None, **{"redis_url": "", "queue_drain_seconds": 5, **changed})
+    return Settings.of(**{"pipeline_drain_seconds": 5, **changed})
 
 
 @pytest.fixture

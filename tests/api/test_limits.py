@@ -68,7 +68,7 @@ def test_every_key_is_compared_whichever_fits(monkeypatch):
     key, digest = new_key()
     compared = []
     monkeypatch.setattr(limits.hmac, "compare_digest", lambda a, b: compared.append(b) or a == b)
-    ring = KeyRing(f"first={digest},second={'1' * 64}")
+    ring = KeyRing({"first": digest, "second": "1" * 64})
     assert ring.name_of(httpx.Headers({"x-api-key": key})) == "first"
     assert compared == [digest, "1" * 64]
 
@@ -76,7 +76,7 @@ def test_every_key_is_compared_whichever_fits(monkeypatch):
 def test_a_new_key_is_printed_once_and_only_its_hash_is_a_setting(capsys):
     assert main(["--new-key", "alice"]) == 0
     key, name, digest = re.search(r"(imgv_\S+)\n.*(alice)=(\w{64})", capsys.readouterr().out).groups()
-    assert KeyRing(f"{name}={digest}").name_of(httpx.Headers({"x-api-key": key})) == "alice"
+    assert KeyRing({name: digest}).name_of(httpx.Headers({"x-api-key": key})) == "alice"
     assert main(["--new-key", "two words"]) == 4
 
 
@@ -193,7 +193,7 @@ def test_more_requests_than_the_server_takes_are_sent_away_for_a_while(serve, ve
         verifier.free.set()
         return refused, await first
 
-    refused, first = serve(work, queue_max_jobs=1)
+    refused, first = serve(work, pipeline_max_jobs=1)
     assert first.status_code == 200
     for answer in refused:
         assert (answer.status_code, answer.json()["code"]) == (503, "queue_full")
@@ -207,7 +207,7 @@ def test_jobs_that_nobody_waits_for_count_too(serve, verifier):
         verifier.free.set()
         return [answer.status_code for answer in answers]
 
-    assert serve(work, queue_max_jobs=2) == [202, 202, 503]
+    assert serve(work, pipeline_max_jobs=2) == [202, 202, 503]
 
 
 def test_more_bytes_than_memory_is_meant_for_are_sent_away(serve, verifier):
@@ -218,7 +218,7 @@ def test_more_bytes_than_memory_is_meant_for_are_sent_away(serve, verifier):
         verifier.free.set()
         return [answer.status_code for answer in answers]
 
-    assert serve(work, queue_max_mb=1) == [202, 503]
+    assert serve(work, pipeline_max_mb=1) == [202, 503]
 
 
 def test_bodies_that_arrive_together_share_one_budget(serve):
@@ -240,7 +240,7 @@ def test_bodies_that_arrive_together_share_one_budget(serve):
         after = await first, await client.post("/v1/verify", content=whole(), headers=kind)
         return second, *after
 
-    second, first, third = serve(work, max_bytes=700_000, queue_max_mb=1, api_batch_mb=1)
+    second, first, third = serve(work, max_bytes=700_000, pipeline_max_mb=1, api_batch_mb=1)
     assert (second.status_code, second.json()["code"]) == (503, "queue_full")
     assert [first.status_code, third.status_code] == [415, 415]
 

@@ -45,7 +45,7 @@ async def working(settings, verifier) -> AsyncIterator[None]:
         async with Judge(given, {"embedded": verifier}, metrics) as judge:
             yield judge
 
-    service = Service(settings, settings.redis_url.get_secret_value(), handler)
+    service = Service(settings, settings.queue.redis_url.get_secret_value(), handler)
     ready = asyncio.Event()
     task = asyncio.create_task(service.run(ready.set))
     await ready.wait()
@@ -122,7 +122,7 @@ def test_ids_of_other_producers_cannot_be_guessed_through_us(redis_url, tmp_path
 
     async def main():
         async with connect(redis_url) as redis:
-            await redis.set(Keys(settings.queue_prefix).verdict("order-1"), b'{"source": "private.jpg"}')
+            await redis.set(Keys(settings.queue.prefix).verdict("order-1"), b'{"source": "private.jpg"}')
         async with calling(settings) as client:
             return await client.get("/v1/jobs/order-1")
 

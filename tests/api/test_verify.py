@@ -220,7 +220,7 @@ def test_a_batch_larger_than_the_server_waits_for_room(serve):
         files = [("file", (f"{n}.png", flat_png(n))) for n in range(12)]
         return await client.post("/v1/verify/batch", files=files)
 
-    lines = [json.loads(line) for line in serve(work, queue_max_jobs=2).text.splitlines()]
+    lines = [json.loads(line) for line in serve(work, pipeline_max_jobs=2).text.splitlines()]
     assert sum("verdict" in line for line in lines) == 12
 
 
@@ -381,6 +381,6 @@ def test_models_that_do_not_come_back_make_the_server_unready(serve, verifier):
         verifier.free.set()
         return stuck
 
-    answer = serve(work, queue_stuck_seconds=0.01)
+    answer = serve(work, pipeline_stuck_seconds=0.01)
     assert answer.status_code == 503
     assert "restart" in answer.json()["reason"]

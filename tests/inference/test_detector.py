@@ -270,10 +270,10 @@ def test_what_is_not_installed_is_listed():
 
 
 def test_every_missing_number_has_its_reason(tmp_path):
-    (answer,) = verdicts(build_verifier(load_settings(profile="full", weights_dir=tmp_path)), flat_sample(5))
+    (answer,) = verdicts(build_verifier(load_settings(profile="full", weights_dir=tmp_path).models), flat_sample(5))
     assert {name for name, value in answer.numbers.items() if value is None} <= answer.unavailable.keys()
     assert "download_weights" in answer.unavailable["clip_h14_prob"]
-    (answer,) = verdicts(build_verifier(load_settings(weights_dir=tmp_path)), flat_sample(5))
+    (answer,) = verdicts(build_verifier(load_settings(weights_dir=tmp_path).models), flat_sample(5))
     assert {name for name, value in answer.numbers.items() if value is None} <= answer.unavailable.keys()
     assert answer.unavailable["ghostnet_score"].startswith("not in the embedded profile")
 
@@ -310,9 +310,9 @@ def test_the_schema_refuses_another_label():
 
 def test_a_mistyped_detector_is_named_with_the_nearest():
     with pytest.raises(BadSettings, match="did you mean 'fatformer'"):
-        build_verifier(load_settings(detectors="fatfromer"))
+        build_verifier(load_settings(detectors="fatfromer").models)
 
 
 def test_two_detectors_for_one_feature_are_refused():
     with pytest.raises(BadSettings, match="mantra_anomaly"):
-        build_verifier(load_settings(detectors="mantranet"))
+        build_verifier(load_settings(detectors="mantranet").models)

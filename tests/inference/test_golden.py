@@ -88,7 +88,7 @@ def measured(verifier: Verifier, name: str, raw: bytes) -> dict[str, float | Non
 
 @pytest.fixture(scope="module")
 def verifier(tmp_path_factory: pytest.TempPathFactory) -> Verifier:
-    return build_verifier(Settings(_env_file=None, weights_dir=tmp_path_factory.mktemp("none")))
+    return build_verifier(Settings.of(weights_dir=tmp_path_factory.mktemp("none")).models)
 
 
 def golden() -> dict[str, dict[str, object]]:
@@ -121,7 +121,7 @@ def test_the_golden_images_are_enough() -> None:
 
 
 if __name__ == "__main__":
-    built = build_verifier(Settings(_env_file=None, weights_dir=Path("nowhere")))  # type: ignore[call-arg]
+    built = build_verifier(Settings.of(weights_dir=Path("nowhere")).models)
     table = {
         name: {"sha256": hashlib.sha256(raw).hexdigest(), "values": measured(built, name, raw)}
         for name, raw in images().items()

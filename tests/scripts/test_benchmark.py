@@ -29,15 +29,15 @@ def test_photographs_differ_and_have_the_size_asked_for(tmp_path: Path) -> None:
 
 def test_the_naive_way_comes_to_the_same_probability(photograph: Path) -> None:
     settings = load_settings(profile="embedded")
-    verifier = build_verifier(settings)
+    verifier = build_verifier(settings.models)
     ours = json.loads(benchmark.one(verifier, settings, photograph))
     assert benchmark.Naive(verifier).judge(photograph) == pytest.approx(ours["fusion_prob"], abs=2e-3)
 
 
 def test_the_limit_runs_every_network_on_what_it_was_given(photograph: Path) -> None:
     settings = load_settings(profile="embedded")
-    verifier = build_verifier(settings)
-    with Ingress(settings) as ingress:
+    verifier = build_verifier(settings.models)
+    with Ingress(settings.decode) as ingress:
         (calls,) = benchmark.network_inputs(verifier, [ingress.load(str(photograph))])
     assert calls
     assert all(pixels.dtype == "uint8" and pixels.shape[-1] == 3 for _, pixels in calls)
@@ -46,7 +46,7 @@ def test_the_limit_runs_every_network_on_what_it_was_given(photograph: Path) -> 
 
 def test_the_worker_row_answers_every_photograph(photograph: Path) -> None:
     settings = load_settings(profile="embedded")
-    verifier = build_verifier(settings)
+    verifier = build_verifier(settings.models)
     with benchmark.Queue(settings, verifier) as queue:
         answers = queue.judge([photograph, photograph])
     expected = json.loads(benchmark.one(verifier, settings, photograph))["fusion_prob"]

@@ -82,9 +82,9 @@ def test_the_table_holds_what_the_conductor_measures_in_the_manifests_order(mani
         zip(images, ["clean", "random1"] * 4, strict=True)
     )
     settings = load_settings()
-    with Ingress(settings) as ingress:
+    with Ingress(settings.decode) as ingress:
         sample = ingress.load(str(manifest.parent / "3.jpg"))
-    (findings,) = build_ensemble(settings).measure([sample])
+    (findings,) = build_ensemble(settings.models).measure([sample])
     last = found[6]
     assert (last["label"], last["source"], last["split"], last["generator"]) == ("ai", "source3", "val", "gen")
     assert "effnet@sha256:" in last["models"]

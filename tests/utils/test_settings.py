@@ -6,21 +6,21 @@ import pytest
 from dotenv import dotenv_values
 
 from utils.errors import BadSettings
-from utils.settings import Settings, load_settings
+from utils.settings import Settings, load_settings, variables
 
 EXAMPLE = Path(__file__).parents[2] / ".env.example"
 
 
 def test_the_example_lists_every_setting_with_its_default(monkeypatch):
     values = dotenv_values(EXAMPLE)
-    assert list(values) == [f"IMGV_{name.upper()}" for name in Settings.model_fields]
-    monkeypatch.setattr(Settings, "model_config", Settings.model_config | {"env_file": None})
-    assert Settings(_env_file=EXAMPLE) == Settings()
+    assert list(values) == list(variables())
+    monkeypatch.setattr("utils.settings.ENV_FILE", EXAMPLE)
+    assert load_settings() == Settings.of()
 
 
 def test_the_example_explains_every_setting():
     comments = EXAMPLE.read_text()
-    for field in Settings.model_fields.values():
+    for field in variables().values():
         assert f"# {field.description}" in comments
 
 
@@ -29,6 +29,7 @@ def test_the_example_explains_every_setting():
     [
         *[("MAX_BYTES", "-1"), ("MAX_BYTES", str(10**20)), ("DECODE_SECONDS", "inf"), ("FETCH_SECONDS", "1e300")],
         *[("PROFILE", "huge"), ("THRESHOLD", "2"), ("FETCH_PORTS", "80;443"), ("FETCH_PORTS", "80,65536")],
+        *[("FETCH_PORTS", ","), ("QUEUE_PROFILES", "huge"), ("API_KEYS", "alice"), ("QUEUE_BATCH", "0")],
     ],
 )
 def test_a_bad_value_names_its_variable(monkeypatch, name, value):
@@ -51,11 +52,62 @@ def test_a_mistyped_setting_is_refused_wherever_it_stands(monkeypatch, tmp_path)
 def test_a_path_may_begin_at_home(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     settings = load_settings(c2pa_trust_anchors="~/a.pem", weights_dir="~/w", queue_embedded_dir="~/q")
-    paths = (settings.c2pa_trust_anchors, settings.weights_dir, settings.queue_embedded_dir)
+    paths = (settings.models.c2pa_trust_anchors, settings.models.weights_dir, settings.queue.embedded_dir)
     assert paths == (tmp_path / "a.pem", tmp_path / "w", tmp_path / "q")
 
 
 def test_the_command_line_comes_before_the_environment(monkeypatch):
     monkeypatch.setenv("IMGV_PROFILE", "full")
-    assert load_settings(profile="embedded").profile == "embedded"
-    assert load_settings().profile == "full"
+    assert load_settings(profile="embedded").models.profile == "embedded"
+    assert load_settings().models.profile == "full"
+
+
+def test_lists_are_parsed_once(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    digest = "0" * 64
+    settings = Settings.of(
+        detectors="dino, ghostnet,",
+        fetch_ports="443,8443",
+        queue_profiles="full",
+        queue_paths=f"~/in:{tmp_path}",
+        api_keys=f"alice={digest},bob={digest}",
+        api_origins="https://example.org/ , https://example.com",
+    )
+    assert settings.models.detectors == ("dino", "ghostnet")
+    assert settings.fetch.ports == (443, 8443)
+    assert settings.queue.profiles == ("full",)
+    assert settings.queue.paths == (tmp_path / "in", tmp_path)
+    assert settings.api.keys == {"alice": digest, "bob": digest}
+    assert settings.api.origins == ("https://example.org", "https://example.com")
+
+
+def test_what_moved_to_the_pipeline_keeps_its_old_name_and_the_new_one_comes_first(monkeypatch):
+    monkeypatch.setenv("IMGV_QUEUE_BATCH", "3")
+    assert load_settings().pipeline.batch == 3
+    monkeypatch.setenv("IMGV_PIPELINE_BATCH", "5")
+    assert load_settings().pipeline.batch == 5
+
+
+def test_the_server_may_have_the_name_that_platforms_give_it(monkeypatch):
+    monkeypatch.setenv("REDIS_URL", "redis://platform")
+    assert load_settings().queue.redis_url.get_secret_value() == "redis://platform"
+    monkeypatch.setenv("IMGV_REDIS_URL", "redis://ours")
+    assert load_settings().queue.redis_url.get_secret_value() == "redis://ours"
+
+
+def test_an_empty_variable_is_as_good_as_none(monkeypatch):
+    monkeypatch.setenv("IMGV_MAX_BYTES", "")
+    assert load_settings() == Settings.of()
+
+
+def test_strangers_images_are_decoded_in_a_child_unless_the_settings_say_otherwise():
+    assert not Settings.of().decode.in_child
+    assert Settings.of().decode.for_strangers().in_child
+    assert not Settings.of(decode_in_child=False).decode.for_strangers().in_child
+
+
+def test_a_file_that_is_no_text_is_named(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path(".env").write_bytes(b"A=\xff\xfe")
+    with pytest.raises(BadSettings, match=r"\.env"):
+        load_settings()

@@ -79,8 +79,8 @@ def db(server) -> Iterator[redis.Redis]:
 
 
 @pytest.fixture
-def settings(prefix) -> Settings:
-    return Settings(_env_file=None, queue_prefix=prefix, queue_lease_seconds=LEASE, queue_retry_seconds=0.05)
+def settings(prefix) -> dict[str, object]:
+    return {"decode_in_child": False, "queue_prefix": prefix, "queue_lease_seconds": LEASE, "queue_retry_seconds": 0.05}
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def run_worker(server, settings):
 
     def run(handler, during, url: str = server.url, **changed):
         async def main():
-            service = Service(settings.model_copy(update=changed), url, handler)
+            service = Service(Settings.of(**settings | changed), url, handler)
             ready = asyncio.Event()
             task = asyncio.create_task(service.run(ready.set))
             try:

@@ -68,7 +68,7 @@ def test_status_tells_what_waits_and_who_works(db, keys, server, run_worker, env
         async with connect(server.url) as client:
             return await admin.status(client, keys)
 
-    told, _ = run_worker(obedient(), look, queue_max_jobs=1)
+    told, _ = run_worker(obedient(), look, pipeline_max_jobs=1)
     high, normal = (told["streams"][keys.streams[number]] for number in (0, 1))
     assert (high["waiting"], high["pending"]) == (0, 1)
     assert (normal["waiting"], normal["pending"]) == (1, 0)
@@ -146,7 +146,7 @@ def test_readiness_falls_when_the_server_is_gone_and_health_does_not(own_server,
         return [await asyncio.to_thread(status, path) for path in ("/healthz", "/metrics", "/none")]
 
     found, _ = run_worker(
-        obedient(), look, own_server.url, queue_metrics=f"127.0.0.1:{unused_port}", queue_drain_seconds=0
+        obedient(), look, own_server.url, queue_metrics=f"127.0.0.1:{unused_port}", pipeline_drain_seconds=0
     )
     assert found == [200, 200, 404]
 
@@ -207,13 +207,13 @@ def test_a_bad_url_is_named(url):
 
 def test_cluster_needs_a_hash_tag():
     with pytest.raises(BadSettings, match="hash tag"):
-        Service(Settings(_env_file=None), "redis+cluster://127.0.0.1:1")
+        Service(Settings.of(), "redis+cluster://127.0.0.1:1")
 
 
 def test_a_wrong_password_stops_the_start(server, settings):
     with redis.Redis.from_url(server.url) as db:
         db.acl_setuser("someone", enabled=True, passwords=["+right"], keys=["*"], categories=["+@all"])
-    service = Service(settings, f"unix://someone:wrong@{server.folder}/server.sock", obedient())
+    service = Service(Settings.of(**settings), f"unix://someone:wrong@{server.folder}/server.sock", obedient())
     with pytest.raises(BadSettings, match="refuses"):
         asyncio.run(service.run())
 

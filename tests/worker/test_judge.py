@@ -60,7 +60,7 @@ class Fragile(Recording):
 def judging(verifier, cached=False):
     @asynccontextmanager
     async def make(settings, metrics, client):
-        cache = RedisCache(client, Keys(settings.queue_prefix), 60) if cached else None
+        cache = RedisCache(client, Keys(settings.queue.prefix), 60) if cached else None
         async with Judge(
             settings, {"embedded": verifier}, metrics, cache, {"embedded": fingerprint(verifier)}
         ) as judge:
@@ -93,7 +93,11 @@ def test_pixels_in_memory_stay_within_the_limit(db, keys, server, run_worker):
         db.xadd(keys.streams[1], {"image": buffer.getvalue(), "job_id": str(number)})
     recording = Slow(verifier())  # so that decoding could run ahead of it
     run_worker(
-        judging(recording), lambda s: answered(s, server.url, keys, 8), queue_max_mb=1, queue_decoders=1, queue_batch=8
+        judging(recording),
+        lambda s: answered(s, server.url, keys, 8),
+        pipeline_max_mb=1,
+        pipeline_decoders=1,
+        pipeline_batch=8,
     )
     assert recording.batches == [1] * 8
 
@@ -106,7 +110,11 @@ def test_every_frame_of_an_animation_counts_towards_the_limit(db, keys, server, 
         db.xadd(keys.streams[1], {"image": buffer.getvalue(), "job_id": str(number)})
     recording = Slow(verifier())
     run_worker(
-        judging(recording), lambda s: answered(s, server.url, keys, 4), queue_max_mb=1, queue_decoders=1, queue_batch=8
+        judging(recording),
+        lambda s: answered(s, server.url, keys, 4),
+        pipeline_max_mb=1,
+        pipeline_decoders=1,
+        pipeline_batch=8,
     )
     assert recording.batches == [1] * 4
 
@@ -114,7 +122,9 @@ def test_every_frame_of_an_animation_counts_towards_the_limit(db, keys, server, 
 def test_a_file_that_is_no_image_is_answered_once_from_the_decoding_child(db, keys, server, run_worker):
     db.xadd(keys.streams[1], {"image": b"<html>", "job_id": "a"})
     db.xadd(keys.streams[1], {"image": b"", "job_id": "b"})
-    run_worker(judging(verifier()), lambda s: answered(s, server.url, keys, 2), decode_in_child=True, queue_decoders=1)
+    run_worker(
+        judging(verifier()), lambda s: answered(s, server.url, keys, 2), decode_in_child=True, pipeline_decoders=1
+    )
     assert [verdict(db, keys, name)["error"]["code"] for name in "ab"] == ["not_an_image", "empty_input"]
 
 

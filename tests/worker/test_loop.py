@@ -124,7 +124,7 @@ def test_urgent_jobs_go_first(db, keys, server, run_worker):
         for number in range(3):
             db.xadd(keys.streams[stream], {"image": "ok", "job_id": f"{stream}-{number}"})
     handler = Obedient()
-    run_worker(_same(handler), lambda service: answered(service, server.url, keys, 9), queue_max_jobs=2)
+    run_worker(_same(handler), lambda service: answered(service, server.url, keys, 9), pipeline_max_jobs=2)
     assert handler.begun == [f"{stream}-{number}" for stream in range(3) for number in range(3)]
 
 
@@ -140,7 +140,7 @@ def test_large_jobs_are_taken_one_by_one(db, keys, server, run_worker):
                 most = max(most, service.loop.held)
                 await asyncio.sleep(0.005)
 
-    run_worker(obedient(), watch, queue_max_mb=1)
+    run_worker(obedient(), watch, pipeline_max_mb=1)
     assert most == 2  # the second was taken while less than 1 MiB was held
 
 

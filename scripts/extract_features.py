@@ -17,8 +17,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from training.deliveries import DELIVERIES
 from training.extraction import Row, extract
+from utils.deliveries import DELIVERIES
 from utils.exits import Exit, command, command_parser
 from utils.settings import load_settings
 

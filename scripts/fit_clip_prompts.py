@@ -24,11 +24,11 @@ from fusion.train_fusion import assign_folds
 from inference.clip_models import CLIP_DETECTORS, TextEmbeddings
 from models.loaders import Weights
 from scripts.embed_clip_prompts import install
-from training.deliveries import DELIVERIES
 from training.embeddings import embed_manifest
 from training.feature_table import IntArray, Table, source_weights
 from training.metrics import evaluate, log_loss
 from utils.contracts import Sample
+from utils.deliveries import DELIVERIES
 from utils.device import get_device
 from utils.errors import TableError
 from utils.exits import Exit, command, command_parser

@@ -34,7 +34,6 @@ from fusion.estimators import FloatArray
 from fusion.train_fusion import assign_folds
 from inference.dino import EMBEDDING, HEAD, Head, load_backbone, views
 from models.loaders import Weights, cards, record_card
-from training.deliveries import DELIVERIES
 from training.embeddings import embed_manifest
 from training.feature_table import IntArray, Table, source_weights
 from training.fusion_card import markdown_table
@@ -42,6 +41,7 @@ from training.heads import log_odds, plain_head
 from training.meta_models import fit_calibration
 from training.metrics import evaluate, log_loss, plain
 from utils.contracts import Sample
+from utils.deliveries import DELIVERIES
 from utils.device import get_device
 from utils.errors import TableError
 from utils.exits import Exit, command, command_parser

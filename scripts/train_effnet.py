@@ -25,7 +25,7 @@ from inference.effnet import LONG_SIDES, EffNetDetector, reduced
 from inference.views import IMAGENET, normalised
 from scripts.export_graphs import EXPORTED, EffNetOnPixels, export_beside
 from training import detectors as shared
-from training.deliveries import DELIVERIES, LOSSY, deliver
+from training.deliveries import LOSSY
 from training.loop import (
     Batch,
     Drawn,
@@ -36,6 +36,7 @@ from training.loop import (
     save_trained,
 )
 from utils.contracts import RgbArray
+from utils.deliveries import DELIVERIES, deliver
 from utils.device import get_device
 from utils.errors import WeightsMismatch, WeightsMissing
 from utils.exits import Exit, command

@@ -21,7 +21,6 @@ from inference.ghostnet import CELL, GhostNetDetector
 from models.ghostnet_net import GhostNetForensics
 from scripts.export_graphs import EXPORTED, GhostNetOnPixels, export_beside
 from training import detectors as shared
-from training.deliveries import DELIVERIES, deliver
 from training.loop import (
     Batch,
     Drawn,
@@ -32,6 +31,7 @@ from training.loop import (
     save_trained,
 )
 from utils.contracts import Sample
+from utils.deliveries import DELIVERIES, deliver
 from utils.device import get_device
 from utils.exits import Exit, command
 from utils.settings import load_settings

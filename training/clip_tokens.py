@@ -22,8 +22,9 @@ from threadpoolctl import threadpool_limits
 
 from ingress.decode import read_file
 from ingress.sources import Ingress
-from training.deliveries import FIXED, LOSSY, deliver, deliver_at_random
+from training.deliveries import LOSSY, deliver_at_random
 from utils.contracts import RgbArray, Sample
+from utils.deliveries import FIXED, deliver
 from utils.errors import InputError
 from utils.persistence import write_atomic
 from utils.settings import DecodeSettings, load_settings

@@ -1,4 +1,7 @@
-"""How images reach people: scaled and re-compressed, in the same way whatever their label. Knows no label."""
+"""The many ways in which images travel, drawn at random and in the same way whatever their label. Knows no label.
+
+The fixed ways, by which everything is measured, are ``utils.deliveries``.
+"""
 
 from __future__ import annotations
 
@@ -9,28 +12,11 @@ import numpy as np
 from PIL import Image
 
 from utils.contracts import RgbArray
+from utils.deliveries import encode_jpeg
 
-# Name -> (longest side in px, JPEG quality); "clean" is the file as it is. The protocol of docs/evaluation.md.
-FIXED = {"web": (768, 60), "hard": (512, 40)}
-DELIVERIES = ("clean", *FIXED)
 LOSSY = ("JPEG", "MPO")  # Pillow's names of formats that surely were compressed before; a WebP may be lossless
 
 _INTERPOLATIONS = (cv2.INTER_AREA, cv2.INTER_CUBIC, cv2.INTER_LINEAR, cv2.INTER_LANCZOS4)
-
-
-def deliver(rgb: RgbArray, delivery: str) -> bytes:
-    """Scale to the delivery's longest side (never up) and save as JPEG 4:2:0.
-
-    Raises:
-        KeyError: no such delivery; "clean" has no pixels of its own.
-    """
-    side, quality = FIXED[delivery]
-    return encode_jpeg(shrink(rgb, side), quality, subsampling=2)
-
-
-def shrink(rgb: RgbArray, side: int) -> RgbArray:
-    """To at most ``side`` px on the longer side; never enlarged."""
-    return _resize(rgb, side / max(rgb.shape[:2]), cv2.INTER_AREA)
 
 
 def deliver_at_random(rgb: RgbArray, rng: np.random.Generator, *, compressed_before: bool) -> bytes:
@@ -58,13 +44,6 @@ def deliver_at_random(rgb: RgbArray, rng: np.random.Generator, *, compressed_bef
         return encode_jpeg(rgb, int(rng.integers(35, 99)), int(rng.choice([0, 2])))
     out = BytesIO()
     Image.fromarray(rgb).save(out, "WEBP" if kind == "webp" else "PNG", quality=int(rng.integers(40, 96)))
-    return out.getvalue()
-
-
-def encode_jpeg(rgb: RgbArray, quality: int, subsampling: int) -> bytes:
-    """JPEG bytes; ``subsampling`` as in Pillow: 0 is 4:4:4, 1 is 4:2:2, 2 is 4:2:0."""
-    out = BytesIO()
-    Image.fromarray(rgb).save(out, "JPEG", quality=quality, subsampling=subsampling)
     return out.getvalue()
 
 

@@ -20,9 +20,9 @@ from rich.progress import track
 from ingress.decode import read_file
 from ingress.sources import Ingress
 from training.datasets import check_splits, read_rows
-from training.deliveries import FIXED, deliver
 from training.feature_table import Table
 from utils.contracts import Sample
+from utils.deliveries import FIXED, deliver
 from utils.errors import InputError, TableError
 from utils.settings import Settings
 
@@ -39,7 +39,7 @@ def embed_manifest(manifest: Path, deliveries: Sequence[str], embed: Embed, cach
 
     Args:
         manifest: CSV with filepath (from its own folder), label (real | ai), source and, if it has one, split.
-        deliveries: of training.deliveries.DELIVERIES.
+        deliveries: of utils.deliveries.DELIVERIES.
         cache: .npz of what is already known; name it after everything that ``embed`` depends on.
 
     Raises:

@@ -13,10 +13,10 @@ from fusion.estimators import FloatArray
 from fusion.meta_model import FusionModel
 from inference.registry import DETECTORS
 from training.datasets import read_rows
-from training.deliveries import DELIVERIES
 from training.feature_table import Table, families, read_columns, read_table, source_weights
 from training.metrics import evaluate, plain
 from training.thresholds import measure_tiers
+from utils.deliveries import DELIVERIES
 from utils.errors import TableError
 
 KNOWN = ("filepath", "generator", "kind", "content", "models")

@@ -30,9 +30,10 @@ from inference.detector import Ensemble, build_ensemble
 from inference.registry import feature_meanings, select_detectors
 from ingress.sources import Ingress
 from training.datasets import read_rows
-from training.deliveries import DELIVERIES, FIXED, LOSSY, deliver, deliver_at_random
+from training.deliveries import LOSSY, deliver_at_random
 from training.feature_table import PARQUET, numbers, read_columns
 from utils.contracts import Json, Sample
+from utils.deliveries import DELIVERIES, FIXED, deliver
 from utils.errors import BadSettings, TableError, VerifyError
 from utils.settings import Settings
 
@@ -79,7 +80,7 @@ def extract(
     Args:
         out: .parquet, else CSV.
         split: rows of the manifest to measure, or "all".
-        deliveries: of ``training.deliveries.DELIVERIES``, or random1, random2, ...
+        deliveries: of ``utils.deliveries.DELIVERIES``, or random1, random2, ...
         skip: forensic modules to leave out.
         engine: "local", or "ray" for the cluster of RAY_ADDRESS.
         jobs: processes, or Ray actors, that measure.

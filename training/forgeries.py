@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ingress.decode import Limits, decode
-from training.deliveries import encode_jpeg
 from utils.contracts import RgbArray
+from utils.deliveries import encode_jpeg
 
 Mask = NDArray[np.uint8]  # h x w, 0 or 255; 255 = manipulated
 Rng = np.random.Generator

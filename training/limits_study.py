@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from operator import attrgetter
 from pathlib import Path
 
@@ -18,8 +18,8 @@ from inference.detector import Verifier
 from inference.limits import limits
 from ingress.sources import Ingress
 from training.datasets import read_rows
-from training.deliveries import encode_jpeg, shrink
 from utils.contracts import Label, Tier
+from utils.deliveries import encode_jpeg, shrink
 
 SIDES = (64, 96, 128, 200, 256, 320, 384, 512, 768, 1024, 1600)
 QUALITY = 90  # what editors and sites save small pictures with
@@ -86,7 +86,7 @@ def by_content(copies: Sequence[Copy], name: str, edges: Sequence[float]) -> str
     value = attrgetter(name)
     large = [copy for copy in copies if copy.side >= CONTENT_SIDE and math.isfinite(value(copy))]
     rows = []
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges):
         chosen = [copy for copy in large if low <= value(copy) < high or value(copy) == high == edges[-1]]
         rows.append((f"{low:g} to {high:g}", chosen))
     return _table(name, [(title, chosen) for title, chosen in rows if chosen])

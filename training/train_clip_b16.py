@@ -36,9 +36,9 @@ from training.clip_head import (
     together,
 )
 from training.clip_tokens import Look, View, tokens_of
-from training.deliveries import DELIVERIES
 from training.detectors import measure
 from training.loop import Picture, read_datasets, some_of_each
+from utils.deliveries import DELIVERIES
 from utils.exits import Exit, command, command_parser
 from utils.persistence import record_file
 from utils.settings import load_settings

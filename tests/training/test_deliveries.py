@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from training.deliveries import FIXED, deliver, deliver_at_random
+from training.deliveries import deliver_at_random
+from utils.deliveries import FIXED, deliver, nearest
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +50,20 @@ def test_random_deliveries_decode_whatever_the_draw():
             image.load()
             formats.add(image.format)
     assert formats == {"JPEG", "WEBP", "PNG"}
+
+
+@pytest.mark.parametrize(
+    ("longest", "quality", "expected"),
+    [
+        (768, 60.0, "web"),
+        (512, 40.0, "hard"),
+        (200, 30.0, "hard"),
+        (4000, 95.0, "clean"),
+        (4000, float("nan"), "clean"),
+        (1024, 70.0, "web"),
+        (600, 45.0, "hard"),
+    ],
+)
+def test_an_image_goes_to_the_delivery_that_it_looks_like(longest, quality, expected):
+    assert nearest(longest, quality, ("clean", "web", "hard")) == expected
+    assert nearest(longest, quality, ("random1",)) == "all"

@@ -110,7 +110,7 @@ def _measure(dataset: Path, profile: str, jobs: int) -> tuple[Path, str]:
     check_enough(rows)
     check_splits((row["source"], row["split"]) for row in rows)
     path = dataset.with_suffix(".features.csv")
-    settings = load_settings().model_copy(update={"profile": profile})
+    settings = load_settings(profile=profile)
     measured, failures = extract(dataset, path, settings, jobs=jobs, keep_others=False)
     for failure in failures[:5]:
         print(f"train_fusion: left out: {failure}", file=sys.stderr)

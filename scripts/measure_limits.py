@@ -25,14 +25,12 @@ from utils.settings import load_settings
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
-    settings = load_settings()
-    if arguments.fusion:
-        settings = settings.model_copy(update={"fusion": arguments.fusion})
+    settings = load_settings(**({"fusion": arguments.fusion} if arguments.fusion else {}))
     copies: list[study.Copy] = []
     try:
         rows = study.draw(arguments.manifest, arguments.split, arguments.images)
-        verifier = build_verifier(settings)
-        with Ingress(settings) as ingress:
+        verifier = build_verifier(settings.models)
+        with Ingress(settings.decode) as ingress:
             for row in track(rows, "measuring", console=Console(stderr=True)):
                 try:
                     copies += study.measure([row], arguments.manifest.parent, verifier, ingress)

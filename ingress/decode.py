@@ -75,6 +75,10 @@ class Limits:
     max_animation_pixels: int
 
 
+# Without O_NONBLOCK, opening a pipe that nobody writes to would wait for ever. Windows has a text mode instead.
+_READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+
 def read_file(path: Path, max_bytes: int) -> bytes:
     """Read a regular file.
 
@@ -84,8 +88,7 @@ def read_file(path: Path, max_bytes: int) -> bytes:
         TooManyBytes: known before reading; counted again while reading, because files grow.
     """
     try:
-        # Without O_NONBLOCK, opening a pipe that nobody writes to would wait for ever.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        descriptor = os.open(path, _READ)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         reason = error.strerror if isinstance(error, OSError) else "not a file name"
         raise FileMissing(f"cannot read {path}: {reason}; check the path") from error

@@ -6,16 +6,18 @@ header and raw pixels over a pipe, checked here; never pickle. The child gets th
 Memory is capped by RLIMIT_AS (macOS does not enforce it), time by a wall clock with SIGKILL and by RLIMIT_CPU. The
 child cannot write files, gain privileges (Linux) or, unless HEIC is installed, start processes. PR_SET_PDEATHSIG is
 left out on purpose: it fires when the *thread* that started the child ends, and would kill the child of a thread pool.
-End of input does its work: a child whose parent is gone reads EOF, or fails to write, and exits.
+End of input does its work: a child whose parent is gone reads EOF, or fails to write, and exits. Windows has none of
+these limits but the wall clock, which is said when the first child is made.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import json
+import logging
 import os
-import resource
 import signal
 import struct
 import subprocess
@@ -44,6 +46,13 @@ from utils.errors import (
     Undecodable,
     UnsupportedFormat,
 )
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+log = logging.getLogger(__name__)
 
 _IMAGES_PER_CHILD = 500  # leaks and fragmentation end with the child; starting one takes about 0.3 s
 _START_SECONDS = 60.0
@@ -84,6 +93,8 @@ class DecodeChild:
             memory_mb: address space of the child, in MiB; Python, numpy and Pillow themselves take about 200.
             seconds: wall time for one image.
         """
+        if resource is None:
+            _say_what_is_missing()
         self._memory_mb = memory_mb
         self._seconds = seconds
         self._process: subprocess.Popen[bytes] | None = None
@@ -150,6 +161,14 @@ class DecodeChild:
         process.wait()
 
 
+@functools.cache  # once in a process, however many children it has
+def _say_what_is_missing() -> None:
+    log.warning(
+        "this system has no resource limits: a decoding child is bounded by IMGV_DECODE_SECONDS, not by"
+        " IMGV_DECODE_MEMORY_MB"
+    )
+
+
 def _start(memory_mb: int, seconds: float) -> subprocess.Popen[bytes]:
     environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     root = str(Path(__file__).resolve().parent.parent)
@@ -186,11 +205,12 @@ def _kill(process: subprocess.Popen[bytes], expired: threading.Event) -> None:
 
 def _cause(process: subprocess.Popen[bytes], expired: bool, seconds: float, memory_mb: int) -> str:
     code = process.wait()
-    if expired or code == -signal.SIGXCPU:
+    name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    if expired or name == "SIGXCPU":
         return f"decoding took longer than {seconds:g} s (IMGV_DECODE_SECONDS)"
-    if code == -signal.SIGKILL:
+    if name == "SIGKILL":
         return f"the decoder was killed, probably for memory; it may use {memory_mb} MiB (IMGV_DECODE_MEMORY_MB)"
-    return f"the decoder crashed ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})"
+    return f"the decoder crashed ({name})"
 
 
 # ----------------------------------------------------------------------------------------- the pipe, seen by the parent
@@ -319,9 +339,10 @@ def _main(memory_mb: int, seconds: float) -> None:
             request = _read_header(requests)
         except EOFError:
             return
-        # Soft limit only: this is for a child whose parent is gone; the parent's clock comes first.
-        cpu = int(time.process_time() + seconds) + 2
-        resource.setrlimit(resource.RLIMIT_CPU, (cpu, resource.RLIM_INFINITY))
+        if resource is not None:
+            # Soft limit only: this is for a child whose parent is gone; the parent's clock comes first.
+            cpu = int(time.process_time() + seconds) + 2
+            resource.setrlimit(resource.RLIMIT_CPU, (cpu, resource.RLIM_INFINITY))
         try:
             raw = bytearray(request["bytes"])
             _read_into(requests, memoryview(raw))
@@ -362,16 +383,17 @@ def _answer(pipe: IO[bytes], sample: Sample) -> None:
 
 def _confine(memory_mb: int) -> None:
     """Give up what decoding does not need."""
-    limits = {
-        resource.RLIMIT_AS: memory_mb << 20,
-        resource.RLIMIT_FSIZE: 0,
-        resource.RLIMIT_CORE: 0,
-    }
-    if find_spec("pillow_heif") is None:  # libde265 cannot do without a thread
-        limits[resource.RLIMIT_NPROC] = 0  # neither threads nor processes; the kernel ignores it for root
-    for name, value in limits.items():
-        with contextlib.suppress(ValueError, OSError):  # macOS refuses RLIMIT_AS
-            resource.setrlimit(name, (value, value))
+    if resource is not None:
+        limits = {
+            resource.RLIMIT_AS: memory_mb << 20,
+            resource.RLIMIT_FSIZE: 0,
+            resource.RLIMIT_CORE: 0,
+        }
+        if find_spec("pillow_heif") is None:  # libde265 cannot do without a thread
+            limits[resource.RLIMIT_NPROC] = 0  # neither threads nor processes; the kernel ignores it for root
+        for name, value in limits.items():
+            with contextlib.suppress(ValueError, OSError):  # macOS refuses RLIMIT_AS
+                resource.setrlimit(name, (value, value))
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     # AVIF decoders that may use several threads fail when they cannot start them.

@@ -55,7 +55,9 @@ def write_atomic(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    if not hasattr(os, "O_DIRECTORY"):  # Windows: a folder cannot be opened
+        return
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)  # the new name is in the folder, which has its own cache
     finally:

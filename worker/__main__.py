@@ -80,7 +80,10 @@ async def serve(service: Service, ready: Callable[[], None]) -> Exception | None
         service.stop()
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
+        try:
+            loop.add_signal_handler(number, on_signal)
+        except NotImplementedError:  # Windows
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(on_signal))
     return await service.run(ready)
 
 

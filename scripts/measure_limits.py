@@ -20,25 +20,23 @@ from inference.detector import build_verifier
 from ingress.sources import Ingress
 from training import limits_study as study
 from utils.errors import VerifyError
+from utils.exits import Exit, command, command_parser
 from utils.settings import load_settings
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     settings = load_settings(**({"fusion": arguments.fusion} if arguments.fusion else {}))
     copies: list[study.Copy] = []
-    try:
-        rows = study.draw(arguments.manifest, arguments.split, arguments.images)
-        verifier = build_verifier(settings.models)
-        with Ingress(settings.decode) as ingress:
-            for row in track(rows, "measuring", console=Console(stderr=True)):
-                try:
-                    copies += study.measure([row], arguments.manifest.parent, verifier, ingress)
-                except VerifyError as error:
-                    print(f"measure_limits: left out: {row['filepath']}: {error}", file=sys.stderr)
-    except VerifyError as error:
-        print(f"measure_limits: {error}", file=sys.stderr)
-        return 1
+    rows = study.draw(arguments.manifest, arguments.split, arguments.images)
+    verifier = build_verifier(settings.models)
+    with Ingress(settings.decode) as ingress:
+        for row in track(rows, "measuring", console=Console(stderr=True)):
+            try:
+                copies += study.measure([row], arguments.manifest.parent, verifier, ingress)
+            except VerifyError as error:
+                print(f"left out: {row['filepath']}: {error}", file=sys.stderr)
     if arguments.out:
         with arguments.out.open("w", newline="", encoding="utf-8") as file:
             table = csv.DictWriter(file, list(study.Copy.__slots__))
@@ -50,11 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         study.by_content(copies, "entropy", study.ENTROPY_EDGES),
     ]
     print("\n\n".join([f"fusion {verifier.fusion.name}, {len(rows)} images", *tables]))
-    return 0
+    return Exit.DONE
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m scripts.measure_limits", description=__doc__)
+    parser = command_parser("python -m scripts.measure_limits", __doc__)
     parser.add_argument("--manifest", type=Path, required=True, help="CSV: filepath,label,source,split")
     parser.add_argument(
         "--images", type=int, default=100, help="of each label, by source in turn (default: %(default)s)"

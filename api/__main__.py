@@ -66,6 +66,7 @@ def serve(settings: Settings) -> int:
     import uvicorn
 
     from api.app import create_app
+    from api.queued import QueueBackend
     from worker.logs import configure_worker_logging
 
     configure_worker_logging(settings.log.level, as_json=settings.log.as_json)
@@ -105,8 +106,14 @@ def serve(settings: Settings) -> int:
     )
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again at the end, which would be our status
         signal.signal(number, lambda *_: None)
+
+    async def run() -> None:
+        if isinstance(backend := app.state.server.backend, QueueBackend):
+            await backend.check()
+        await server.serve()
+
     try:
-        asyncio.run(server.serve())
+        asyncio.run(run())
     except SystemExit:  # uvicorn's way to say that it cannot listen
         return Exit.SETUP
     return Exit.DONE if server.started else Exit.SETUP

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Self
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from api.jobs import Image, Job
 from api.metrics import Metrics
@@ -23,6 +23,7 @@ from api.problems import coded
 from utils.errors import NotFound, QueueUnreachable
 from utils.settings import Settings
 from worker.connect import connect
+from worker.rights import check_rights, producer_needs
 from worker.stream import Keys
 from worker.submit import enqueue
 
@@ -60,6 +61,14 @@ class QueueBackend:
             await asyncio.gather(self._poller, return_exceptions=True)
         await self._client.aclose()
 
+    async def check(self) -> None:
+        """
+        Raises:
+            BadSettings: the server lets us not do what we shall do. One that does not answer may come back.
+        """
+        with contextlib.suppress(RedisError, OSError):
+            await check_rights(self._client, producer_needs(self._keys))
+
     async def submit(self, image: Image, *, artifacts: bool) -> Job:
         job = Job(image.source)
         fields: dict[str, str | bytes] = (
@@ -87,7 +96,8 @@ class QueueBackend:
             except (RedisError, OSError) as error:
                 if last:
                     log.warning("cannot queue: %s", error)
-                    raise QueueUnreachable("the queue's server does not answer; try again shortly") from None
+                    does = "refuses the job" if isinstance(error, ResponseError) else "does not answer"
+                    raise QueueUnreachable(f"the queue's server {does}; try again shortly") from None
                 await asyncio.sleep(0.2)
 
     async def find(self, job_id: str) -> Job:

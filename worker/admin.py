@@ -18,7 +18,7 @@ from utils.settings import load_settings
 from utils.verdict_json import dump
 from worker.connect import Client, connect
 from worker.embedded import find_url
-from worker.stream import Keys, Queue, run_script
+from worker.stream import Keys, Queue, aside, run_script, unusable
 
 _SHOWN_BYTES = 200  # of one field: images are fields, too
 _PAGE = 100
@@ -72,9 +72,9 @@ async def run(args: argparse.Namespace, client: Client, keys: Keys) -> int:
 
 async def status(client: Client, keys: Keys) -> dict[str, Json]:
     streams: dict[str, Json] = {}
+    unusable_keys = await unusable(client, keys.kinds)
     for group in (keys.streams, (keys.callbacks,)):
         queue = Queue(client, keys, "", streams=group, lease_seconds=1, attempts=2)
-        delayed = await client.zcard(queue.delayed)
         try:
             depths = await queue.depth()
         except ResponseError:  # no worker has ever run here
@@ -89,8 +89,13 @@ async def status(client: Client, keys: Keys) -> dict[str, Json]:
                     name: {"pending": held, "idle_seconds": idle} for name, (held, idle) in depth.consumers.items()
                 },
             }
-        streams[queue.delayed] = {"waiting": delayed}
-    return {"streams": streams, "dead": await client.xlen(keys.dead), "results": await client.xlen(keys.results)}
+        if queue.delayed not in unusable_keys:
+            streams[queue.delayed] = {"waiting": await client.zcard(queue.delayed)}
+    told: dict[str, Json] = {"streams": streams, "unusable": unusable_keys}
+    for name, key in (("dead", keys.dead), ("results", keys.results)):
+        told[name] = None if key in unusable_keys else await client.xlen(key)
+    told["aside"] = sum([await client.xlen(aside(key)) for key in keys.written if aside(key) not in unusable_keys])
+    return told
 
 
 class DeadLetters:

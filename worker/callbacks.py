@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from utils.errors import BadMessage, BadSettings, FetchFailed, InputError, UrlNotFound, VerifyError
-from worker.jobs import job_id_of, traceparent_of
+from worker.jobs import check_size, job_id_of, traceparent_of
 from worker.loop import Answer
 from worker.metrics import Metrics
 from worker.stream import Ending, Entry
@@ -39,6 +39,7 @@ class CallbackJobs:
     buries_input_errors = True
 
     def parse(self, entry: Entry) -> Callback:
+        check_size(entry)
         url = entry.fields.get(b"url", b"").decode("utf-8", "replace")
         body = entry.fields.get(b"body", b"")
         if not url or not body:

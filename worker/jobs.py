@@ -23,7 +23,7 @@ from utils.errors import BadMessage, DeadlinePassed, PathRefused, TooManyBytes, 
 from utils.verdict_json import dump, error_dict
 from worker.stream import PRIORITIES, Ending, Entry
 
-MOST_FIELDS = 64
+MOST_FIELDS = 64  # of one entry, repeated ones included
 _JOB_ID = re.compile(rb"[\x21-\x7e]{1,200}")  # part of a key and of an HTTP header: printable ASCII, no space
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}.*")  # W3C Trace Context, level 1
 _LONGEST_TEXT = 8192  # bytes of a URL or a path; what browsers and servers accept
@@ -33,6 +33,7 @@ _TRUE, _FALSE = (b"1", b"true", b"yes"), (b"", b"0", b"false", b"no")
 
 # Fields that a retry adds. A producer that sets them only shortens its own job's life.
 ATTEMPT, QUEUED_MS = "attempt", "queued_ms"
+UNREADABLE = b"unreadable"  # what lua/promote.lua found wrong with an entry that it brings back
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,16 @@ def check_deadline(job: Job) -> None:
         raise DeadlinePassed("the job's deadline_ms passed before it was judged; allow more time or add workers")
 
 
+def check_size(entry: Entry) -> None:
+    """
+    Raises:
+        BadMessage: more than ``MOST_FIELDS`` fields.
+    """
+    count = max(entry.pairs, len(entry.fields))
+    if count > MOST_FIELDS:
+        raise BadMessage(f"{count} fields; a message has at most {MOST_FIELDS}")
+
+
 def _shown(entry: Entry) -> str:
     """A name for the answer when the entry may be unreadable."""
     for name in (b"source", b"url", b"image_url", b"path", b"filename"):
@@ -139,10 +150,8 @@ def parse(entry: Entry, rules: Rules) -> Job:
         PathRefused: a file that jobs may not name.
         TooManyBytes: the image in the entry is too large.
     """
-    fields = entry.fields
-    if len(fields) > MOST_FIELDS:
-        raise BadMessage(f"{len(fields)} fields; a job has at most {MOST_FIELDS}")
-    job_id = job_id_of(entry)
+    check_size(entry)
+    fields, job_id = entry.fields, job_id_of(entry)
     if b"job_id" in fields and fields[b"job_id"] != job_id.encode():
         raise BadMessage("job_id: give 1 to 200 printable ASCII characters without spaces")
     source, url, path, raw = _image(fields, rules)

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar
 
 from redis.exceptions import RedisError
 
-from utils.errors import InputError, Internal, SetupError, TransientError, VerifyError, WorkerLost
+from utils.errors import BadMessage, InputError, Internal, SetupError, TransientError, VerifyError, WorkerLost
 from worker import tracing
 from worker.connect import BLOCK_MS
-from worker.jobs import ATTEMPT, QUEUED_MS, attempt_of, job_id_of, log_fields, queued_ms_of
+from worker.jobs import ATTEMPT, QUEUED_MS, UNREADABLE, attempt_of, job_id_of, log_fields, queued_ms_of
 from worker.metrics import Metrics
 from worker.stream import Ending, Entry, Queue, is_group_missing
 
@@ -35,6 +35,7 @@ Outcome: TypeAlias = "str | bytes | Exception"  # the verdict as JSON, or why th
 _AT_ONCE = 128
 _LONGEST_RETRY_SECONDS = 600.0
 _LONGEST_RECONNECT_SECONDS = 5.0
+_WATCH_SECONDS = 2.0  # how soon a key that is usable again is written to
 _FORGOTTEN_AFTER_SECONDS = 3600.0  # a consumer that owns nothing and has not asked for work for so long
 
 
@@ -121,7 +122,8 @@ class Loop(Generic[J]):
         self._spans: dict[tuple[int, str], Span | None] = {}
         self._endings: list[Ending] = []
         self._postponed: list[_Postponed] = []
-        self._freed, self._ended, self._stop = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._freed, self._stop = asyncio.Event(), asyncio.Event()
+        self._ended, self._put_off = asyncio.Event(), asyncio.Event()
 
     @property
     def held(self) -> int:
@@ -139,6 +141,8 @@ class Loop(Generic[J]):
             asyncio.create_task(self._keep(step, name), name=name)
             for name, step in (
                 ("settle", self._settle),
+                ("delay", self._delay),
+                ("watch", lambda: self._every(_WATCH_SECONDS, self.queue.watch)),
                 ("renew", lambda: self._every(lease / 3, self._renew)),
                 ("reclaim", lambda: self._every(lease / 4, self._reclaim)),
                 ("promote", lambda: self._every(0.5, self.queue.promote)),
@@ -198,6 +202,9 @@ class Loop(Generic[J]):
             if entry.deliveries > 1 and attempt_of(entry) > self.queue.attempts:
                 self._bury(entry, WorkerLost(_WORKER_LOST.format(self.queue.attempts)), "worker_lost")
                 continue
+            if UNREADABLE in entry.fields:
+                self._bury(entry, BadMessage(_UNREADABLE), "unreadable")
+                continue
             try:
                 job = self._kind.parse(entry)
             except Exception as error:  # noqa: BLE001 - a bug in parsing must not stop the reader
@@ -245,7 +252,7 @@ class Loop(Generic[J]):
             delay_ms = round(random.uniform(0, longest) * 1000)  # noqa: S311 - spreads load, hides nothing
             log.info("will retry", extra=log_fields(entry) | {"attempt": attempt, "delay_ms": delay_ms})
             self._postponed.append(_Postponed(entry, delay_ms, attempt))
-            self._ended.set()
+            self._put_off.set()
             return
         known = isinstance(error, TransientError)
         answer = error if isinstance(error, TransientError) else Internal(_INTERNAL)
@@ -284,6 +291,10 @@ class Loop(Generic[J]):
                 self.metrics.fenced.inc(len(refused))
             self.metrics.settled(batch, refused, known)
             self._release([ending.entry for ending in batch])
+
+    async def _delay(self) -> None:
+        await self._put_off.wait()
+        self._put_off.clear()
         while self._postponed:
             each = self._postponed[0]
             replaced = {
@@ -291,8 +302,11 @@ class Loop(Generic[J]):
                 ATTEMPT: str(each.attempt),
                 QUEUED_MS: str(queued_ms_of(each.entry)),
             }
-            if not await self.queue.retry(each.entry, each.delay_ms, replaced):
+            done = await self.queue.retry(each.entry, each.delay_ms, replaced)
+            if done is False:
                 self.metrics.fenced.inc()
+            elif done is None:
+                log.warning("cannot put a job aside; it comes back with its lease", extra=log_fields(each.entry))
             self.metrics.retried.inc()
             del self._postponed[0]
             self._release([each.entry])
@@ -343,8 +357,8 @@ class Loop(Generic[J]):
                 failures += 1
                 log.exception("%s failed; this is a bug", name)
                 missing = False
-            if name == "settle":
-                self._ended.set()  # what it could not write is still there
+            for event in (self._ended, self._put_off):
+                event.set()  # what could not be written is still there
             with contextlib.suppress(RedisError, OSError):
                 if missing:
                     await self.queue.ensure()
@@ -369,6 +383,7 @@ class Loop(Generic[J]):
 
 
 _WORKER_LOST = "none of {} workers that held this job lived to answer; the image may exhaust memory"
+_UNREADABLE = "what was kept of this job for a later attempt cannot be read back; send it again"
 _INTERNAL = "an internal error, which the operator finds in the worker's log under this job_id"
 
 

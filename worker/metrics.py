@@ -45,6 +45,7 @@ class Metrics:
         self._pending = Gauge("imgv_jobs_pending", "delivered and not yet ended", ["stream"], registry=at)
         self._oldest = Gauge("imgv_oldest_waiting_seconds", "age of the oldest waiting job", ["stream"], registry=at)
         self._idle = Gauge("imgv_oldest_pending_idle_seconds", "since the lease was renewed", ["stream"], registry=at)
+        self._unusable = Gauge("imgv_unusable_keys", "keys that hold something else than ours", ["key"], registry=at)
         self._held = Gauge("imgv_jobs_held", "jobs in this worker", registry=at)
         self._memory = Gauge("imgv_resident_bytes", "memory of this process", registry=at)
         self._ok, self._error, self._known = (self.jobs.labels(name) for name in ("ok", "error", "duplicate"))
@@ -62,7 +63,10 @@ class Metrics:
         self._known.inc(len(known))
         self.total.observe(_age(batch[0].entry.id))
 
-    def render(self, depths: Sequence[Depth], held: int) -> str:
+    def render(self, depths: Sequence[Depth], held: int, unusable: Collection[str] = ()) -> str:
+        self._unusable.clear()
+        for key in unusable:
+            self._unusable.labels(key).set(1)
         for depth in depths:
             self._waiting.labels(depth.stream).set(depth.waiting)
             self._pending.labels(depth.stream).set(depth.pending)

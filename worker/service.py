@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import os
@@ -12,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
-from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, RedisError
+from redis.exceptions import RedisError
 
 from ingress.fetch import post_async
 from utils.errors import BadSettings, SetupError
@@ -23,16 +24,17 @@ from worker.connect import BLOCK_MS, Client, connect
 from worker.jobs import ImageJobs, Job, Rules
 from worker.loop import Handler, Limits, Loop
 from worker.metrics import Metrics, Page, serve
+from worker.rights import check_rights, worker_needs
 from worker.stream import Keys, Queue
 
 log = logging.getLogger(__name__)
 
 MakeHandler = Callable[[Settings, Metrics, Client], AbstractAsyncContextManager[Handler[Job]]]
 
-_REFUSALS = (AuthenticationError, AuthorizationError, NoPermissionError)
 _CALLBACK_SECONDS = 15.0  # the upper end of what Standard Webhooks recommends for one attempt
 _CALLBACKS_AT_ONCE = 16
 _CALLBACK_RETRY_SECONDS = 5.0
+_CHECK_AGAIN_SECONDS = 2.0
 
 
 @asynccontextmanager
@@ -95,7 +97,7 @@ class Service:
         settings = self._settings
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._client.aclose)
-            await self._check_server()
+            answers = await self._check_server()
             handler = await stack.enter_async_context(self._make_handler(settings, self.metrics, self._client))
             queue = self._queue(self._keys.streams, settings.queue.attempts)
             limits = Limits(
@@ -107,6 +109,8 @@ class Service:
             )
             self.loop = Loop(queue, ImageJobs(self._rules), handler, limits, self.metrics)
             await self._ensure(queue)
+            if not answers:
+                stack.callback(asyncio.create_task(self._check_when_back(self.loop)).cancel)
             running = [self.loop.run()]
             if self._signing_key:
                 self._callbacks = self._callback_loop(self._signing_key, limits)
@@ -152,23 +156,33 @@ class Service:
         )
         return Loop(queue, CallbackJobs(), Sender(post, key, self.metrics), fewer, self.metrics)
 
-    async def _check_server(self) -> None:
-        """A wrong password is ours to fix, before the models load; a server that is down may come back."""
+    async def _check_server(self) -> bool:
+        """Whether the server answers. What it forbids is ours to mend, before the models load.
+
+        Raises:
+            BadSettings: a wrong password, or a right that will be needed is missing.
+        """
+        caching = bool(self._settings.queue.cache_seconds)
+        needs = worker_needs(self._keys, self.name, callbacks=self._signing_key is not None, cache=caching)
         try:
-            await self._client.ping()
+            await check_rights(self._client, needs)
         except (RedisError, OSError) as error:
-            # redis-py tells a refused login as a lost connection, with the reason as its cause.
-            if isinstance(error, _REFUSALS) or isinstance(error.__cause__, _REFUSALS):
-                raise BadSettings(f"REDIS_URL: the server refuses us: {error}") from None
-            log.warning("the server does not answer yet: %s", error)
+            log.warning("the server does not answer yet: %s", error)  # it may come back
+            return False
+        return True
+
+    async def _check_when_back(self, loop: Loop[Job]) -> None:
+        """For a server that was down at the start."""
+        try:
+            while not await self._check_server():
+                await asyncio.sleep(_CHECK_AGAIN_SECONDS)
+        except BadSettings as error:
+            loop.failure = error
+            self.stop()
 
     async def _ensure(self, queue: Queue) -> None:
-        try:
+        with contextlib.suppress(RedisError, OSError):  # the loop makes the group when the server is back
             await queue.ensure()
-        except NoPermissionError as error:
-            raise BadSettings(f"REDIS_URL: the ACL user lacks a permission: {error}; see docs/worker.md") from None
-        except (RedisError, OSError) as error:
-            log.warning("the server does not answer yet: %s", error)  # the loop makes the group when it is back
 
     def _pages(self, loop: Loop[Job]) -> dict[str, Page]:
         async def metrics() -> tuple[int, str]:
@@ -176,7 +190,8 @@ class Service:
                 depths = await loop.queue.depth()
             except (RedisError, OSError):
                 depths = []  # our own numbers are true without the server's
-            return 200, self.metrics.render(depths, loop.held)
+            loops = (loop, self._callbacks) if self._callbacks else (loop,)
+            return 200, self.metrics.render(depths, loop.held, {key for each in loops for key in each.queue.unusable})
 
         async def health() -> tuple[int, str]:
             # Not whether the server answers: restarting every worker would not bring it back.

@@ -7,23 +7,29 @@ taken over. One Lua path serves Redis 6.2 to 8 and Valkey.
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha1
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hiredis import pack_command
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from worker.connect import BLOCK_MS, Client
 
+log = logging.getLogger(__name__)
+
 PRIORITIES = ("high", "normal", "low")  # one stream each; a stream's number is its position here, from 1 as in Lua
-_PROMOTED_AT_ONCE = 100
+_PROMOTED_AT_ONCE = _FLUSHED_AT_ONCE = 100
+_PUT_OFF_MS = 5000  # a delayed entry whose stream is not usable
+_SHARED = ("owned", "usable", "merged")  # Lua functions, each in a file of its name
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,22 @@ class Keys:
     def callbacks(self) -> str:
         return f"{self.prefix}:callbacks"
 
+    @property
+    def written(self) -> tuple[str, str, str]:
+        """The streams that only grow by our own hand."""
+        return self.results, self.callbacks, self.dead
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """Every key of a fixed name, and the type it has."""
+        streams = (*self.streams, *self.written, *map(aside, self.written))
+        queues = (self.streams, (self.callbacks,))
+        return (
+            dict.fromkeys(streams, "stream")
+            | {delayed(queue): "zset" for queue in queues}
+            | {payloads(queue): "hash" for queue in queues}
+        )
+
     def verdict(self, job_id: str) -> str:
         """The answer's key, and the channel it is published on."""
         return f"{self.prefix}:verdict:{job_id}"
@@ -59,6 +81,21 @@ class Keys:
         return f"{self.prefix}:cached:{digest}"
 
 
+def aside(key: str) -> str:
+    """Where entries wait that could not be written under their own key."""
+    return f"{key}:aside"
+
+
+def delayed(streams: Sequence[str]) -> str:
+    """The times at which entries of these streams come back, a sorted set."""
+    return f"{streams[-1]}:delayed"
+
+
+def payloads(streams: Sequence[str]) -> str:
+    """The fields of those entries, a hash."""
+    return f"{delayed(streams)}:payloads"
+
+
 class Entry(NamedTuple):
     """One delivery of one stream entry."""
 
@@ -67,6 +104,7 @@ class Entry(NamedTuple):
     fields: dict[bytes, bytes]
     deliveries: int
     size: int  # bytes of names and values
+    pairs: int = 0  # names with values as they were sent: a name may stand twice, and counts once in `fields`
 
     @property
     def key(self) -> tuple[int, str]:
@@ -106,8 +144,8 @@ class Script(NamedTuple):
 def script(name: str) -> Script:
     folder = Path(__file__).parent / "lua"
     text = (folder / f"{name}.lua").read_text()
-    if "owned(" in text:
-        text = (folder / "owned.lua").read_text() + text
+    shared = [each for each in _SHARED if f"{each}(" in text]
+    text = "".join((folder / f"{each}.lua").read_text() for each in shared) + text
     return Script(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
@@ -149,6 +187,29 @@ def is_group_missing(error: BaseException) -> bool:
     return isinstance(error, ResponseError) and "NOGROUP" in str(error)
 
 
+def is_wrong_type(error: BaseException) -> bool:
+    """Something else than ours stands under a key; inside a script's error the code is not at the start."""
+    return isinstance(error, ResponseError) and "WRONGTYPE" in str(error)
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Around what concerns one key: what stands under it that is not ours is no reason to leave the others."""
+    try:
+        yield
+    except ResponseError as error:
+        if not is_wrong_type(error):
+            raise
+
+
+async def unusable(client: Client, kinds: Mapping[str, str]) -> dict[str, str]:
+    """Keys that hold something else than they should, with what to do about it."""
+    names = tuple(kinds)
+    reply = await run_script(client, "wrong_types", names, kinds.values())
+    found = {names[at - 1]: kind.decode() for at, kind in zip(reply[::2], reply[1::2], strict=True)}
+    return {key: f"holds a {kind}, not a {kinds[key]}; rename or delete it" for key, kind in found.items()}
+
+
 class Queue:
     """One consumer of one group on a few streams, read in strict order."""
 
@@ -183,21 +244,16 @@ class Queue:
         self.attempts = attempts
         self._answer_seconds = answer_seconds
         self._results_kept = results_kept
+        self.unusable: dict[str, str] = {}  # as `watch` last saw it
+        self.delayed, self.payloads = delayed(self.streams), payloads(self.streams)
         self._cursors = ["-"] * len(self.streams)
-
-    @property
-    def delayed(self) -> str:
-        return f"{self.streams[-1]}:delayed"
-
-    @property
-    def payloads(self) -> str:
-        return f"{self.streams[-1]}:delayed:payloads"
 
     async def ensure(self) -> None:
         """Create what is missing. From id 0: what was added before, or before the group was lost, is not skipped."""
         for stream in self.streams:
             try:
-                await self.client.xgroup_create(stream, self.group, id="0", mkstream=True)
+                with apart():
+                    await self.client.xgroup_create(stream, self.group, id="0", mkstream=True)
             except ResponseError as error:
                 if "BUSYGROUP" not in str(error):
                     raise
@@ -205,22 +261,46 @@ class Queue:
 
     async def take(self, count: int, most_bytes: int) -> list[Entry]:
         """New entries, without waiting."""
-        rows = await run_script(
+        rows, groupless = await run_script(
             self.client, "take", self.streams, (self.group, self.consumer, max(count, 1), max(most_bytes, 1))
         )
-        return [Entry(number, entry_id.decode(), _fields(flat), 1, size) for number, entry_id, flat, size in rows]
+        if groupless:
+            log.warning("the consumer group of %s was lost", ", ".join(self.streams[at - 1] for at in groupless))
+            with suppress(RedisError, OSError):  # what was read is not lost for it
+                await self.ensure()
+        return [_entry(number, entry_id, flat, 1) for number, entry_id, flat in rows]
 
     async def wait(self, block_ms: int = BLOCK_MS) -> list[Entry]:
         """The first new entry of each stream, as soon as there is one."""
-        replies: Any = await self.client.xreadgroup(
-            self.group, self.consumer, dict.fromkeys(self.streams, ">"), count=1, block=block_ms
-        )
-        numbers = {stream: number for number, stream in enumerate(self.streams, 1)}
-        taken = [
-            Entry(numbers[stream.decode()], entry_id.decode(), fields, 1, sum(map(len, chain(*fields.items()))))
-            for stream, entry_id, fields in rows_of(replies)
-        ]
+        numbers = {stream: number for number, stream in enumerate(self.streams, 1) if stream not in self.unusable}
+        if not numbers:
+            await asyncio.sleep(block_ms / 1000)
+            return []
+        group = ("GROUP", self.group, self.consumer, "COUNT", 1, "BLOCK", block_ms)
+        try:
+            reply = await _execute(self.client, "XREADGROUP", *group, "STREAMS", *numbers, *(">" for _ in numbers))
+        except ResponseError as error:
+            if not is_wrong_type(error):
+                raise
+            await self.watch()  # the reply does not say which key it is
+            return []
+        streams = reply.items() if isinstance(reply, dict) else reply or ()  # RESP3, RESP2
+        taken = [_entry(numbers[name.decode()], entry_id, flat, 1) for name, rows in streams for entry_id, flat in rows]
         return sorted(taken, key=lambda entry: entry.stream)
+
+    async def watch(self) -> int:
+        """See which keys hold something else than they should, and write what waits for one that is usable again.
+
+        Returns:
+            How many entries went to where they belong.
+        """
+        theirs = (*self.streams, self.delayed, self.payloads, *self.keys.written, *map(aside, self.keys.written))
+        found = await unusable(self.client, {key: self.keys.kinds[key] for key in theirs})
+        for key in found.keys() - self.unusable.keys():
+            log.error("%s %s", key, found[key])
+        self.unusable = found
+        pairs = [name for key in self.keys.written for name in (key, aside(key))]
+        return int(await run_script(self.client, "flush", pairs, (_FLUSHED_AT_ONCE,)))
 
     async def settle(self, endings: Sequence[Ending]) -> tuple[list[Ending], list[Ending]]:
         """End entries in one script.
@@ -230,7 +310,7 @@ class Queue:
         """
         endings = sorted(endings, key=lambda ending: ending.entry.stream)
         verdict = self.keys.verdict("")
-        keys = [self.keys.results, self.keys.callbacks, self.keys.dead, *self.streams]
+        keys = [*self.keys.written, *map(aside, self.keys.written), *self.streams]
         keys += [verdict + ending.job_id for ending in endings]
         args: list[Any] = [self.group, self.consumer, len(self.streams), self._answer_seconds, self._results_kept]
         for ids in self._by_stream([ending.entry[:2] for ending in endings]).values():
@@ -244,17 +324,17 @@ class Queue:
         refused, known = await run_script(self.client, "settle", keys, args)
         return [endings[at - 1] for at in refused], [endings[at - 1] for at in known]
 
-    async def retry(self, entry: Entry, delay_ms: int, replaced: Mapping[str, str]) -> bool:
-        """Let the entry come back later. False when we own it no longer."""
+    async def retry(self, entry: Entry, delay_ms: int, replaced: Mapping[str, str]) -> bool | None:
+        """Let the entry come back later. False when we own it no longer; None when it is ours but cannot be kept."""
         pairs = (part for pair in replaced.items() for part in pair)
         keys = (self.streams[entry.stream - 1], self.delayed, self.payloads)
         args = (self.group, self.consumer, entry.id, entry.stream, delay_ms, *pairs)
-        return bool(await run_script(self.client, "retry", keys, args))
+        return {1: True, 0: False, -1: None}[await run_script(self.client, "retry", keys, args)]
 
     async def promote(self) -> int:
         """Bring back delayed entries that are due."""
         keys = (self.delayed, self.payloads, *self.streams)
-        return int(await run_script(self.client, "promote", keys, (_PROMOTED_AT_ONCE,)))
+        return int(await run_script(self.client, "promote", keys, (_PROMOTED_AT_ONCE, _PUT_OFF_MS)))
 
     async def renew(self, keys: Iterable[tuple[int, str]]) -> list[tuple[int, str]]:
         """Start leases anew. Returns what we own no longer."""
@@ -277,9 +357,10 @@ class Queue:
             args = (self.group, self.consumer, self.lease_ms, self._cursors[number - 1], max(count - len(taken), 1))
             suspect = suspect_allowed and all(entry.deliveries != self.attempts for entry in taken)
             more = (most_bytes, self.attempts, int(suspect), *by_stream[number])
-            cursor, rows = await run_script(self.client, "reclaim", (stream,), (*args, *more))
-            self._cursors[number - 1] = cursor.decode()
-            taken += [Entry(number, row[0].decode(), _fields(row[2]), row[1], sum(map(len, row[2]))) for row in rows]
+            with apart():
+                cursor, rows = await run_script(self.client, "reclaim", (stream,), (*args, *more))
+                self._cursors[number - 1] = cursor.decode()
+                taken += [_entry(number, entry_id, flat, deliveries) for entry_id, deliveries, flat in rows]
         return taken
 
     async def hand_back(self, begun: Iterable[tuple[int, str]]) -> int:
@@ -293,15 +374,24 @@ class Queue:
 
     async def _hand_back(self, number: int, which: str, ids: Sequence[str]) -> int:
         args = (self.group, self.consumer, self.lease_ms, which, *ids)
-        return int(await run_script(self.client, "hand_back", (self.streams[number - 1],), args))
+        with apart():
+            return int(await run_script(self.client, "hand_back", (self.streams[number - 1],), args))
+        return 0
 
     async def forget_consumers(self, idle_seconds: float) -> int:
-        args = (self.group, round(idle_seconds * 1000))
-        return sum([int(await run_script(self.client, "forget", (stream,), args)) for stream in self.streams])
+        args, count = (self.group, round(idle_seconds * 1000)), 0
+        for stream in self.streams:
+            with apart():
+                count += int(await run_script(self.client, "forget", (stream,), args))
+        return count
 
     async def depth(self) -> list[Depth]:
-        """Every stream, as the operator and the metrics see it."""
-        return [await self._depth(stream) for stream in self.streams]
+        """Every stream that is one, as the operator and the metrics see it."""
+        depths = []
+        for stream in self.streams:
+            with apart():
+                depths.append(await self._depth(stream))
+        return depths
 
     async def _depth(self, stream: str) -> Depth:
         length, pending = await self.client.xlen(stream), 0
@@ -345,6 +435,7 @@ def _json(values: Mapping[str, Any]) -> str:
     return json.dumps({name: value for name, value in values.items() if value})
 
 
-def _fields(flat: Sequence[bytes]) -> dict[bytes, bytes]:
+def _entry(number: int, entry_id: bytes, flat: Sequence[bytes], deliveries: int) -> Entry:
     parts = iter(flat)
-    return dict(zip(parts, parts, strict=True))
+    fields = dict(zip(parts, parts, strict=True))
+    return Entry(number, entry_id.decode(), fields, deliveries, sum(map(len, flat)), len(flat) // 2)

@@ -27,7 +27,7 @@ from utils.settings import Settings, load_settings
 from utils.verdict_json import dump, error_dict
 from worker.connect import Client, connect
 from worker.embedded import find_url
-from worker.stream import PRIORITIES, Keys, rows_of, run_script
+from worker.stream import PRIORITIES, Keys, apart, rows_of, run_script
 
 _WINDOW = 32  # jobs of ours in the queue at a time: a folder must not fill the server's memory
 _BLOCK_MS = 1000
@@ -82,7 +82,9 @@ class Submitter:
         Raises:
             QueueFull: no job of ours is in the queue, and no other fits.
         """
-        newest: Any = await self._client.xrevrange(self._keys.results, count=1)
+        newest: Any = []
+        with apart():
+            newest = await self._client.xrevrange(self._keys.results, count=1)
         cursor: bytes = newest[0][0] if newest else b"0-0"
         self._left.extend(sources)
         while True:
@@ -90,8 +92,7 @@ class Submitter:
                 yield refused
             if not self._waiting:
                 return
-            replies = await self._client.xread({self._keys.results: cursor}, block=_BLOCK_MS, count=1000)
-            rows = rows_of(replies)
+            rows = await self._rows(cursor)
             for _, entry_id, fields in rows:
                 cursor = entry_id
                 if source := self._waiting.pop(fields[b"job_id"].decode(), None):
@@ -99,6 +100,13 @@ class Submitter:
             if not rows:
                 async for each in self._look_up():
                     yield each
+
+    async def _rows(self, cursor: bytes) -> list[tuple[bytes, bytes, dict[bytes, bytes]]]:
+        """New answers, after a while none."""
+        with apart():
+            return rows_of(await self._client.xread({self._keys.results: cursor}, block=_BLOCK_MS, count=1000))
+        await asyncio.sleep(_BLOCK_MS / 1000)  # something else stands under the stream's key; each answer has its own
+        return []
 
     async def _look_up(self) -> AsyncIterator[tuple[str, dict[str, Json]]]:
         """Answers by their keys: what the stream has dropped, or had given before we looked."""

@@ -58,7 +58,7 @@ def test_dead_letters_are_listed_shown_replayed_and_purged(db, keys, server, run
 
 def test_status_tells_what_waits_and_who_works(db, keys, server, run_worker, environment, capsys):
     assert admin.main(["status"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"streams": {}, "dead": 0, "results": 0}
+    assert json.loads(capsys.readouterr().out) == {"streams": {}, "unusable": {}, "dead": 0, "results": 0, "aside": 0}
     db.xadd(keys.streams[0], {"image": "sleep 1", "job_id": "a"})
     db.xadd(keys.streams[1], {"image": "ok"})
 

@@ -14,7 +14,7 @@ FRESH = "99999999999999-0"
 
 def entry(stream=2, entry_id=FRESH, deliveries=1, **fields):
     raw = {name.encode(): value if isinstance(value, bytes) else value.encode() for name, value in fields.items()}
-    return Entry(stream, entry_id, raw, deliveries, sum(map(len, (*raw, *raw.values()))))
+    return Entry(stream, entry_id, raw, deliveries, sum(map(len, (*raw, *raw.values()))), len(raw))
 
 
 @pytest.mark.parametrize("name", ["source", "url", "image_url"])

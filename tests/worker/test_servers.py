@@ -13,6 +13,8 @@ import redis
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 
 from tests.worker.conftest import answered, eventually, results
 from tests.worker.work import obedient
@@ -100,6 +102,7 @@ def test_a_failover_by_sentinel_is_followed(server, keys, start_process):
     master_port, replica_port, sentinel_port = ports(3)
     folder = server.folder / "sentinel"
     folder.mkdir()
+    patient = Retry(ConstantBackoff(0.05), 100, (redis.ConnectionError,))  # a sentinel cuts the clients off
     (folder / "sentinel.conf").write_text(
         f"port {sentinel_port}\nbind 127.0.0.1\ndir {folder}\n"
         f"sentinel monitor jobs 127.0.0.1 {master_port} 1\nsentinel down-after-milliseconds jobs 500\n"
@@ -110,7 +113,7 @@ def test_a_failover_by_sentinel_is_followed(server, keys, start_process):
         EmbeddedServer(
             server.folder / "two", "--port", str(replica_port), *local, "--replicaof", "127.0.0.1", str(master_port)
         ) as replica,
-        redis.Redis.from_url(replica.url) as survivor,
+        redis.Redis.from_url(replica.url, retry=patient) as survivor,
         redis.Redis.from_url(master.url) as db,
     ):
         eventually(lambda: survivor.info("replication")["master_link_status"] == "up")

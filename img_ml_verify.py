@@ -6,9 +6,12 @@ import argparse
 import asyncio
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -16,19 +19,14 @@ from utils.exits import Exit, command, command_parser
 from utils.profiles import DEFAULT_PROFILE, PROFILES
 
 if TYPE_CHECKING:  # imported where used: --help and --schema answer without numpy or OpenCV
-    from inference.detector import Judgement, Verifier
-    from utils.contracts import Sample
+    from inference.pipeline import Pipeline, Verifies
+    from utils.contracts import Verdict
     from utils.errors import VerifyError
     from utils.settings import Settings
 
-    Answered: TypeAlias = tuple[str, Sample | None, Judgement | VerifyError]
-    Load: TypeAlias = Callable[[str], Sample]
-    Show: TypeAlias = Callable[[str, Judgement | VerifyError], None]
+    Show: TypeAlias = Callable[[str, Verdict | VerifyError], None]
 
 log = logging.getLogger(__name__)
-
-BATCH = 8  # images judged together: the large detectors run batched, and no core waits for the last part of each
-BATCH_BYTES = 2**26  # of pixels, above which a batch is closed: two of them are in memory at a time
 
 NOTES = "settings    environment variables and .env; .env.example lists them\n"
 
@@ -86,34 +84,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
-    """Judge every input, and show each answer as soon as its batch is done."""
+    """Judge every input, and show each answer as soon as it and those before it are there."""
     from inference.detector import build_verifier
-    from ingress.sources import Ingress, expand, fetch_within, is_url
+    from ingress.sources import expand
     from utils.errors import VerifyError
+    from utils.threads import limit_library_threads
 
     sources = list(expand(args.inputs))
-    single, code = sources == args.inputs and len(sources) == 1, Exit.DONE
+    single = sources == args.inputs and len(sources) == 1
     show = _json_lines(single) if args.json else _tables(single)
-    with Ingress(settings.decode) as ingress:
 
-        def load(source: str) -> Sample:
-            if not is_url(source):
-                return ingress.load(source)
-            return ingress.decode(asyncio.run(fetch_within(settings.fetch, source, settings.decode.max_bytes)), source)
+    async def show_all() -> Exit:
+        code, shown = Exit.DONE, _progress(len(sources)) if not single and sys.stderr.isatty() else nullcontext(int)
+        with shown as advance:
+            async for source, answer in judge(sources, settings, verifier, args.artifacts):
+                code = Exit.FAILED if isinstance(answer, VerifyError) else code
+                show(source, answer)
+                advance()
+        return code
 
-        answers = judge(sources, load, build_verifier(settings.models))
-        if not single and sys.stderr.isatty():
-            answers = _with_progress(answers, len(sources))
-        for source, sample, answer in answers:
-            if isinstance(answer, VerifyError):
-                code = Exit.FAILED
-            elif args.artifacts and sample:
-                from inference.report import write_artifacts
-
-                verdict = replace(answer.verdict, artifacts=write_artifacts(args.artifacts, sample, answer))
-                answer = replace(answer, verdict=verdict)
-            show(source, answer)
-    return code
+    with build_verifier(settings.models) as verifier:
+        limit_library_threads()
+        return asyncio.run(show_all())
 
 
 # rich is imported where it is used: one image as JSON, as scripts ask for it, is not to wait for it
@@ -123,8 +115,8 @@ def _json_lines(single: bool) -> Show:
     from utils.errors import VerifyError
     from utils.verdict_json import dump, error_dict, verdict_dict
 
-    def show(source: str, answer: Judgement | VerifyError) -> None:
-        found = error_dict(source, answer) if isinstance(answer, VerifyError) else verdict_dict(answer.verdict)
+    def show(source: str, answer: Verdict | VerifyError) -> None:
+        found = error_dict(source, answer) if isinstance(answer, VerifyError) else verdict_dict(answer)
         print(dump(found, pretty=single), flush=True)
 
     return show
@@ -136,64 +128,74 @@ def _tables(single: bool) -> Show:
 
     console = Terminal()
 
-    def show(source: str, answer: Judgement | VerifyError) -> None:
+    def show(source: str, answer: Verdict | VerifyError) -> None:
         if isinstance(answer, VerifyError):
             show_error(console, source, answer)
         else:
-            show_verdict(console, answer.verdict, short=not single)
+            show_verdict(console, answer, short=not single)
 
     return show
 
 
-def _with_progress(answers: Iterator[Answered], total: int) -> Iterator[Answered]:
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[], object]]:
     from rich.console import Console
-    from rich.progress import track
+    from rich.progress import Progress
 
-    yield from track(answers, "judging", total=total, console=Console(stderr=True), transient=True)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("judging", total=total)
+        yield lambda: progress.advance(task)
 
 
-def judge(sources: Sequence[str], load: Load, verifier: Verifier) -> Iterator[Answered]:
-    """Answer for every source, in order: a judgement, or the error that says why there is none.
+async def judge(
+    sources: Sequence[str], settings: Settings, verifier: Verifies, artifacts: Path | None = None
+) -> AsyncIterator[tuple[str, Verdict | VerifyError]]:
+    """Answer for every source, in order: a verdict, or the error that says why there is none.
 
-    While one batch is measured, the next one is read and decoded on a thread of its own.
+    Raises:
+        SetupError: no image can be judged.
     """
-    from concurrent.futures import ThreadPoolExecutor
-
-    from utils.errors import VerifyError
+    from inference.pipeline import Pipeline
 
     waiting = iter(sources)
-    with ThreadPoolExecutor(1, "load") as loader:
-        coming = loader.submit(_load_batch, waiting, load)
-        while batch := coming.result():
-            coming = loader.submit(_load_batch, waiting, load)
-            judged = iter(verifier.verify([each for _, each in batch if not isinstance(each, VerifyError)]))
-            for source, each in batch:
-                if isinstance(each, VerifyError):
-                    yield source, None, each
-                else:
-                    yield source, each, next(judged)
+    with Pipeline(settings.pipeline, settings.decode, settings.fetch, {"": verifier}) as pipeline:
+        coming: deque[tuple[str, asyncio.Task[Verdict | VerifyError]]] = deque()
+        try:
+            while True:
+                for source in islice(waiting, 2 * settings.pipeline.batch - len(coming)):  # one batch ahead
+                    coming.append((source, asyncio.create_task(_answer(source, pipeline, artifacts))))
+                if not coming:
+                    return
+                source, task = coming.popleft()
+                yield source, await task
+        finally:
+            for _, task in coming:
+                task.cancel()
 
 
-def _load_batch(waiting: Iterator[str], load: Load) -> list[tuple[str, Sample | VerifyError]]:
-    """The next BATCH images; fewer once their pixels take BATCH_BYTES. Empty at the end."""
+async def _answer(source: str, pipeline: Pipeline, artifacts: Path | None) -> Verdict | VerifyError:
+    from inference.pipeline import Request
+    from ingress.sources import is_url
     from utils.errors import Internal, SetupError, VerifyError
 
-    batch: list[tuple[str, Sample | VerifyError]] = []
-    size = 0
-    while len(batch) < BATCH and size < BATCH_BYTES and (source := next(waiting, None)) is not None:
-        try:
-            sample = load(source)
-            size += sample.rgb.nbytes
-            batch.append((source, sample))
-        except SetupError:  # no image would fare better
-            raise
-        except VerifyError as error:
-            batch.append((source, error))
-        except Exception:  # a bug of ours must not cost the other images their answer
-            log.exception("cannot load %s", source)
-            internal = Internal("a bug of ours, not your image's fault; please report the traceback above")
-            batch.append((source, internal))
-    return batch
+    request = Request(source, url=source) if is_url(source) else Request(source, path=Path(source))
+    try:
+        with pipeline.place(request) as place:
+            raw = await pipeline.read(request, place)
+            sample, judgement = await pipeline.judge(request, raw, place)
+            if artifacts is None:
+                return judgement.verdict
+            from inference.report import write_artifacts
+
+            written = await pipeline.in_thread(write_artifacts, artifacts, sample, judgement)
+            return replace(judgement.verdict, artifacts=written)
+    except SetupError:  # no image would fare better
+        raise
+    except VerifyError as error:
+        return error
+    except Exception:  # a bug of ours must not cost the other images their answer
+        log.exception("cannot judge %s", source)
+        return Internal("a bug of ours, not your image's fault; please report the traceback above")
 
 
 if __name__ == "__main__":

@@ -41,8 +41,11 @@ def default_backend(settings: Settings, metrics: Metrics) -> Backend:
         return QueueBackend(settings, url, metrics)
     from api.local import LocalBackend
     from inference.detector import build_verifier
+    from utils.threads import limit_library_threads
 
-    return LocalBackend(settings, build_verifier(settings.models), metrics)
+    verifier = build_verifier(settings.models)
+    limit_library_threads()
+    return LocalBackend(settings, verifier, metrics)
 
 
 def create_app(settings: Settings, make_backend: MakeBackend = default_backend) -> FastAPI:

@@ -23,6 +23,7 @@ class Image:
     source: str  # a name for people
     raw: bytes | None = None
     url: str | None = None
+    caller: str = ""  # whose it is; shares downloads with others
 
 
 class Job:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -62,6 +63,7 @@ async def verify(request: Request, given: Given) -> Response:
     """A verdict, or 202 with a job when `async` is set or the wait ends first; the job then goes on."""
     server = server_of(request)
     image, options = await read_one(request, given, server.settings.decode.max_bytes)
+    image = replace(image, caller=request.state.caller)
     job = await server.backend.submit(image, artifacts=options.artifacts)
     seconds = server.settings.api.wait_seconds if options.wait_seconds is None else options.wait_seconds
     if options.run_async or not await job.wait(seconds):
@@ -88,7 +90,9 @@ async def verify_batch(request: Request) -> Response:
     """Every image gets a line: its verdict, or the error that says why there is none."""
     server = server_of(request)
     images, artifacts = await read_many(request, server.settings.decode.max_bytes, server.settings.api.batch_images)
-    server.limiter.charge(request.state.caller, len(images) - 1)
+    caller = request.state.caller
+    server.limiter.charge(caller, len(images) - 1)
+    images = [replace(each, caller=caller) if isinstance(each, Image) else each for each in images]
     lines = _batch_lines(server, images, artifacts, request.state.request_id)
     return StreamingResponse(lines, media_type="application/x-ndjson")
 
@@ -277,7 +281,7 @@ async def get_metrics(request: Request) -> Response:
 
 async def _judged(request: Request, image: Image) -> dict[str, Json]:
     server = server_of(request)
-    job = await server.backend.submit(image, artifacts=False)
+    job = await server.backend.submit(replace(image, caller=request.state.caller), artifacts=False)
     if not await job.wait(server.settings.api.wait_seconds):
         raise DeadlinePassed("not judged in time; use /v1/verify, which answers 202 with a job then")
     return _verdict_of(job)

@@ -25,6 +25,7 @@ import redis.asyncio
 from inference.detector import build_verifier
 from ingress.sources import Ingress, expand
 from utils.settings import load_settings
+from utils.threads import limit_library_threads
 from utils.verdict_json import dump, verdict_dict
 from worker.embedded import EmbeddedServer
 from worker.judge import Judge
@@ -71,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     images = [Path(path).read_bytes() for path in paths]
     settings = load_settings(decode_in_child=True)
     verifier = build_verifier(settings.models)
+    limit_library_threads()
     plain(settings, verifier, images[:8])  # caches, lazily built graphs
     with tempfile.TemporaryDirectory(prefix="imgv") as folder, EmbeddedServer(Path(folder)) as server:
         for _ in range(2):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -13,10 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
-from typing import Protocol, TypeAlias, runtime_checkable
-
-import cv2
-from threadpoolctl import ThreadpoolController
+from typing import Protocol, Self, TypeAlias, runtime_checkable
 
 from fusion.decision import decide
 from fusion.explain import explain
@@ -41,10 +37,9 @@ from utils.device import pick_device
 from utils.errors import VerifyError, WeightsMissing
 from utils.profiles import PROFILES
 from utils.settings import ModelSettings
+from utils.threads import cores
 
 log = logging.getLogger(__name__)
-
-CGROUP_CPU = Path("/sys/fs/cgroup/cpu.max")  # microseconds of CPU per period, or "max"; cgroup v2
 
 
 class Part(Protocol):
@@ -92,6 +87,8 @@ class Judgement:
 class Ensemble:
     """Every part that measures images, built once; knows nothing of what the numbers mean together.
 
+    Use as a context manager, or ``close`` it: it owns threads.
+
     Args:
         unavailable: features that nobody gives here, and why.
         threads: that share the (part, image) tasks; 0: one per core that this process may use.
@@ -115,10 +112,17 @@ class Ensemble:
             else:
                 self._parts.append(detector)
         self._parts += forensics
-        # Their own threads would compete with ours: those of OpenBLAS wait busily, and took a third of the speed.
-        cv2.setNumThreads(1)
-        ThreadpoolController().select(internal_api="openblas").limit(limits=1)
-        self._pool = ThreadPoolExecutor(threads or _cores(), "measure")
+        self._pool = ThreadPoolExecutor(threads or cores(), "measure")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the threads; nothing can be measured afterwards."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def measure(self, samples: Sequence[Sample], features: Collection[str] | None = None) -> list[Findings]:
         """Measure images. Order is kept, and one failing part never takes the others down.
@@ -184,16 +188,6 @@ def _collect(part: Part, sample: Sample, found: Findings, measured: Measurement 
         found.add(part.name, measured, seconds)
 
 
-def _cores() -> int:
-    """That this process may use: taskset, or a container's share of CPU time, may allow fewer than the machine has."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = CGROUP_CPU.read_text(encoding="ascii").split()
-        return min(allowed, max(1, round(int(quota) / int(period))))
-    except (OSError, ValueError):  # not in a group, or its quota is "max"
-        return allowed
-
-
 class Findings:
     """What has been found about one image so far."""
 
@@ -226,7 +220,10 @@ class Findings:
 
 
 class Verifier:
-    """The ensemble and the fusion model. Refuses to exist when fusion wants an input that nobody produces."""
+    """The ensemble and the fusion model. Refuses to exist when fusion wants an input that nobody produces.
+
+    Use as a context manager where it does not live as long as the process: it closes the ensemble.
+    """
 
     def __init__(
         self, ensemble: Ensemble, fusion: FusionModel, meanings: Mapping[str, str], threshold: float | None = None
@@ -237,6 +234,12 @@ class Verifier:
         self.meanings = meanings
         self.threshold = threshold
         self.warnings = self._unused()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ensemble.close()
 
     def _unused(self) -> tuple[str, ...]:
         """Opinions on AI that this artifact was not trained with: shown, not used. A map of changes is no opinion."""

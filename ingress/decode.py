@@ -419,11 +419,20 @@ def _frame_count(image: Image.Image, kind: str, layout: Layout, lines: list[str]
     return 1
 
 
+def most_frames(pixels: int, count: int, limits: Limits) -> int:
+    """Frames of an animation that are kept and judged: together no more pixels than the largest still may have.
+
+    Args:
+        pixels: of one frame.
+    """
+    return max(1, min(limits.max_frames, count, limits.max_pixels // pixels))
+
+
 def _sample_frames(image: Image.Image, count: int, limits: Limits, lines: list[str]) -> tuple[RgbArray, ...]:
     """Frames after the first, evenly spread over those within the limit's reach; all of the first's size."""
     size = image.size
     reach = max(1, min(count, limits.max_animation_pixels // max(size[0] * size[1], _FRAME_PIXELS)))
-    wanted = np.linspace(0, reach - 1, min(limits.max_frames, reach)).round().astype(int)
+    wanted = np.linspace(0, reach - 1, most_frames(size[0] * size[1], reach, limits)).round().astype(int)
     frames: list[RgbArray] = []
     for number in wanted[1:]:
         try:

@@ -231,7 +231,7 @@ def _exchange(process: subprocess.Popen[bytes], raw: bytes, source: str, limits:
     width = _integer(answer, "width", 1, limits.max_pixels // height)
     whole = _integer(answer, "picture_height", height, limits.max_pixels // width)
     frames = _integer(answer, "frames", 0, limits.max_frames - 1)
-    if frames and (1 + frames) * height * width > limits.max_animation_pixels:
+    if frames and (1 + frames) * height * width > limits.max_pixels:
         raise _nonsense("frames")
     lines = answer.get("warnings")
     if not isinstance(lines, list) or len(lines) > 16:

@@ -45,6 +45,7 @@ from utils.contracts import Measurement, Sample
 from utils.exits import Exit, command, command_parser
 from utils.profiles import DEFAULT_PROFILE
 from utils.settings import Settings, load_settings
+from utils.threads import limit_library_threads
 from utils.verdict_json import dump, verdict_dict
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ def photographs(folder: Path, count: int, megapixels: float) -> list[Path]:
 
 def rows(settings: Settings, paths: Sequence[Path], runs: int) -> None:
     verifier = build_verifier(settings.models)
+    limit_library_threads()
     with Ingress(settings.decode) as ingress:
         samples = [ingress.load(str(path)) for path in paths]
     ready = network_inputs(verifier, samples)
@@ -176,9 +178,12 @@ def one(verifier: Verifier, settings: Settings, path: Path) -> bytes | str:
 
 def folder(verifier: Verifier, settings: Settings, paths: Sequence[Path]) -> None:
     """What the command line does with several images."""
-    with Ingress(settings.decode) as ingress:
-        for _, _, answer in img_ml_verify.judge([str(path) for path in paths], ingress.load, verifier):
-            dump(verdict_dict(answer.verdict))  # type: ignore[union-attr]  # our own photographs can be judged
+
+    async def judge_all() -> None:
+        async for _, answer in img_ml_verify.judge([str(path) for path in paths], settings, verifier):
+            dump(verdict_dict(answer))  # type: ignore[arg-type]  # our own photographs can be judged
+
+    asyncio.run(judge_all())
 
 
 class Naive:

@@ -22,6 +22,7 @@ from training import limits_study as study
 from utils.errors import VerifyError
 from utils.exits import Exit, command, command_parser
 from utils.settings import load_settings
+from utils.threads import limit_library_threads
 
 
 @command
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     copies: list[study.Copy] = []
     rows = study.draw(arguments.manifest, arguments.split, arguments.images)
     verifier = build_verifier(settings.models)
+    limit_library_threads()
     with Ingress(settings.decode) as ingress:
         for row in track(rows, "measuring", console=Console(stderr=True)):
             try:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -236,16 +237,17 @@ def test_truncated_photographs_are_judged_and_flagged(capsys, tmp_path):
     assert any("truncated" in warning for warning in json.loads(out)["warnings"])
 
 
-def test_a_bug_while_loading_one_image_leaves_the_others_their_answers(capsys, small, monkeypatch):
-    real = Ingress.load
+def test_a_bug_while_loading_one_image_leaves_the_others_their_answers(capsys, small, monkeypatch, tmp_path):
+    real = Ingress.decode
 
-    def load(self, source):
-        if source == "bug":
+    def decode(self, raw, source):
+        if "bug" in source:
             raise ZeroDivisionError
-        return real(self, source)
+        return real(self, raw, source)
 
-    monkeypatch.setattr(Ingress, "load", load)
-    code, out, _ = run(capsys, "bug", small, "--json")
+    monkeypatch.setattr(Ingress, "decode", decode)
+    shutil.copy(small, tmp_path / "bug.png")
+    code, out, _ = run(capsys, tmp_path / "bug.png", small, "--json")
     bug, good = (json.loads(line) for line in out.splitlines())
     assert (code, bug["error"]["code"]) == (3, "internal")
     assert "label" in good

@@ -36,6 +36,7 @@ from utils.contracts import Json, Sample
 from utils.deliveries import DELIVERIES, FIXED, deliver
 from utils.errors import BadSettings, TableError, VerifyError
 from utils.settings import Settings
+from utils.threads import limit_library_threads
 
 LABELS = ("real", "ai")
 KEYS = ("filepath", "delivery", "label", "source", "split", "generator", "models")  # models: versions that measured
@@ -289,10 +290,12 @@ class Measurer:
     def __init__(self, settings: Settings, skip: Sequence[str]) -> None:
         self.settings = settings
         built = build_ensemble(settings.models.model_copy(update={"threads": 1}))
+        built.close()  # what it was built of goes into one without the parts to skip
         forensics = [each for each in built.forensics if each.name not in skip]
         self.ensemble = Ensemble(built.detectors, forensics, built.unavailable, threads=1)
         self.models = " ".join(detector.version for detector in built.detectors)
-        threadpool_limits(1)
+        limit_library_threads()
+        threadpool_limits(1)  # of every other library too
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(1)
 

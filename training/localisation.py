@@ -22,6 +22,7 @@ from training.metrics import RESAMPLES, Interval, auroc
 from utils.contracts import Heatmap, orient
 from utils.errors import TableError, VerifyError
 from utils.settings import Settings
+from utils.threads import limit_library_threads
 
 # Heatmap -> from where a pixel counts as found. GhostNet's map is a probability of its own and has no other cut.
 CUTS = {"mantranet": MARKED, "ghostnet": 0.5}
@@ -63,6 +64,7 @@ def locate(manifest: Path, settings: Settings) -> Localisation:
     if not rows:
         raise TableError(f"{manifest} has no row of label manipulated with a mask")
     built = build_ensemble(settings.models)
+    limit_library_threads()
     ensemble = Ensemble([each for each in built.detectors if each.name.startswith(tuple(CUTS))], [], built.unavailable)
     located: list[Located] = []
     without_region = unreadable = 0

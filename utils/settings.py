@@ -158,6 +158,10 @@ class FetchSettings(Section):
     connect_seconds: float = Field(5.0, gt=0, description="time to connect")
     redirects: int = Field(3, ge=0, description="redirects followed; each is checked again")
     ports: Ports = Field((80, 443), description="ports we connect to, comma separated")
+    at_once: int = Field(16, gt=0, description="downloads at a time; each may hold IMGV_MAX_BYTES")
+    per_caller: int = Field(
+        4, gt=0, description="of these, for one caller; in a worker, for one host unless jobs name it"
+    )
 
 
 class PipelineSettings(Section):

@@ -1,37 +1,23 @@
-"""The work of a job: fetch and decode side by side, judge in batches on a thread of its own. Knows no queue.
-
-The event loop only moves things: downloads are asynchronous, decoding happens in child processes, and the models have
-one thread, so that leases are renewed while they work.
-"""
+"""The work of a job: the pipeline, the verdict cache and the artifacts. Knows no queue."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import json
-import time
-from collections import deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import replace
+from typing import Protocol
+from urllib.parse import urlsplit
 
-from ingress.decode import read_file
-from ingress.sources import Ingress, fetch_within
-from utils.contracts import Json, Sample
+from inference.pipeline import Pipeline, Place, Request, Stage, Verifies
+from utils.contracts import Json
 from utils.errors import FileMissing
 from utils.settings import Settings
 from utils.verdict_json import dump, verdict_dict
 from worker.jobs import Job, check_deadline
 from worker.loop import Answer, Outcome
 from worker.metrics import Metrics
-
-if TYPE_CHECKING:  # the conductor imports torch; a worker with other work, as in tests, does without
-    from inference.detector import Judgement
-
-
-class Verifies(Protocol):
-    def verify(self, samples: Sequence[Sample], job_ids: Sequence[str | None] | None = None) -> list[Judgement]: ...
 
 
 class VerdictCache(Protocol):
@@ -40,13 +26,6 @@ class VerdictCache(Protocol):
     async def get(self, digest: str) -> bytes | None: ...
 
     async def put(self, digest: str, verdict: bytes) -> None: ...
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Ready:
-    job: Job
-    sample: Sample
-    answer: Answer[Job]
 
 
 class Judge:
@@ -65,158 +44,94 @@ class Judge:
             verifiers: by profile.
             fingerprints: by profile, what a cached verdict depends on beside the image; needed with a cache.
         """
-        self._settings = settings
-        self._verifiers = verifiers
+        self._attempts = settings.queue.attempts
+        self._artifacts_dir = settings.queue.artifacts_dir
         self._metrics = metrics
         self._cache = cache
         self._fingerprints = fingerprints or {}
-        self._preparing: dict[asyncio.Task[None], Job] = {}
-        self._ready: deque[_Ready] = deque()
-        self._pixels = 0  # bytes of images decoded and not yet judged
-        self._most_pixels = settings.pipeline.max_mb << 20
-        self._began_batch = 0.0
-        self._wake, self._room = asyncio.Event(), asyncio.Event()
-        self._ingresses: list[Ingress] = []
-        self._decoders = ThreadPoolExecutor(settings.pipeline.decoders, "decode")
-        self._decoding = asyncio.Semaphore(settings.pipeline.decoders)
-        self._models = ThreadPoolExecutor(1, "models")
-        self._batching: asyncio.Task[None] | None = None
+        self._running: dict[asyncio.Task[None], tuple[Job, Place]] = {}
+        self._pipeline = Pipeline(
+            settings.pipeline,
+            settings.decode.for_strangers(),
+            settings.fetch,
+            verifiers,
+            timed=lambda stage: metrics.seconds.labels(_METRICS[stage]).time(),
+            batched=metrics.batch.observe,
+        )
 
     async def __aenter__(self) -> Judge:
-        self._ingresses = [
-            Ingress(self._settings.decode.for_strangers()) for _ in range(self._settings.pipeline.decoders)
-        ]
-        self._batching = asyncio.create_task(self._judge_batches(), name="judge")
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self.drop_waiting()
-        assert self._batching
-        self._batching.cancel()
-        await asyncio.gather(self._batching, return_exceptions=True)
-        self._models.shutdown(wait=False, cancel_futures=True)
-        self._decoders.shutdown(wait=False, cancel_futures=True)
-        for ingress in self._ingresses:
-            ingress.__exit__(None, None, None)
+        for task in (running := tuple(self._running)):
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        self._pipeline.__exit__()
 
     # ----------------------------------------------------------------------------------------------- the loop's Handler
 
     def begin(self, jobs: Sequence[Job], answer: Answer[Job]) -> None:
         for job in jobs:
-            task = asyncio.create_task(self._prepare(job, answer))
-            self._preparing[task] = job
-            task.add_done_callback(lambda done: self._preparing.pop(done, None))
+            request = self._request(job)
+            place = self._pipeline.place(request)
+            task = asyncio.create_task(self._work(job, request, place, answer))
+            self._running[task] = job, place
+            task.add_done_callback(lambda done: self._running.pop(done, None))
 
     def drop_waiting(self) -> list[Job]:
-        dropped = [*self._preparing.values(), *(each.job for each in self._ready)]
-        for task in self._preparing:
+        waiting = {task: job for task, (job, place) in self._running.items() if not place.begun}
+        for task in waiting:
             task.cancel()
-        self._preparing.clear()
-        self._ready.clear()
-        return dropped
+            del self._running[task]
+        return list(waiting.values())
 
     def busy_seconds(self) -> float:
-        return time.monotonic() - self._began_batch if self._began_batch else 0.0
+        return self._pipeline.busy_seconds
 
-    # -------------------------------------------------------------------------------------------------- one job's image
+    # --------------------------------------------------------------------------------------------------------- one job
 
-    async def _prepare(self, job: Job, answer: Answer[Job]) -> None:
+    def _request(self, job: Job) -> Request:
+        return Request(
+            job.source,
+            job.raw,
+            job.url,
+            job.path,
+            caller=urlsplit(job.url or "").netloc,
+            profile=job.profile,
+            job_id=job.job_id,
+            alone=job.entry.deliveries >= self._attempts,  # a suspect; see lua/reclaim.lua
+        )
+
+    async def _work(self, job: Job, request: Request, place: Place, answer: Answer[Job]) -> None:
+        """Answers once, unless it is cancelled."""
+        outcome: Outcome
         try:
-            with self._metrics.seconds.labels("fetch").time():
-                raw = await self._bytes(job)
-            if cached := await self._cached(job, raw):
-                answer(job, cached)
-                return
-            async with self._decoding:  # room is looked for when a decoder is free: at most these go beyond the limit
-                while self._pixels > self._most_pixels:
-                    self._room.clear()
-                    await self._room.wait()
-                check_deadline(job)
-                with self._metrics.seconds.labels("decode").time():
-                    decoding = asyncio.get_running_loop().run_in_executor(self._decoders, self._decode, raw, job.source)
-                    sample = await decoding
-                self._pixels += sample.nbytes
+            with place:
+                outcome = await self._verdict(job, request, place)
         except Exception as error:  # noqa: BLE001 - the loop decides what it means
-            answer(job, error)
-            return
-        self._ready.append(_Ready(job, sample, answer))
-        self._wake.set()
+            outcome = error
+        answer(job, outcome)
 
-    async def _bytes(self, job: Job) -> bytes:
-        settings = self._settings
-        if job.raw is not None:
-            return job.raw
-        if job.path is not None:
-            try:
-                return await asyncio.to_thread(read_file, job.path, settings.decode.max_bytes)
-            except FileMissing:
-                raise FileMissing(f"cannot read {job.source}") from None  # not where its links lead
-        assert job.url is not None
-        return await fetch_within(settings.fetch, job.url, settings.decode.max_bytes)
-
-    def _decode(self, raw: bytes, source: str) -> Sample:
-        ingress = self._ingresses.pop()  # as many as threads
+    async def _verdict(self, job: Job, request: Request, place: Place) -> str:
         try:
-            return ingress.decode(raw, source)
-        finally:
-            self._ingresses.append(ingress)
+            raw = await self._pipeline.read(request, place)
+        except FileMissing:
+            raise FileMissing(f"cannot read {job.source}") from None  # not where its links lead
+        if cached := await self._cached(job, raw):
+            return cached
+        sample, judgement = await self._pipeline.judge(request, raw, place, lambda stage: _check(job, stage))
+        verdict = judgement.verdict
+        for part, milliseconds in verdict.timings_ms.items():
+            self._metrics.detector.labels(part).observe(milliseconds / 1000)
+        if job.artifacts:
+            from inference.report import write_artifacts
 
-    # ---------------------------------------------------------------------------------------------------------- batches
-
-    async def _judge_batches(self) -> None:
-        """While the models work on one batch, the next one gathers."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._ready:
-                batch = self._next_batch()
-                self._began_batch = time.monotonic()
-                with self._metrics.seconds.labels("judge").time():
-                    outcomes = await asyncio.get_running_loop().run_in_executor(self._models, self._judge, batch)
-                self._began_batch = 0.0
-                self._metrics.batch.observe(len(batch))
-                self._pixels -= sum(each.sample.nbytes for each in batch)
-                self._room.set()
-                for each, outcome in zip(batch, outcomes, strict=True):
-                    each.answer(each.job, outcome)
-                    await self._remember(each, outcome)
-
-    def _next_batch(self) -> list[_Ready]:
-        """The oldest ready job, and others of its profile. A suspect goes alone; see lua/reclaim.lua."""
-        first = self._ready.popleft()
-        batch = [first]
-        if first.job.entry.deliveries < self._settings.queue.attempts:
-            alike = [each for each in self._ready if _can_join(each.job, first.job, self._settings.queue.attempts)]
-            for each in alike[: self._settings.pipeline.batch - 1]:
-                self._ready.remove(each)
-                batch.append(each)
-        return batch
-
-    def _judge(self, batch: Sequence[_Ready]) -> list[Outcome]:
-        """On the models' thread. An image that fails a whole batch fails alone the second time."""
-        verifier = self._verifiers[batch[0].job.profile]
-        try:
-            judgements = verifier.verify([each.sample for each in batch], [each.job.job_id for each in batch])
-        except Exception as error:  # noqa: BLE001 - the loop decides what it means
-            if len(batch) > 1:
-                return [self._judge([each])[0] for each in batch]
-            return [error]
-        return [self._finish(each, judgement) for each, judgement in zip(batch, judgements, strict=True)]
-
-    def _finish(self, ready: _Ready, judgement: Judgement) -> Outcome:
-        try:
-            verdict = judgement.verdict
-            for part, milliseconds in verdict.timings_ms.items():
-                self._metrics.detector.labels(part).observe(milliseconds / 1000)
-            if ready.job.artifacts:
-                from inference.report import write_artifacts
-
-                folder = self._settings.queue.artifacts_dir
-                assert folder  # or the job was refused
-                verdict = replace(verdict, artifacts=write_artifacts(folder, ready.sample, judgement))
-            return dump(verdict_dict(verdict))
-        except Exception as error:  # noqa: BLE001 - the loop decides what it means
-            return error
+            assert self._artifacts_dir  # or the job was refused
+            written = await self._pipeline.in_thread(write_artifacts, self._artifacts_dir, sample, judgement)
+            verdict = replace(verdict, artifacts=written)
+        text = dump(verdict_dict(verdict))
+        await self._remember(job, sample.sha256, text)
+        return text
 
     # ---------------------------------------------------------------------------------------------------- verdict cache
 
@@ -233,10 +148,9 @@ class Judge:
         verdict["warnings"] = [*verdict["warnings"], _FROM_CACHE]
         return dump(verdict)
 
-    async def _remember(self, ready: _Ready, outcome: Outcome) -> None:
-        if self._cache and not isinstance(outcome, Exception) and not ready.job.artifacts:
-            digest = self._digest(ready.job, ready.sample.sha256)
-            await self._cache.put(digest, outcome.encode() if isinstance(outcome, str) else outcome)
+    async def _remember(self, job: Job, sha256: str, verdict: str) -> None:
+        if self._cache and not job.artifacts:
+            await self._cache.put(self._digest(job, sha256), verdict.encode())
 
     def _digest(self, job: Job, sha256: str) -> str:
         return hashlib.sha256(f"{sha256} {job.profile} {self._fingerprints[job.profile]}".encode()).hexdigest()
@@ -245,5 +159,13 @@ class Judge:
 _FROM_CACHE = "from the verdict cache: the same bytes were judged before by the same models; timings are of that time"
 
 
-def _can_join(job: Job, first: Job, attempts: int) -> bool:
-    return job.profile == first.profile and job.entry.deliveries < attempts
+_METRICS = {"fetching": "fetch", "decoding": "decode", "judging": "judge"}  # as the dashboards know the stages
+
+
+def _check(job: Job, stage: Stage) -> None:
+    """
+    Raises:
+        DeadlinePassed: nobody waits for what is about to be decoded.
+    """
+    if stage == "decoding":
+        check_deadline(job)

@@ -45,11 +45,13 @@ async def judging(settings: Settings, metrics: Metrics, client: Client) -> Async
         SetupError: this installation is incomplete.
     """
     from inference.detector import build_verifier
+    from utils.threads import limit_library_threads
     from worker.judge import Judge
 
     verifiers = {
         name: build_verifier(settings.models.model_copy(update={"profile": name})) for name in profiles(settings)
     }
+    limit_library_threads()
     cache, fingerprints = None, {}
     if settings.queue.cache_seconds:
         cache = RedisCache(client, Keys(settings.queue.prefix), settings.queue.cache_seconds)

@@ -12,14 +12,15 @@ import jsonschema
 import numpy as np
 import pytest
 
-from inference import detector as conductor
 from inference.detector import Ensemble, Verifier, build_verifier
 from inference.graphs import GraphDetector
 from inference.limits import LEAST_LONG_SIDE
 from tests.fakes import FakeDetector, flat_sample, forensic, fusion_model
+from utils import threads
 from utils.contracts import PUBLIC_FEATURES, Claim, Measurement, Note
 from utils.errors import BadSettings, DeviceBusy, FusionMismatch
 from utils.settings import load_settings
+from utils.threads import limit_library_threads
 from utils.verdict_json import json_schema, verdict_dict
 
 MEANINGS = dict.fromkeys([*PUBLIC_FEATURES, "effnet_prob", "toy.value"], "a number")
@@ -182,13 +183,23 @@ def test_who_interrupts_does_not_wait_for_what_has_not_begun():
 )
 def test_a_containers_share_of_cpu_time_counts_as_cores(tmp_path, monkeypatch, quota, expected):
     (tmp_path / "cpu.max").write_text(quota)
-    monkeypatch.setattr(conductor, "CGROUP_CPU", tmp_path / "cpu.max")
+    monkeypatch.setattr(threads, "CGROUP_CPU", tmp_path / "cpu.max")
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(99), raising=False)
-    assert conductor._cores() == expected
+    assert threads.cores() == expected
 
 
-def test_opencv_leaves_the_cores_to_the_threads():
-    Ensemble([], [], {})
+def test_building_an_ensemble_leaves_the_process_as_it_was_and_closing_it_ends_its_threads():
+    cv2.setNumThreads(3)
+    before = set(threading.enumerate())
+    with Ensemble([Part()], [], {}, threads=2) as ensemble:
+        ensemble.measure([flat_sample(1)] * 4)
+        assert any(thread.name.startswith("measure") for thread in set(threading.enumerate()) - before)
+    assert cv2.getNumThreads() == 3
+    deadline = time.monotonic() + 10
+    while set(threading.enumerate()) - before:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    limit_library_threads()
     assert cv2.getNumThreads() == 1
 
 

@@ -84,9 +84,9 @@ _RAW_MAKERS: Final = (  # start of the Make tag -> the ending that its raw files
     (b"Hasselblad", "Hasselblad 3FR"),
 )
 _TIFF_COMPRESSIONS: Final = {
-    32809: "ThunderScan", 33003: "JPEG 2000", 33004: "JPEG 2000", 33005: "JPEG 2000", 34661: "JBIG", 34676: "SGI LogLuv",
-    34677: "SGI LogLuv", 34712: "JPEG 2000", 34887: "LERC", 34892: "lossy DNG", 34934: "JPEG XR", 50002: "JPEG XL",
-    52546: "JPEG XL",
+    32809: "ThunderScan", 33003: "JPEG 2000", 33004: "JPEG 2000", 33005: "JPEG 2000",
+    34661: "JBIG", 34676: "SGI LogLuv", 34677: "SGI LogLuv", 34712: "JPEG 2000", 34887: "LERC",
+    34892: "lossy DNG", 34934: "JPEG XR", 50002: "JPEG XL", 52546: "JPEG XL",
 }  # fmt: skip
 _FLOAT: Final = 3  # SampleFormat
 
@@ -240,8 +240,8 @@ def _tiff_variant(raw: bytes) -> str:
         compression = page.number(tiff.COMPRESSION)
         if page.number(tiff.PHOTOMETRIC) in (_CFA, _LINEAR_RAW) or compression in _RAW_COMPRESSIONS:
             return f"camera raw ({_raw_maker(pages[0]) or _RAW_COMPRESSIONS.get(compression, 'TIFF/EP')})"
-    page = tiff.largest_page(raw)
-    return _unusual_samples(page) if page else ""
+    largest = tiff.largest_page(raw)
+    return _unusual_samples(largest) if largest else ""
 
 
 def _raw_maker(page: tiff.Page) -> str:

@@ -17,6 +17,7 @@ LEAST_LONG_SIDE = 320  # px
 LEAST_SHORT_SIDE = 64  # px: strips have nothing that a photograph of their area has
 MOST_FLAT = 0.9  # share of 8 x 8 blocks without texture (statistics.flat_area)
 LEAST_ENTROPY = 3.0  # bits of the luma histogram (image_entropy): below, a handful of colours
+MOST_MISSING = 0.5  # share of a damaged file's picture: a convention, half a picture must be there
 MOST_TRANSPARENT = 0.5  # share of pixels that are not there: what is judged is mostly the backdrop
 
 
@@ -44,4 +45,7 @@ def limits(sample: Sample, features: Mapping[str, float]) -> tuple[Note, ...]:
         found.append(
             Note("limit.transparent", f"Too little in the picture to tell: {share_gone:.0%} of it is transparent.")
         )
+    if sample.missing >= MOST_MISSING:
+        text = f"Too little of the picture to tell: the file is damaged, and {sample.missing:.0%} of it is missing."
+        found.append(Note("limit.damaged", text))
     return tuple(found)

@@ -13,18 +13,34 @@ import os
 import stat
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, ImageCms
+from PIL import Image
 
-from formats import png
+from formats import png, tiff
 from formats.containers import Layout, declared_size, find_layout
 from formats.kinds import describe, supported_format, tiff_storage, unsupported
-from ingress.pillow import ignore_pillow_warnings
+from ingress.colours import conversion, icc_transform, to_srgb
+from ingress.damage import (
+    Damage,
+    blanked,
+    bmp_damage,
+    gap_damage,
+    has_gaps,
+    jpeg_damage,
+    padded,
+    png_is_sound,
+    png_part,
+    tiff_damage,
+    unwritten,
+)
+from ingress.pillow import PILLOW_ERRORS, ignore_pillow_warnings
 from utils.contracts import RgbArray, Sample, orient
 from utils.errors import (
     DecoderKilled,
@@ -36,33 +52,10 @@ from utils.errors import (
     Undecodable,
 )
 
-# NovelAI hides its stealth record in the lowest bit of alpha (254 or 255) and signs the RGB under it, so pixels that
-# are opaque to the eye stay as stored. 250 leaves room for rounding encoders; blending there moves RGB by at most 2 %.
-_OPAQUE = 250
-
-_BAND_PIXELS = 1 << 20  # pixels converted at a time: temporaries stay at a few MiB whatever the image
-_ICC_BYTES = 4 << 20  # the largest CMYK press profiles in circulation are below 3 MiB
+_JPEG_DAMAGE = ("Corrupt JPEG data", "Premature end of JPEG file")  # libjpeg's warnings that cost pixels
 _FRAME_PIXELS = 1 << 16  # what moving on by one frame costs at least; measured: 40-90 us, as long as decoding 256 x 256
 _RLE_PIXELS = 1 << 22  # Pillow expands run-length BMP in Python: 0.4 us per pixel at worst
 _EXIF_BYTES = 1 << 20  # JPEG allows 64 KiB
-
-# What Pillow's plugins raise on mutated files (scripts/fuzz.py). MemoryError is not among them: it says nothing about
-# the file.
-_PILLOW_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    EOFError,
-    AttributeError,
-    ArithmeticError,
-    AssertionError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +120,9 @@ def _too_many_bytes(found: str, limit: int) -> TooManyBytes:
 def decode(raw: bytes, source: str, limits: Limits) -> Sample:
     """Decode one image; the same bytes give the same Sample.
 
-    A file that is damaged but still shows something is decoded as far as it goes and flagged ``truncated``. Memory
-    peaks near 7 bytes per pixel for PNG and baseline JPEG: Pillow's 4 and our 3, never a further whole copy.
+    A file that is damaged but still shows something is decoded as far as it goes, flagged ``truncated``, and cut down
+    to the rows that can be trusted. Memory peaks near 7 bytes per pixel for PNG: Pillow's 4 and our 3, never a further
+    whole copy; JPEG needs 3.
 
     Args:
         raw: the file as received.
@@ -150,25 +144,42 @@ def decode(raw: bytes, source: str, limits: Limits) -> Sample:
         raise DecoderKilled("not enough memory to decode this image") from error
 
 
+@dataclass(slots=True)
+class _Picture:
+    """One opened image on its way to pixels."""
+
+    image: Image.Image  # header, profile and EXIF; the pixels too, unless ``loaded`` has them
+    loaded: NDArray[np.uint8] | None = None  # of a JPEG: H x W x 3, or H x W
+    orientation: int = 1
+    truncated: bool = False
+    damage: Damage | None = None
+    height: int | None = None  # of the whole picture, where the image that was loaded is a part of it
+    interlaced: bool = False  # of a GIF
+
+
 def _decode(raw: bytes, source: str, kind: str, limits: Limits) -> Sample:
-    layout = find_layout(raw, kind)
     lines: list[str] = []
-    image, orientation, truncated = _open_and_load(raw, kind, limits, lines)
-    mode = image.mode
-    try:
-        rgb, alpha = _to_srgb(image, _icc_transform(image, lines))
-    except _PILLOW_ERRORS as error:
-        raise Undecodable(f"{kind} pixels of mode {mode} cannot be converted") from error
-    if truncated and (rgb.min(axis=(0, 1)) == rgb.max(axis=(0, 1))).all():
-        raise Undecodable(f"damaged {kind}: no pixels could be decoded")
-    if kind == "TIFF" and orientation > 1 and _orientation(image) == 1:
-        # Pillow turned it upright while loading; we turn it back, so that pixels are as stored in every format.
-        back = {6: 8, 8: 6}.get(orientation, orientation)
-        rgb, alpha = orient(rgb, back), None if alpha is None else orient(alpha, back)
-    if converted := _conversion(raw, kind, mode):
+    page = _judged_page(raw, lines) if kind == "TIFF" else raw
+    layout = find_layout(page, kind)
+    picture = _LOADERS.get(kind, _load_other)(page, kind, limits, lines)
+    image = picture.image
+    rgb, alpha = _converted(picture, kind, lines)
+    damage = picture.damage
+    if picture.truncated and damage is None and kind in ("GIF", "TIFF", "BMP"):
+        damage = unwritten(rgb, kind == "BMP", picture.interlaced)
+    whole = picture.height or len(rgb)
+    if damage and damage.missing:
+        rows = damage.trusted
+        if damage.is_hopeless or _is_flat(rgb[rows]):
+            raise Undecodable(f"damaged {kind}: no pixels could be decoded")
+        if rows != slice(0, len(rgb)):
+            rgb, alpha = rgb[rows].copy(), None if alpha is None else alpha[rows].copy()
+    if picture.truncated or damage:
+        lines.append(_told(damage, whole))
+    if converted := conversion(raw, kind, image.mode):
         lines.append(converted)
     frame_count = _frame_count(image, kind, layout, lines)
-    frames = _sample_frames(image, frame_count, limits, lines) if frame_count > 1 else ()
+    frames = _sample_frames(image, frame_count, limits, lines) if frame_count > 1 and len(rgb) == whole else ()
     trailing = max(0, len(raw) - layout.end) if layout.end else 0
     if trailing:
         lines.append(f"{trailing:,} bytes after the end of the image ({describe(raw[layout.end : layout.end + 4096])})")
@@ -177,48 +188,189 @@ def _decode(raw: bytes, source: str, kind: str, limits: Limits) -> Sample:
         raw=raw,
         rgb=rgb,
         format=str(image.format),
-        mode=mode,
-        orientation=orientation,
+        mode=image.mode,
+        orientation=picture.orientation,
         alpha=alpha,
         frames=frames,
         frame_count=frame_count,
         trailing_bytes=trailing,
-        truncated=truncated,
+        truncated=picture.truncated or damage is not None,
+        missing=round(damage.missing, 4) if damage else 0.0,
+        top=damage.trusted.start if damage and damage.missing else 0,
+        whole_height=None if len(rgb) == whole else whole,
         warnings=tuple(lines),
     )
 
 
+def _is_flat(rgb: RgbArray) -> bool:
+    return bool((rgb.min(axis=(0, 1)) == rgb.max(axis=(0, 1))).all())
+
+
+def _told(damage: Damage | None, height: int) -> str:
+    if damage is None or not damage.missing:
+        return "truncated or damaged file: decoded as far as it goes"
+    share = f"{damage.missing:.0%}" if damage.missing >= 0.005 else "less than 1%"
+    rows = damage.trusted
+    part = f"; judged on rows {rows.start + 1:,} to {rows.stop:,} of {height:,}" if rows != slice(0, height) else ""
+    return f"truncated or damaged file: {share} of the picture is missing{part}"
+
+
+def _converted(picture: _Picture, kind: str, lines: list[str]) -> tuple[RgbArray, NDArray[np.uint8] | None]:
+    """The loaded pixels as 8-bit sRGB in the order in which they are stored, and their alpha."""
+    image = picture.image
+    try:
+        source = image if picture.loaded is None else picture.loaded
+        rgb, alpha = to_srgb(source, icc_transform(image, lines))
+    except PILLOW_ERRORS as error:
+        raise Undecodable(f"{kind} pixels of mode {image.mode} cannot be converted") from error
+    if kind == "TIFF" and picture.orientation > 1 and _orientation(image) == 1:
+        # Pillow turned it upright while loading; we turn it back, so that pixels are as stored in every format.
+        back = {6: 8, 8: 6}.get(picture.orientation, picture.orientation)
+        rgb, alpha = orient(rgb, back), None if alpha is None else orient(alpha, back)
+    return rgb, alpha
+
+
 # ------------------------------------------------------------------------------------------------- bytes to an image
+#
+# Each loader opens, checks against the limits, decodes, and looks for missing pixels. Pillow's own tolerant mode is not
+# used: it is a process-wide flag that other threads would see, and it would hide that the file is damaged. Mending the
+# bytes needs neither.
 
 
-def _open_and_load(raw: bytes, kind: str, limits: Limits, lines: list[str]) -> tuple[Image.Image, int, bool]:
-    """Open, check against the limits, load; where that fails, once more on mended bytes.
+def _judged_page(raw: bytes, lines: list[str]) -> bytes:
+    """A TIFF with its largest page first: the first may be a thumbnail."""
+    first, largest = next(iter(tiff.pages(raw)), None), tiff.largest_page(raw)
+    if first is None or largest is None or first.start == largest.start:
+        return raw
+    width, height = first.size
+    lines.append(f"the first page of the file is a smaller picture ({width:,} x {height:,}); judged on the largest")
+    return tiff.opened_at(raw, largest.start)
 
-    Pillow's own tolerant mode is a process-wide flag that other threads would see, and it would hide that the file is
-    damaged. Mending the bytes (an end marker for JPEG, pixel chunks alone for PNG) needs neither.
 
-    Returns:
-        The loaded image, its EXIF orientation, and whether pixels are missing. ``lines`` gains warnings.
-    """
+def _load_jpeg(raw: bytes, kind: str, limits: Limits, lines: list[str]) -> _Picture:
+    """By libjpeg-turbo directly, which says what it had to invent; by Pillow for CMYK and whatever it refuses."""
+    image = _open(raw, kind, limits)
+    colours = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}.get(image.mode)
+    if colours is None:
+        return _load_other(raw, kind, limits, lines)
+    complaint = ""
+    try:
+        pixels = _turbo(raw, colours, strict=True)
+    except ValueError as error:
+        complaint = str(error)
+        pixels = None
+    if complaint.startswith(_JPEG_DAMAGE) and "ICC" not in complaint:
+        pixels = _turbo_lenient(raw, colours)
+    if pixels is None or pixels.shape[:2] != (image.height, image.width):
+        return _load_other(raw, kind, limits, lines)
+    picture = _Picture(image, pixels, _orientation(image))
+    if complaint:
+        found, mended = jpeg_damage(raw, complaint, pixels, lambda data: _turbo_lenient(data, colours))
+        if mended is not raw:
+            picture.loaded = _turbo_lenient(mended, colours)
+        picture.truncated, picture.damage = found is not None, found if found and found.missing else None
+        if found is None:
+            lines.append(f"the coded data is not as it should be ({complaint}); no pixels are missing")
+    if image.mode == "CMYK":  # Pillow knows what Adobe inverted
+        loaded = _load_other(raw, kind, limits, lines)
+        loaded.truncated, loaded.damage = picture.truncated, picture.damage
+        return loaded
+    return picture
+
+
+def _turbo(raw: bytes, colours: str, strict: bool) -> NDArray[np.uint8]:
+    pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(raw, colours, fastdct=False, fastupsample=False, strict=strict)
+    return pixels[..., 0] if colours == "GRAY" else pixels
+
+
+def _turbo_lenient(raw: bytes, colours: str) -> NDArray[np.uint8] | None:
+    try:
+        return _turbo(raw, colours, strict=False)
+    except ValueError:
+        return None
+
+
+def _load_png(raw: bytes, kind: str, limits: Limits, lines: list[str]) -> _Picture:
     try:
         image = _open(raw, kind, limits)
     except Undecodable:
-        if kind != "PNG":
-            raise
         raw = _png_pixels_only(raw)
         image = _open(raw, kind, limits)
         lines.append("metadata before the pixels is damaged or too large; decoded without it")
+    damage, height = None, None
+    failed = _load(image)
+    found = png_part(raw) if failed or not png_is_sound(raw) else None
+    if found:
+        part, damage = found
+        if damage.is_hopeless:
+            raise Undecodable("damaged PNG: its pixels cannot be decoded")
+        height, image = image.height, _open(part, kind, limits)
+        failed = _load(image)
+    if failed:  # every pixel is there, so it was something else
+        lines.append("metadata after the pixels is damaged or too large")
+    if getattr(image, "default_image", False):  # what viewers of animations do not show
+        lines.append("judged on the frames that are shown, not on the still picture for viewers without animation")
+        try:
+            image.seek(1)
+            image.load()
+        except PILLOW_ERRORS as error:
+            raise Undecodable("damaged PNG: the frames of its animation cannot be decoded") from error
+    return _Picture(image, None, _orientation(image), damage is not None, damage, height)
+
+
+def _load_other(raw: bytes, kind: str, limits: Limits, lines: list[str]) -> _Picture:
+    image = _open(raw, kind, limits)
     orientation = _orientation(image) if kind == "TIFF" else 1  # loading a TIFF forgets it
-    truncated = _load(image, lines)
-    if truncated and kind == "JPEG":
+    interlaced = kind == "GIF" and any(tile[3][1] for tile in getattr(image, "tile", ()))
+    truncated = _load(image)
+    damage = {"BMP": lambda: bmp_damage(raw, image.size), "TIFF": lambda: tiff_damage(raw, truncated)}.get(
+        kind, lambda: None
+    )()
+    if kind == "JPEG" and truncated:
         # libjpeg holds back the last rows, and all of a progressive file, until it sees an end.
         image = _open(raw + b"\xff\xd9", kind, limits)
-        _load(image, lines)
-    if truncated:
-        lines.append("truncated or damaged file: decoded as far as it goes")
-    if kind != "TIFF":
-        orientation = _orientation(image)
-    return image, orientation, truncated
+        _load(image)
+    orientation = orientation if kind == "TIFF" else _orientation(image)
+    return _Picture(image, None, orientation, truncated, damage, interlaced=interlaced)
+
+
+def _load_filled(raw: bytes, kind: str, limits: Limits, lines: list[str]) -> _Picture:
+    """Formats whose decoders take all or nothing, and zeros for data: what is cut off is filled up with them."""
+    whole = padded(raw, kind)
+    try:
+        image = _open(whole, kind, limits)
+        image.load()
+    except (Undecodable, *PILLOW_ERRORS):
+        whole = blanked(whole, kind)
+        if whole is raw:
+            raise Undecodable(f"damaged {kind}: its pixels cannot be decoded") from None
+        image = _open(whole, kind, limits)
+        if _load(image):
+            raise Undecodable(f"damaged {kind}: its pixels cannot be decoded") from None
+    picture = _Picture(image, None, _orientation(image), truncated=whole is not raw)
+    if has_gaps(whole, kind):
+        picture.damage = gap_damage(whole, kind, np.asarray(image), lambda data: _decoded(data, kind, limits))
+    if picture.truncated and picture.damage is None:
+        raise Undecodable(f"damaged {kind}: its pixels cannot be decoded")
+    return picture
+
+
+def _decoded(raw: bytes, kind: str, limits: Limits) -> NDArray[np.uint8] | None:
+    try:
+        image = _open(raw, kind, limits)
+        image.load()
+        return np.asarray(image)
+    except (Undecodable, ImageTooLarge, *PILLOW_ERRORS):
+        return None
+
+
+_LOADERS: dict[str, Callable[[bytes, str, Limits, list[str]], _Picture]] = {
+    "JPEG": _load_jpeg,
+    "PNG": _load_png,
+    "WEBP": _load_filled,
+    "AVIF": _load_filled,
+    "HEIF": _load_filled,
+}
 
 
 def _open(raw: bytes, kind: str, limits: Limits) -> Image.Image:
@@ -228,7 +380,7 @@ def _open(raw: bytes, kind: str, limits: Limits) -> Image.Image:
         image = Image.open(io.BytesIO(raw), formats=[kind])
     except Image.DecompressionBombError as error:
         raise ImageTooLarge(f"more pixels than Pillow's own limit, {2 * (Image.MAX_IMAGE_PIXELS or 0):,}") from error
-    except _PILLOW_ERRORS as error:
+    except PILLOW_ERRORS as error:
         if kind == "TIFF" and (storage := tiff_storage(raw)):
             raise unsupported(storage) from error
         raise Undecodable(f"damaged {kind}: its header cannot be read") from error
@@ -250,26 +402,22 @@ def _check_size(size: tuple[int, int], limit: int) -> None:
         )
 
 
-def _load(image: Image.Image, lines: list[str]) -> bool:
-    """Decode the pixels in place; True when some are missing.
+def _load(image: Image.Image) -> bool:
+    """Decode the pixels in place; True when something failed, and some may be missing.
 
     Raises:
         Undecodable: the decoder gave no image at all.
     """
     try:
         image.load()
-    except _PILLOW_ERRORS as error:
-        # A PNG whose tile list is already empty has all its pixels: what failed was a chunk behind them.
-        complete = image.format == "PNG" and not getattr(image, "tile", None)
+    except PILLOW_ERRORS as error:
         # Rows decoded before the error stay in the image; without tiles Pillow takes it as loaded.
         image.tile = []  # type: ignore[attr-defined]
         try:
             image.load()
-        except _PILLOW_ERRORS:
+        except PILLOW_ERRORS:
             raise Undecodable(f"damaged {image.format}: its pixels cannot be decoded") from error
-        if complete:
-            lines.append("metadata after the pixels is damaged or too large")
-        return not complete
+        return True
     return False
 
 
@@ -289,120 +437,9 @@ def _orientation(image: Image.Image) -> int:
         return 1
     try:
         value = image.getexif().get(0x0112)
-    except _PILLOW_ERRORS:
+    except PILLOW_ERRORS:
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
-# -------------------------------------------------------------------------------------------- an image to 8-bit sRGB
-
-
-def _to_srgb(
-    image: Image.Image, transform: ImageCms.ImageCmsTransform | None
-) -> tuple[RgbArray, NDArray[np.uint8] | None]:
-    """Any mode of Pillow to RGB (H x W x 3) and alpha (H x W, or None), band by band to bound temporaries.
-
-    RGB is straight where alpha is as good as opaque everywhere, else composited over white, as most viewers show it.
-    """
-    width, height = image.im.size  # of a damaged TIFF, image.size may already be turned while the pixels are not
-    rgb = np.empty((height, width, 3), np.uint8)
-    alpha = np.empty((height, width), np.uint8) if image.has_transparency_data else None
-    levels = _levels(image)
-    rows = max(1, _BAND_PIXELS // width)
-    for top in range(0, height, rows):
-        band = image.crop((0, top, width, min(height, top + rows)))
-        if alpha is not None:
-            band = _with_alpha(band)
-            alpha[top : top + rows] = np.asarray(band.getchannel("A"))
-        rgb[top : top + rows] = _band_to_rgb(band, levels, transform)
-    if alpha is not None and alpha.min() < _OPAQUE:
-        for top in range(0, height, rows):
-            opacity = alpha[top : top + rows, :, None].astype(np.uint16)
-            straight = rgb[top : top + rows].astype(np.uint16)
-            rgb[top : top + rows] = (straight * opacity + 255 * (255 - opacity) + 127) // 255
-    return rgb, alpha
-
-
-def _conversion(raw: bytes, kind: str, mode: str) -> str:
-    """What the pixels lost on the way to 8-bit sRGB, for a person; empty when nothing to speak of."""
-    if mode.startswith("I") or mode == "F" or (kind == "PNG" and raw[24:25] == b"\x10"):  # IHDR's bit depth
-        return "more than 8 bits per channel: judged at 8"
-    return f"{mode} colours: judged after conversion to sRGB" if mode in ("CMYK", "LAB") else ""
-
-
-def _with_alpha(band: Image.Image) -> Image.Image:
-    premultiplied = {"La": "LA", "RGBa": "RGBA"}.get(band.mode)
-    band = band.convert(premultiplied) if premultiplied else band
-    return band if band.mode in ("LA", "RGBA") else band.convert("RGBA")
-
-
-def _band_to_rgb(
-    band: Image.Image, levels: tuple[float, float] | None, transform: ImageCms.ImageCmsTransform | None
-) -> NDArray[np.uint8]:
-    if levels is not None:
-        low, high = levels
-        # NaN goes first: casting a signalling one raises a warning.
-        values = np.nan_to_num(np.asarray(band), nan=low, posinf=high, neginf=low).astype(np.float64)
-        scaled = (values - low) * (255 / (high - low or 1))
-        return np.broadcast_to(np.clip(scaled + 0.5, 0, 255).astype(np.uint8)[..., None], (*values.shape, 3))
-    if transform is not None:
-        base = _colour_model(band.mode)
-        band = ImageCms.applyTransform(band if band.mode == base else band.convert(base), transform) or band
-    return np.asarray(band if band.mode == "RGB" else band.convert("RGB"))
-
-
-def _levels(image: Image.Image) -> tuple[float, float] | None:
-    """The values that become black and white in an image of more than 8 bits per sample; None for 8 bits.
-
-    16-bit files have a fixed scale. Integer and floating-point TIFF do not say theirs, so it is the smallest usual
-    white (1, 255, 65535) that holds every value, or the image's own range.
-    """
-    if image.mode.startswith("I;16"):
-        bits = getattr(image, "tag_v2", {}).get(258)  # BitsPerSample
-        return 0.0, 4095.0 if bits == (12,) else 65535.0
-    if image.mode not in ("I", "F"):
-        return None
-    low, high = np.inf, -np.inf
-    width, height = image.im.size
-    rows = max(1, _BAND_PIXELS // width)
-    for top in range(0, height, rows):
-        band = np.asarray(image.crop((0, top, width, min(height, top + rows))))
-        finite = band[np.isfinite(band)]
-        if finite.size:
-            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
-    if low < 0:
-        return low, high
-    return 0.0, next((white for white in (1.0, 255.0, 65535.0) if high <= white), high)
-
-
-def _colour_model(mode: str) -> str:
-    return mode if mode in ("CMYK", "LAB") else "L" if mode in ("1", "L", "LA", "La") else "RGB"
-
-
-def _icc_transform(image: Image.Image, lines: list[str]) -> ImageCms.ImageCmsTransform | None:
-    """From the embedded profile to sRGB; None when there is no profile, it is unusable, or it is sRGB already."""
-    model = _colour_model(image.mode)
-    profile: bytes = image.info.get("icc_profile") or b""
-    if image.mode.startswith(("I", "F")) or not (profile or model == "LAB"):
-        return None
-    if len(profile) > _ICC_BYTES:
-        lines.append(f"ICC profile of {len(profile):,} bytes ignored")
-        return None
-    try:
-        source = ImageCms.createProfile("LAB") if model == "LAB" else ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), model, "RGB")
-        return None if model == "RGB" and _changes_nothing(transform) else transform
-    except (ImageCms.PyCMSError, *_PILLOW_ERRORS):
-        lines.append("unusable ICC profile ignored")
-        return None
-
-
-def _changes_nothing(transform: ImageCms.ImageCmsTransform) -> bool:
-    """Whether an RGB profile is sRGB under whatever name, tested on 729 colours: rounding must not touch the pixels."""
-    steps = np.linspace(0, 255, 9, dtype=np.uint8)
-    colours = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(27, 27, 3)
-    converted = np.asarray(ImageCms.applyTransform(Image.fromarray(colours), transform))
-    return int(np.abs(converted.astype(np.int16) - colours).max()) <= 2  # measured 0-1 for the sRGB profiles in use
 
 
 # -------------------------------------------------------------------------------------------------------- animation
@@ -433,16 +470,17 @@ def _sample_frames(image: Image.Image, count: int, limits: Limits, lines: list[s
     size = image.size
     reach = max(1, min(count, limits.max_animation_pixels // max(size[0] * size[1], _FRAME_PIXELS)))
     wanted = np.linspace(0, reach - 1, most_frames(size[0] * size[1], reach, limits)).round().astype(int)
+    hidden = int(bool(getattr(image, "default_image", False)))  # Pillow counts what an APNG does not show
     frames: list[RgbArray] = []
     for number in wanted[1:]:
         try:
-            image.seek(int(number))
+            image.seek(int(number) + hidden)
             image.load()
-        except _PILLOW_ERRORS:
+        except PILLOW_ERRORS:
             lines.append(f"the animation is damaged before frame {number + 1:,}")
             break
         if image.size == size:  # a GIF grows when a later frame sticks out
-            frames.append(_to_srgb(image, _icc_transform(image, []))[0])
+            frames.append(to_srgb(image, icc_transform(image, []))[0])
     of_the_first = f"of the first {reach:,}" if reach < count else f"of {count:,}"
     lines.append(f"animated: {count:,} frames, judged on {1 + len(frames)} {of_the_first}")
     return tuple(frames)

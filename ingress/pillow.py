@@ -3,9 +3,32 @@
 from __future__ import annotations
 
 import re
+import struct
 import warnings
+import zlib
+from typing import Final
+
+from PIL import Image
 
 _QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+
+# What Pillow's plugins raise on mutated files (scripts/fuzz.py). MemoryError is not among them: it says nothing about
+# the file.
+PILLOW_ERRORS: Final = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 
 
 def ignore_pillow_warnings() -> None:

@@ -1,15 +1,17 @@
-"""Feed mutated image files to the decoder, or to the whole product, and count how each is answered.
+"""Feed mutated image files to decoder and metadata reader, or to the whole product, and count how each is answered.
 
 It does not judge whether an answer is right, only that there is one: pixels, or one coded error, in bounded time.
 
-    python -m scripts.fuzz --count 5000 --seed 0 [--child] [--verdict] [--keep FOLDER]
+    python -m scripts.fuzz --count 5000 --seed 0 [--minutes 40] [--child] [--verdict] [--keep FOLDER]
 """
 
 from __future__ import annotations
 
 import faulthandler
 import io
+import math
 import random
+import resource
 import signal
 import struct
 import sys
@@ -29,6 +31,7 @@ from PIL import Image, ImageCms, PngImagePlugin
 from rich.console import Console
 from rich.table import Table
 
+from ingress import metadata
 from ingress.decode import Limits, decode
 from ingress.sandbox import DecodeChild
 from utils.contracts import Sample
@@ -172,7 +175,24 @@ def _splice(data: bytearray, other: bytes, rng: random.Random) -> None:
     data[rng.randrange(len(data)) :] = other[rng.randrange(len(other)) :]
 
 
-_MUTATIONS = (_flip, _flip, _copy_block, _delete_block, _truncate, _lie_about_a_number, _lie_about_a_number, _splice)
+def _blank(data: bytearray, other: bytes, rng: random.Random) -> None:
+    """Zeros to the end, as in a download that stopped, or over a block."""
+    start = rng.randrange(len(data))
+    length = len(data) - start if rng.random() < 0.5 else min(len(data) - start, rng.choice((64, 512, 4096)))
+    data[start : start + length] = bytes(length)
+
+
+_MUTATIONS = (
+    _flip,
+    _flip,
+    _copy_block,
+    _delete_block,
+    _truncate,
+    _blank,
+    _lie_about_a_number,
+    _lie_about_a_number,
+    _splice,
+)
 
 
 def mutants(count: int, seed: int) -> Iterator[tuple[str, bytes]]:
@@ -248,14 +268,25 @@ def outcome(check: Callable[[bytes], str], data: bytes, seconds: float) -> str:
         return f"crash: {type(error).__name__}: {error}"
 
 
-def run(check: Callable[[bytes], str], count: int, seed: int, seconds: float, keep: Path | None) -> Tally:
+def run(
+    check: Callable[[bytes], str],
+    count: int,
+    seed: int,
+    seconds: float,
+    keep: Path | None,
+    minutes: float = math.inf,
+) -> Tally:
+    """Ask about each file, ``count`` of them or as many as fit into ``minutes``."""
     tally = Tally()
+    end = time.perf_counter() + 60 * minutes
     if keep:
         keep.mkdir(parents=True, exist_ok=True)
     for number, (name, data) in enumerate(mutants(count, seed)):
         if keep:  # what is being read when C code takes the process down
             (keep / "current.bin").write_bytes(data)
         start = time.perf_counter()
+        if start > end:
+            break
         result = outcome(check, data, seconds)
         elapsed = time.perf_counter() - start
         if elapsed > tally.slowest_seconds:
@@ -272,7 +303,13 @@ def run(check: Callable[[bytes], str], count: int, seed: int, seconds: float, ke
 
 def decode_check(decoder: Decode) -> Callable[[bytes], str]:
     def check(data: bytes) -> str:
-        return "truncated" if decoder(data).truncated else "answered"
+        try:
+            sample = decoder(data)
+        except VerifyError:
+            metadata.read(data, "")
+            raise
+        metadata.read(data, sample.format)
+        return "truncated" if sample.truncated else "answered"
 
     return check
 
@@ -292,12 +329,21 @@ def verdict_check(decoder: Decode) -> Callable[[bytes], str]:
     return check
 
 
+def _peak_mib(who: int) -> float:
+    """Largest resident memory of this process, or of its ended children."""
+    return resource.getrusage(who).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+
+
 def show(tally: Tally, seconds: float) -> None:
     table = Table("answer", "files", title="mutated files")
     for name, files in sorted(tally.outcomes.items(), key=lambda item: -item[1]):
         table.add_row(name, f"{files:,}")
     console = Console()
     console.print(table)
+    mine, theirs = _peak_mib(resource.RUSAGE_SELF), _peak_mib(resource.RUSAGE_CHILDREN)
+    console.print(
+        f"{sum(tally.outcomes.values()):,} files; peak memory {mine:.0f} MiB here, {theirs:.0f} MiB in a child"
+    )
     console.print(f"{seconds:.0f} s; slowest {tally.slowest_seconds:.2f} s: file {tally.slowest}")
     for failure in tally.failures:
         console.print(failure, style="red", markup=False)
@@ -312,6 +358,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=10.0, help="longest time for one file")
     parser.add_argument("--child", action="store_true", help="decode in the child process")
     parser.add_argument("--verdict", action="store_true", help="also judge every file that decodes")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this time, whatever the count")
     parser.add_argument("--keep", type=Path, help="folder for the files that fail")
     options = parser.parse_args(arguments)
     warnings.simplefilter("error")  # a division by zero is a find as well
@@ -324,7 +371,7 @@ def main(arguments: list[str] | None = None) -> int:
         check = (verdict_check if options.verdict else decode_check)(decoder)
         # The child has its own clock; ours comes second.
         limit = options.seconds + 5 if options.child else options.seconds
-        tally = run(check, options.count, options.seed, limit, options.keep)
+        tally = run(check, options.count, options.seed, limit, options.keep, options.minutes)
     show(tally, time.perf_counter() - start)
     return Exit.FAILED if tally.failures else Exit.DONE
 

@@ -48,6 +48,8 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if is_head := scope["method"] == "HEAD":  # every page answers it as GET, without the body (RFC 9110, 9.3.2)
+            scope = {**scope, "method": "GET"}
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = request_id
@@ -61,6 +63,8 @@ class Edge:
                 headers["X-Request-ID"] = request_id
                 for name, value in SECURITY.items():
                     headers.setdefault(name, value)
+            elif is_head:
+                message = {**message, "body": b""}
             await send(message)
 
         try:

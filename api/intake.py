@@ -16,7 +16,7 @@ from starlette.requests import Request
 
 from api.jobs import Image
 from api.schemas import BatchRequest, Item, Options, UrlRequest, VerifyRequest
-from ingress.sources import is_url
+from ingress.sources import is_url, without_data_uri
 from utils.errors import BadRequest, TooManyBytes
 
 FILE_FIELDS = ("file", "image", "files", "images")
@@ -159,12 +159,12 @@ async def _image(item: Item, max_bytes: int) -> Image:
         raise BadRequest("give one of url and image_base64")
     if item.url is not None:
         return _linked(item.url)
-    encoded = item.image_base64 or ""
+    encoded = without_data_uri((item.image_base64 or "").encode())
     if len(encoded) > max_bytes * 4 // 3 + 4:
         raise _too_large(max_bytes)
     try:
         raw = await asyncio.to_thread(base64.b64decode, encoded, validate=True)
-    except (binascii.Error, ValueError):  # ValueError: not ASCII
+    except binascii.Error:
         raise BadRequest("image_base64: not base64 (RFC 4648, without line breaks)") from None
     return _sized(shown(item.filename or "upload"), raw, max_bytes)
 

@@ -39,7 +39,9 @@ class Item(BaseModel):
         description="public http(s) address of an image",
         json_schema_extra={"format": "uri"},
     )
-    image_base64: str | None = Field(None, description="the file, RFC 4648 base64 without line breaks")
+    image_base64: str | None = Field(
+        None, description="the file, RFC 4648 base64 without line breaks, alone or as a data: URI"
+    )
     filename: str = Field("", max_length=1000, description="a name for the verdict's source")
 
 

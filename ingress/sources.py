@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,24 +17,43 @@ from utils.contracts import Sample
 from utils.errors import FileMissing
 from utils.settings import DecodeSettings, FetchSettings
 
+log = logging.getLogger(__name__)
+
 # What a folder is searched for. A file named on its own may have any name: its bytes decide.
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp"),
     *(".gif", ".tif", ".tiff", ".bmp", ".avif", ".heic", ".heif"),
 )
 
+_DATA_URI = re.compile(rb"data:[^,]{0,200};base64,", re.IGNORECASE)  # RFC 2397
+
 
 def expand(inputs: Iterable[str]) -> Iterator[str]:
     """Replace each folder by the image files below it, sorted. Everything else passes as it is.
 
-    So does a folder without images: read like a file, it has its own error among the answers for the others.
+    So does a folder without images: read like a file, it has its own error among the answers for the others. What
+    systems put beside images under an image's name is passed over, and the log has the count.
     """
     for given in inputs:
-        found = []
+        found: list[str] = []
         if not is_url(given) and os.path.isdir(given):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
             named = (path for path in Path(given).rglob("*") if path.name.lower().endswith(IMAGE_SUFFIXES))
-            found = sorted(str(path) for path in named if path.is_file())
+            files = sorted(path for path in named if path.is_file())
+            found = [str(path) for path in files if not _is_side_file(path)]
+            if passed := len(files) - len(found):
+                log.warning("%s: %d side files of macOS (._*) passed over", given, passed)
         yield from found or [given]
+
+
+def _is_side_file(path: Path) -> bool:
+    """macOS keeps attributes of x.jpg as ._x.jpg on foreign disks, and below __MACOSX in archives."""
+    return path.name.startswith("._") or "__MACOSX" in path.parts
+
+
+def without_data_uri(encoded: bytes) -> bytes:
+    """The base64 of a ``data:`` URI; anything else as it is."""
+    match = _DATA_URI.match(encoded)
+    return encoded[match.end() :] if match else encoded
 
 
 def is_url(source: str) -> bool:

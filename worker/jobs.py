@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from ingress.sources import is_url
+from ingress.sources import is_url, without_data_uri
 from utils.errors import BadMessage, DeadlinePassed, PathRefused, TooManyBytes, VerifyError
 from utils.verdict_json import dump, error_dict
 from worker.stream import PRIORITIES, Ending, Entry
@@ -183,13 +183,19 @@ def _image(fields: Mapping[bytes, bytes], rules: Rules) -> tuple[str, str | None
             raw = _base64(raw, rules.max_bytes)
         if len(raw) > rules.max_bytes:
             raise TooManyBytes(f"the image is larger than {rules.max_bytes} bytes; send a smaller one")
-        return (_text(fields, "filename") if b"filename" in fields else "") or name, None, None, raw
+        return _file_name(fields) or name, None, None, raw
     source = _text(fields, name)
     if name != "path" and is_url(source):
         return source, source, None, None
     if name in ("url", "image_url"):
         raise BadMessage(f"{name}: not an http or https URL")
     return source, None, _below_roots(source, rules.roots), None
+
+
+def _file_name(fields: Mapping[bytes, bytes]) -> str:
+    """A name for people. Systems name files in bytes of any encoding, which is no reason to refuse the image."""
+    text = fields.get(b"filename", b"")[:_LONGEST_TEXT].decode("utf-8", "replace")
+    return "".join(character for character in text if character.isprintable())
 
 
 def _profile(fields: Mapping[bytes, bytes], rules: Rules) -> str:
@@ -200,6 +206,7 @@ def _profile(fields: Mapping[bytes, bytes], rules: Rules) -> str:
 
 
 def _base64(encoded: bytes, max_bytes: int) -> bytes:
+    encoded = without_data_uri(encoded)
     if len(encoded) > max_bytes * 4 // 3 + 4:
         raise TooManyBytes(f"the image is larger than {max_bytes} bytes; send a smaller one")
     try:

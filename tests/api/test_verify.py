@@ -35,13 +35,16 @@ def test_every_way_to_send_an_image_gives_the_same_verdict(serve):
         return [
             await client.post("/v1/verify", files=upload(raw)),
             await client.post("/v1/verify", json=encoded),
+            await client.post(
+                "/v1/verify", json=encoded | {"image_base64": "data:image/png;base64," + encoded["image_base64"]}
+            ),
             await client.post("/v1/verify", content=raw, headers={"Content-Type": "image/png"}),
         ]
 
     answers = serve(work)
-    assert [answer.status_code for answer in answers] == [200, 200, 200]
+    assert [answer.status_code for answer in answers] == [200] * 4
     verdicts = [answer.json() for answer in answers]
-    assert [verdict["source"] for verdict in verdicts] == ["photo.png", "photo.png", "upload"]
+    assert [verdict["source"] for verdict in verdicts] == ["photo.png", "photo.png", "photo.png", "upload"]
     assert len({verdict["sha256"] for verdict in verdicts}) == 1
     assert {verdict["label"] for verdict in verdicts} == {"AI"}
 
@@ -384,3 +387,18 @@ def test_models_that_do_not_come_back_make_the_server_unready(serve, verifier):
     answer = serve(work, pipeline_stuck_seconds=0.01)
     assert answer.status_code == 503
     assert "restart" in answer.json()["reason"]
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/v1/models", "/v1/schema", "/openapi.json", "/v1/jobs/unknown"])
+def test_head_answers_as_get_does_without_the_body(serve, path):
+    async def work(client):
+        return await client.get(path), await client.head(path)
+
+    got, head = serve(work)
+    assert head.status_code == got.status_code
+    assert head.headers["content-type"] == got.headers["content-type"]
+    assert head.content == b""
+
+
+def test_head_is_not_a_way_to_post(serve):
+    assert serve(lambda client: client.head("/v1/verify")).status_code == 405

@@ -29,6 +29,18 @@ def test_bytes_travel_as_they_are_or_as_base64():
     assert (job.raw, job.source) == (b"\xff\xd8", "image_base64")
 
 
+def test_base64_may_stand_in_a_data_uri():
+    job = parse(entry(image_base64=b"data:image/jpeg;charset=x;base64," + base64.b64encode(b"\xff\xd8")), RULES)
+    assert job.raw == b"\xff\xd8"
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [(b"caf\xe9.jpg", "caf\ufffd.jpg"), (b"a\x1b[2J.jpg", "a[2J.jpg"), (b"\1", "image")]
+)
+def test_a_file_name_of_any_encoding_is_no_reason_to_refuse_the_image(name, shown):
+    assert parse(entry(image=b"\xff\xd8", filename=name), RULES).source == shown
+
+
 def test_every_option_is_read():
     fields = {"profile": "full", "callback_url": "https://host.org/hook", "artifacts": "1", "deadline_ms": "5000"}
     trace = "00-" + "0" * 31 + "1-" + "0" * 15 + "1-01"

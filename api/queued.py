@@ -74,6 +74,8 @@ class QueueBackend:
         fields: dict[str, str | bytes] = (
             {"source": image.url} if image.url else {"image": image.raw or b"", "filename": image.source}
         )
+        if image.caller:
+            fields["caller"] = image.caller
         if artifacts and self._artifacts:
             fields["artifacts"] = "1"
         await self._enqueue(job.id, fields)

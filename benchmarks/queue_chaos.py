@@ -62,6 +62,9 @@ class ShortNaps:
     def drop_waiting(self):
         return []
 
+    def stalled(self):
+        return 0
+
     def busy_seconds(self):
         return 0.0
 

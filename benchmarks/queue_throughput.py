@@ -40,6 +40,9 @@ class NoWork:
     def drop_waiting(self):
         return []
 
+    def stalled(self):
+        return 0
+
     def busy_seconds(self):
         return 0.0
 

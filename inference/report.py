@@ -29,14 +29,14 @@ def write_artifacts(folder: Path, sample: Sample, judgement: Judgement) -> dict[
     """Write heatmaps (PNG), the verdict (JSON) and the report (HTML) into a folder of this image's own.
 
     Args:
-        folder: is created; each image gets ``<name>-<first 8 hex of sha256>`` below it.
+        folder: is created; each image gets ``<name>-<sha256>`` below it.
 
     Returns:
         Artifact name -> path, as the verdict lists them.
     """
     verdict = judgement.verdict
     name = sample.source.partition("?")[0].rstrip("/").rpartition("/")[2]
-    home = folder / safe_name(f"{name}-{sample.sha256[:8]}")
+    home = folder / f"{safe_name(name)}-{sample.sha256}"
     home.mkdir(parents=True, exist_ok=True)
     preview = shrink(sample.upright)
     written: dict[str, str] = {}

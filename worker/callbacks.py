@@ -77,6 +77,9 @@ class Sender:
     def drop_waiting(self) -> list[Callback]:
         return []  # each is short, and a request once sent cannot be taken back
 
+    def stalled(self) -> int:
+        return 0
+
     def busy_seconds(self) -> float:
         return 0.0  # the post has its own limit
 

@@ -2,7 +2,7 @@
 
     source | url | image_url    an http(s) URL; `source` and `path` also name a file below an opened folder
     image | image_base64        the file itself, with `filename` for the verdict
-    job_id profile callback_url artifacts deadline_ms traceparent      all optional
+    job_id profile callback_url artifacts deadline_ms traceparent caller      all optional
 
 The priority is the stream that a job is added to. Unknown fields are ignored, so that producers may add their own.
 """
@@ -61,6 +61,7 @@ class Job(NamedTuple):
     artifacts: bool = False
     deadline_ms: int | None = None  # by the server's clock
     traceparent: str = ""
+    caller: str = ""
 
 
 class ImageJobs:
@@ -167,6 +168,7 @@ def parse(entry: Entry, rules: Rules) -> Job:
         _artifacts(fields, rules) if b"artifacts" in fields else False,
         queued_ms_of(entry) + _deadline(fields) if b"deadline_ms" in fields else None,
         traceparent_of(entry) if b"traceparent" in fields else "",
+        _text(fields, "caller"),
     )
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
-from urllib.parse import urlsplit
 
 from inference.pipeline import Pipeline, Place, Request, Stage, Verifies
 from utils.contracts import Json
 from utils.errors import FileMissing
+from utils.persistence import safe_name
 from utils.settings import Settings
 from utils.verdict_json import dump, verdict_dict
 from worker.jobs import Job, check_deadline
@@ -50,6 +51,7 @@ class Judge:
         self._cache = cache
         self._fingerprints = fingerprints or {}
         self._running: dict[asyncio.Task[None], tuple[Job, Place]] = {}
+        self._fetching: dict[Request, float] = {}  # since when
         self._pipeline = Pipeline(
             settings.pipeline,
             settings.decode.for_strangers(),
@@ -85,6 +87,9 @@ class Judge:
             del self._running[task]
         return list(waiting.values())
 
+    def stalled(self) -> int:
+        return sum(time.monotonic() - since > _STALLED_SECONDS for since in self._fetching.values())
+
     def busy_seconds(self) -> float:
         return self._pipeline.busy_seconds
 
@@ -96,7 +101,7 @@ class Judge:
             job.raw,
             job.url,
             job.path,
-            caller=urlsplit(job.url or "").netloc,
+            caller=job.caller or (job.url or "//").split("/")[2],  # else the host
             profile=job.profile,
             job_id=job.job_id,
             alone=job.entry.deliveries >= self._attempts,  # a suspect; see lua/reclaim.lua
@@ -114,9 +119,13 @@ class Judge:
 
     async def _verdict(self, job: Job, request: Request, place: Place) -> str:
         try:
+            if request.url:
+                self._fetching[request] = time.monotonic()
             raw = await self._pipeline.read(request, place)
         except FileMissing:
             raise FileMissing(f"cannot read {job.source}") from None  # not where its links lead
+        finally:
+            self._fetching.pop(request, None)
         if cached := await self._cached(job, raw):
             return cached
         sample, judgement = await self._pipeline.judge(request, raw, place, lambda stage: _check(job, stage))
@@ -127,7 +136,8 @@ class Judge:
             from inference.report import write_artifacts
 
             assert self._artifacts_dir  # or the job was refused
-            written = await self._pipeline.in_thread(write_artifacts, self._artifacts_dir, sample, judgement)
+            folder = self._artifacts_dir / safe_name(job.caller or job.job_id)  # nobody replaces another's report
+            written = await self._pipeline.in_thread(write_artifacts, folder, sample, judgement)
             verdict = replace(verdict, artifacts=written)
         text = dump(verdict_dict(verdict))
         await self._remember(job, sample.sha256, text)
@@ -159,6 +169,7 @@ class Judge:
 _FROM_CACHE = "from the verdict cache: the same bytes were judged before by the same models; timings are of that time"
 
 
+_STALLED_SECONDS = 0.5  # most downloads take less
 _METRICS = {"fetching": "fetch", "decoding": "decode", "judging": "judge"}  # as the dashboards know the stages
 
 

@@ -34,6 +34,8 @@ Outcome: TypeAlias = "str | bytes | Exception"  # the verdict as JSON, or why th
 # Entries per script, in and out: about 1 ms of the server's time, and while it works on one batch we work on another.
 _AT_ONCE = 128
 _LONGEST_RETRY_SECONDS = 600.0
+_FULL_SECONDS = 0.5  # how soon a full worker looks whether downloads stall, which makes room for other jobs
+_STALLED_PER_JOB = 3  # downloads that stall are cheap to hold, but other workers shall have some too
 _LONGEST_RECONNECT_SECONDS = 5.0
 _WATCH_SECONDS = 2.0  # how soon a key that is usable again is written to
 _FORGOTTEN_AFTER_SECONDS = 3600.0  # a consumer that owns nothing and has not asked for work for so long
@@ -79,6 +81,10 @@ class Handler(Protocol[J]):
 
     def drop_waiting(self) -> list[J]:
         """Forget the jobs that have not reached the models, and return them."""
+        ...
+
+    def stalled(self) -> int:
+        """How many jobs have waited for a download for longer than most take."""
         ...
 
     def busy_seconds(self) -> float:
@@ -161,11 +167,11 @@ class Loop(Generic[J]):
 
     async def _read(self) -> None:
         self.last_beat = time.monotonic()
-        room, room_bytes = self._limits.max_jobs - len(self._held), self._limits.max_bytes - self._held_bytes
+        room, room_bytes = self._room()
         if room <= 0 or room_bytes <= 0:
             self._freed.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._freed.wait(), BLOCK_MS / 1000)
+                await asyncio.wait_for(self._freed.wait(), min(_FULL_SECONDS, BLOCK_MS / 1000))
             self.last_read = time.monotonic()  # full of work is alive, too; busy_seconds watches the work
             return
         entries = await self.queue.take(min(room, _AT_ONCE), room_bytes) or await self.queue.wait()
@@ -177,7 +183,7 @@ class Loop(Generic[J]):
             asyncio.get_running_loop().call_soon(self._begin, entries)
 
     async def _reclaim(self) -> None:
-        room, room_bytes = self._limits.max_jobs - len(self._held), self._limits.max_bytes - self._held_bytes
+        room, room_bytes = self._room()
         if room <= 0 or room_bytes <= 0 or self._stop.is_set():
             return
         suspect_allowed = all(entry.deliveries != self.queue.attempts for entry in self._held.values())
@@ -187,6 +193,11 @@ class Loop(Generic[J]):
             self.metrics.redelivered.inc(len(entries))
             self._hold(entries)
             self._begin(entries)
+
+    def _room(self) -> tuple[int, int]:
+        """Jobs and bytes that may be taken. Jobs that wait for their servers have some places of their own."""
+        apart = min(self._handler.stalled(), _STALLED_PER_JOB * self._limits.max_jobs)
+        return self._limits.max_jobs + apart - len(self._held), self._limits.max_bytes - self._held_bytes
 
     def _hold(self, entries: Sequence[Entry]) -> None:
         for entry in entries:

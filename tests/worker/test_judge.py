@@ -1,6 +1,7 @@
 """The real handler with a real conductor of fake detectors: fetch, decode, batches, cache, artifacts."""
 
 import asyncio
+import hashlib
 import json
 import time
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ from PIL import Image
 
 from inference.detector import Ensemble, Verifier
 from tests.fakes import FakeDetector, fusion_model
+from tests.sites import Site, fetch_without_guard
 from tests.worker.conftest import answered
 from utils.contracts import PUBLIC_FEATURES
 from worker.cache import RedisCache, fingerprint
@@ -151,6 +153,21 @@ def test_a_private_url_is_refused(db, keys, server, run_worker):
     assert verdict(db, keys, "a")["error"]["code"] == "url_refused"
 
 
+def test_addresses_that_never_answer_hold_up_neither_files_nor_other_addresses(
+    db, keys, server, run_worker, monkeypatch
+):
+    monkeypatch.setattr("inference.pipeline.fetch_within", fetch_without_guard)
+    with Site(png(9)) as site:
+        for number in range(80):
+            db.xadd(keys.streams[1], {"url": f"{site.silent}/{number}.png", "caller": "mallory"})
+        db.xadd(keys.streams[1], {"image": png(9), "job_id": "file"})
+        db.xadd(keys.streams[1], {"url": f"{site.url}/a.png", "job_id": "url", "caller": "bob"})
+        found, _ = run_worker(
+            judging(verifier()), lambda s: answered(s, server.url, keys, 2, seconds=10), fetch_seconds=60
+        )
+    assert found == {"file": ["ok"], "url": ["ok"]}
+
+
 def test_the_same_bytes_may_be_answered_from_the_cache_and_the_verdict_says_so(db, keys, server, run_worker):
     recording = Recording(verifier())
 
@@ -167,6 +184,17 @@ def test_the_same_bytes_may_be_answered_from_the_cache_and_the_verdict_says_so(d
     assert second["fusion_prob"] == first["fusion_prob"]
     assert not any("cache" in line for line in first["warnings"])
     assert any("cache" in line for line in second["warnings"])
+
+
+def test_no_caller_replaces_the_report_of_another(db, keys, server, run_worker, tmp_path):
+    for job_id, caller in (("a", "alice"), ("b", "bob"), ("c", "")):
+        named = {"caller": caller} if caller else {}
+        db.xadd(keys.streams[1], {"image": png(9), "job_id": job_id, "filename": "x.png", "artifacts": "1", **named})
+    run_worker(judging(verifier()), lambda s: answered(s, server.url, keys, 3), queue_artifacts_dir=str(tmp_path))
+    reports = [verdict(db, keys, name)["artifacts"]["report"] for name in "abc"]
+    digest = hashlib.sha256(png(9)).hexdigest()
+    homes = [f"{tmp_path}/{owner}/x.png-{digest}" for owner in ("alice", "bob", "c")]
+    assert [report.rpartition("/")[0] for report in reports] == homes
 
 
 def test_artifacts_are_written_where_the_operator_wants_them(db, keys, server, run_worker, tmp_path):

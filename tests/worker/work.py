@@ -66,6 +66,9 @@ class Obedient:
     def drop_waiting(self) -> list[Job]:
         return []
 
+    def stalled(self) -> int:
+        return 0
+
     def busy_seconds(self) -> float:
         return 0.0
 

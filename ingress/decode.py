@@ -40,6 +40,7 @@ from ingress.damage import (
     tiff_damage,
     unwritten,
 )
+from ingress.metadata import read as read_metadata
 from ingress.pillow import PILLOW_ERRORS, ignore_pillow_warnings
 from utils.contracts import RgbArray, Sample, orient
 from utils.errors import (
@@ -199,6 +200,7 @@ def _decode(raw: bytes, source: str, kind: str, limits: Limits) -> Sample:
         top=damage.trusted.start if damage and damage.missing else 0,
         whole_height=None if len(rgb) == whole else whole,
         warnings=tuple(lines),
+        metadata=read_metadata(raw, kind),
     )
 
 

@@ -1,7 +1,8 @@
 """Decoding in a child process, so that a hostile file can cost at most its own answer.
 
 It does not know how to decode (ingress/decode.py does) and does not trust the child: what comes back is a short JSON
-header and raw pixels over a pipe, checked here; never pickle. The child gets the bytes, no settings and no secrets.
+header, the metadata as JSON and raw pixels over a pipe, checked here; never pickle. The child gets the bytes, no
+settings and no secrets.
 
 Memory is capped by RLIMIT_AS (macOS does not enforce it), time by a wall clock with SIGKILL and by RLIMIT_CPU. The
 child cannot write files, gain privileges (Linux) or, unless HEIC is installed, start processes. PR_SET_PDEATHSIG is
@@ -12,6 +13,7 @@ these limits but the wall clock, which is said when the first child is made.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import ctypes
 import functools
@@ -34,7 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ingress.decode import Limits, decode
-from utils.contracts import Json, Sample
+from utils.contracts import Json, Metadata, Sample
 from utils.errors import (
     BadSettings,
     DecoderKilled,
@@ -57,6 +59,7 @@ log = logging.getLogger(__name__)
 _IMAGES_PER_CHILD = 500  # leaks and fragmentation end with the child; starting one takes about 0.3 s
 _START_SECONDS = 60.0
 _HEADER_BYTES = 1 << 16
+_METADATA_BYTES = 1 << 26  # ingress.metadata reads 8 Mi characters at most; escaped, the worst of them take 6 bytes
 _LENGTH = struct.Struct(">Q")
 _PR_SET_NO_NEW_PRIVS = 38  # linux/prctl.h
 
@@ -239,6 +242,7 @@ def _exchange(process: subprocess.Popen[bytes], raw: bytes, source: str, limits:
     return Sample(
         source=source,
         raw=raw,
+        metadata=_read_metadata(from_child),
         rgb=_read_pixels(from_child, (height, width, 3)),
         alpha=_read_pixels(from_child, (height, width)) if answer.get("alpha") is True else None,
         frames=tuple(_read_pixels(from_child, (height, width, 3)) for _ in range(frames)),
@@ -253,6 +257,15 @@ def _exchange(process: subprocess.Popen[bytes], raw: bytes, source: str, limits:
         whole_height=None if whole == height else whole,
         warnings=tuple(_line(line) for line in lines),
     )
+
+
+def _read_metadata(pipe: IO[bytes]) -> Metadata:
+    from pydantic import TypeAdapter, ValidationError  # the child has no use for it
+
+    try:
+        return TypeAdapter(Metadata).validate_json(_read_block(pipe, _METADATA_BYTES))
+    except ValidationError as error:
+        raise _nonsense("metadata") from error
 
 
 def _integer(answer: dict[str, Json], name: str, low: int, high: int) -> int:
@@ -305,22 +318,30 @@ def _read_pixels(pipe: IO[bytes], shape: tuple[int, ...]) -> NDArray[np.uint8]:
 
 
 def _write_header(pipe: IO[bytes], header: dict[str, Any]) -> None:
-    data = json.dumps(header).encode()
-    _write(pipe, _LENGTH.pack(len(data)) + data)
+    _write_block(pipe, json.dumps(header).encode())
+
+
+def _write_block(pipe: IO[bytes], data: bytes) -> None:
+    _write(pipe, _LENGTH.pack(len(data)))
+    _write(pipe, data)
 
 
 def _read_header(pipe: IO[bytes]) -> Json:
+    try:
+        return json.loads(_read_block(pipe, _HEADER_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise _nonsense("JSON") from error
+
+
+def _read_block(pipe: IO[bytes], most: int) -> bytes:
     prefix = bytearray(_LENGTH.size)
     _read_into(pipe, memoryview(prefix))
     (length,) = _LENGTH.unpack(prefix)
-    if length > _HEADER_BYTES:
+    if length > most:
         raise _nonsense("length")
     data = bytearray(length)
     _read_into(pipe, memoryview(data))
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise _nonsense("JSON") from error
+    return bytes(data)
 
 
 # ------------------------------------------------------------------------------------------------------------ the child
@@ -376,9 +397,16 @@ def _answer(pipe: IO[bytes], sample: Sample) -> None:
     )
     header = {name: getattr(sample, name) for name in same}
     _write_header(pipe, header | {"alpha": sample.alpha is not None, "frames": len(sample.frames)})
+    metadata = json.dumps(asdict(sample.metadata), ensure_ascii=False, default=_as_text)
+    _write_block(pipe, metadata.encode("utf-8", "replace"))
     for pixels in (sample.rgb, sample.alpha, *sample.frames):
         if pixels is not None:
             _write(pipe, pixels.data.cast("B"))
+
+
+def _as_text(data: bytes) -> str:
+    """Bytes inside of the metadata, as the contract's Exif has them in JSON."""
+    return base64.urlsafe_b64encode(data).decode("ascii")
 
 
 def _confine(memory_mb: int) -> None:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import ssl
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 import c2pa
 
-from ingress.metadata import clean
+from ingress.texts import clean
 from utils.contracts import Json
 from utils.errors import BadSettings
 
@@ -45,6 +46,9 @@ _TRUST_FAILURES: Final = ("signingCredential.", "timeStamp.", "timeOfSigning.")
 _BOUND_NEVERTHELESS: Final = (*_TRUST_FAILURES, "assertion.action.")
 # Only informational to the standard, but they say that the timestamp lies in damaged bytes.
 _DAMAGED_TIMESTAMP: Final = frozenset(("timeStamp.mismatch", "timeStamp.malformed"))
+# Assertions that hold IPTC's photo metadata as JSON-LD (C2PA 2.2, section 18.16; CAWG metadata 1.1).
+_METADATA: Final = ("c2pa.metadata", "cawg.metadata", "stds.iptc", "stds.exif", "stds.xmp")
+_SOURCE_TYPE_KEY: Final = re.compile(r"(?i)(?:^|[:/])DigitalSource(?:File)?Type$")
 _OFFLINE: Final = {"verify": {"remote_manifest_fetch": False, "ocsp_fetch": False}}
 
 
@@ -70,6 +74,7 @@ class Manifest:
     is_trusted: bool
     is_intact: bool
     declares_ai: bool = False  # the assertion c2pa.ai_generated_content says so
+    source_types: tuple[str, ...] = ()  # of the image, from assertions that hold IPTC's metadata; as written
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +111,8 @@ class Credentials:
         }
 
 
-def read(raw: bytes, format: str, trust_anchors: str | None = None) -> Credentials | None:
-    """Read and check the C2PA data embedded in one file; None when there is none.
+def read(raw: bytes, format: str, trust_anchors: str | None = None) -> Credentials:
+    """Read and check the C2PA data embedded in one file, of which ``Metadata.has_c2pa`` says that it is there.
 
     Args:
         raw: the file as received.
@@ -120,9 +125,6 @@ def read(raw: bytes, format: str, trust_anchors: str | None = None) -> Credentia
     settings: dict[str, Any] = dict(_OFFLINE)
     if trust_anchors is not None:
         settings["trust"] = {"trust_anchors": trust_anchors}
-    # Every embedded manifest spells both; all other files never reach the native library.
-    if b"jumb" not in raw or b"c2pa" not in raw:
-        return None
     if format not in _MIME:
         return _unreadable(f"C2PA data in a {format} file")
     try:
@@ -236,6 +238,7 @@ def _manifest(manifest: Json, role: Role, is_trusted: bool, is_intact: bool) -> 
     generator = info[0].get("name") or manifest.get("claim_generator") or ""
     actions: list[Action] = []
     declares_ai = False
+    source_types: list[str] = []
     for assertion in manifest.get("assertions") or ():
         label, data = str(assertion.get("label")), assertion.get("data")
         if not isinstance(data, dict):
@@ -243,9 +246,17 @@ def _manifest(manifest: Json, role: Role, is_trusted: bool, is_intact: bool) -> 
         if label.startswith("c2pa.actions"):
             entries = data.get("actions")
             entries = entries[: MAX_ACTIONS - len(actions)] if isinstance(entries, list) else []
-            actions.extend(_action(entry) for entry in entries if isinstance(entry, dict))
+            agents = data.get("softwareAgents")
+            agents = agents if isinstance(agents, list) else []
+            actions.extend(_action(entry, agents) for entry in entries if isinstance(entry, dict))
         elif label.startswith("c2pa.ai_generated_content"):
             declares_ai = data.get("ai_generated") is True
+        elif label.startswith(_METADATA):
+            source_types.extend(
+                clean(value, 120)
+                for key, value in data.items()
+                if _SOURCE_TYPE_KEY.search(key) and isinstance(value, str) and len(source_types) < MAX_ACTIONS
+            )
     return Manifest(
         role,
         clean(generator, 80),
@@ -256,13 +267,18 @@ def _manifest(manifest: Json, role: Role, is_trusted: bool, is_intact: bool) -> 
         is_trusted,
         is_intact,
         declares_ai,
+        tuple(source_types),
     )
 
 
-def _action(action: Json) -> Action:
-    agent = action.get("softwareAgent") or ""
+def _action(action: Json, agents: Sequence[Json] = ()) -> Action:
+    """One action; what acted is named in it or, in the second form of the standard, by its place in a list."""
+    agent, index = action.get("softwareAgent") or "", action.get("softwareAgentIndex")
+    if not agent and isinstance(index, int) and 0 <= index < len(agents):
+        agent = agents[index]
     if isinstance(agent, dict):
         agent = agent.get("name") or ""
-    return Action(
-        clean(action.get("action") or "", 80), clean(action.get("digitalSourceType") or "", 120), clean(agent, 80)
-    )
+    parameters = action.get("parameters")
+    adobe = parameters.get("com.adobe.digitalSourceType") if isinstance(parameters, dict) else None
+    source_type = action.get("digitalSourceType") or action.get("com.adobe.digitalSourceType") or adobe or ""
+    return Action(clean(action.get("action") or "", 80), clean(source_type, 120), clean(agent, 80))

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Final
 
-from ingress import metadata
+from ingress.texts import clean
 from provenance import c2pa as c2pa_manifest
 from provenance import generators, stealth
 from provenance.c2pa import Credentials, Manifest
@@ -20,9 +20,11 @@ from utils.contracts import (
     GRADES,
     Claim,
     ClaimKind,
+    Field,
     Grade,
     Json,
     Measurement,
+    Metadata,
     Note,
     RgbArray,
     Sample,
@@ -63,8 +65,8 @@ def measure(
             signed_untrusted.
         novelai_key: 32 bytes, NovelAI's Ed25519 key.
     """
-    found = metadata.read(sample.raw, sample.format)
-    credentials = c2pa_manifest.read(sample.raw, sample.format, trust_anchors)
+    found = sample.metadata
+    credentials = c2pa_manifest.read(sample.raw, sample.format, trust_anchors) if found.has_c2pa else None
     hits = generators.find(found)
     label = generators.find_tc260(found)
     signed = _novelai_signature(found, sample.rgb, novelai_key)
@@ -83,7 +85,9 @@ def measure(
         "camera_capture": next((asdict(claim) for claim in claims if claim.kind == "captured"), None),
         "tc260": label and {**label[1], "place": label[0].source},
     }
-    return Measurement(_features(claims, credentials), _notes(credentials, facts, signed), claims=claims, facts=facts)
+    return Measurement(
+        _features(claims, credentials), _notes(credentials, facts, signed, found.damaged), claims=claims, facts=facts
+    )
 
 
 def _features(claims: Sequence[Claim], credentials: Credentials | None) -> dict[str, float]:
@@ -102,7 +106,9 @@ def _best_grade(claims: Sequence[Claim], kinds: Sequence[ClaimKind]) -> int:
     return max((1 + _COUNTED_GRADES.index(claim.grade) for claim in claims if claim.kind in kinds), default=0)
 
 
-def _notes(credentials: Credentials | None, facts: Mapping[str, Json], novelai_signed: bool | None) -> tuple[Note, ...]:
+def _notes(
+    credentials: Credentials | None, facts: Mapping[str, Json], novelai_signed: bool | None, damaged: Sequence[str]
+) -> tuple[Note, ...]:
     notes = []
     if credentials and credentials.binding == "broken":
         why = credentials.unreadable or ", ".join(credentials.problems) or "no hash or signature that matches"
@@ -121,6 +127,9 @@ def _notes(credentials: Credentials | None, facts: Mapping[str, Json], novelai_s
     if tc260 and tc260.get("Label") in ("2", "3"):
         word = "possibly" if tc260["Label"] == "2" else "suspected to be"
         notes.append(Note("tc260_uncertain", f"A platform labelled the image as {word} AI-generated (TC260)."))
+    if "xmp" in damaged:
+        text = "The file holds XMP metadata that cannot be read, or not to its end; what it says there is not known."
+        notes.append(Note("xmp_unreadable", text))
     return tuple(notes)
 
 
@@ -143,49 +152,54 @@ def _c2pa_claims(credentials: Credentials | None) -> Iterator[Claim]:
 
 def _manifest_claims(manifest: Manifest) -> Iterator[Claim]:
     names = (manifest.generator, *(action.agent for action in manifest.actions), manifest.issuer)
-    product, only_generates = generators.c2pa_product(names)
+    row = generators.c2pa_product(names)
+    product = row.product if row else ""
     product = product or next((action.agent for action in manifest.actions if action.agent), "") or manifest.generator
+    ai_product = (row and row.ai_product) or product
     grade: Grade = "cryptographic" if manifest.is_trusted else "signed_untrusted"
     signer = (
         f"{manifest.issuer or 'an unnamed signer'} ({'trusted' if manifest.is_trusted else 'identity not verified'})"
     )
     is_part = manifest.role == "component"
     terms = [(action.name, source_type(action.source_type) or "") for action in manifest.actions]
-    if (manifest.declares_ai or only_generates) and not any(term in SOURCE_TYPE_KINDS for _, term in terms):
+    terms += [("c2pa.created", source_type(said) or "") for said in manifest.source_types]
+    if (manifest.declares_ai or (row and row.only_generates)) and not any(
+        term in SOURCE_TYPE_KINDS for _, term in terms
+    ):
         terms.append(("c2pa.created", "trainedAlgorithmicMedia"))
     for action, term in terms:
         kind = SOURCE_TYPE_KINDS.get(term)
         if kind == "generated" and (is_part or action != "c2pa.created"):
             kind = "edited_with_ai"  # AI made a part of the image, or came in at a later step
         if kind in AI_KINDS or (kind == "captured" and action == "c2pa.created" and not is_part):
-            yield Claim("c2pa", kind, grade, product, f"C2PA manifest signed by {signer}: {action}, {term}, {product}")
+            name = ai_product if kind in AI_KINDS else product
+            yield Claim("c2pa", kind, grade, name, f"C2PA manifest signed by {signer}: {action}, {term}, {name}")
     if not is_part and any(action not in _KEEPING_ACTIONS for action, _ in terms):
         steps = ", ".join(dict.fromkeys(action for action, _ in terms if action not in _KEEPING_ACTIONS))
-        text = metadata.clean(f"C2PA manifest signed by {signer}: edited ({steps}) in {product}")
+        text = clean(f"C2PA manifest signed by {signer}: edited ({steps}) in {product}")
         yield Claim("c2pa", "edited", grade, product, text)
 
 
-def _c2pa_fact(credentials: Credentials | None, found: metadata.Metadata) -> Json:
+def _c2pa_fact(credentials: Credentials | None, found: Metadata) -> Json:
     if credentials:
         return credentials.to_json()
     if address := next(found.values("xmp", _REMOTE_MANIFEST), None):
-        return {"binding": "remote", "trusted": False, "address": metadata.clean(address)}
+        return {"binding": "remote", "trusted": False, "address": clean(address)}
     return None
 
 
 # --- plain metadata: anybody can write it -----------------------------------------------------------------------------
 
 
-def _source_types(found: metadata.Metadata) -> Iterator[tuple[metadata.Field, str]]:
-    for name in ("DigitalSourceType", "DigitalSourcefileType"):  # the second is the property's name before 2012
-        for field in found.fields:
-            if field.source == "xmp" and field.name == generators.XMP_IPTC_EXT + name:
-                term = source_type(field.value)
-                if term:
-                    yield field, term
+def _source_types(found: Metadata) -> Iterator[tuple[Field, str]]:
+    for field in found.fields:
+        if field.source == "xmp" and generators.SOURCE_TYPE_PROPERTY.fullmatch(field.name):
+            term = source_type(field.value)
+            if term:
+                yield field, term
 
 
-def _source_type_claims(found: metadata.Metadata) -> Iterator[Claim]:
+def _source_type_claims(found: Metadata) -> Iterator[Claim]:
     system = _ai_system(found)
     for _, term in _source_types(found):
         if kind := SOURCE_TYPE_KINDS.get(term):
@@ -196,16 +210,16 @@ def _source_type_claims(found: metadata.Metadata) -> Iterator[Claim]:
         yield Claim("iptc", "generated", "forgeable_metadata", system, f"IPTC AI system used: {system}")
 
 
-def _ai_system(found: metadata.Metadata) -> str:
+def _ai_system(found: Metadata) -> str:
     """IPTC Photo Metadata 2025.1: the AI system used to generate the image."""
-    return metadata.clean(next(found.values("xmp", generators.XMP_IPTC_EXT + "AISystemUsed"), ""), 80)
+    return clean(next(found.values("xmp", generators.XMP_IPTC_EXT + "AISystemUsed"), ""), 80)
 
 
-def _iptc_fact(found: metadata.Metadata) -> Json:
+def _iptc_fact(found: Metadata) -> Json:
     term = next((term for _, term in _source_types(found)), None)
     names = ("AISystemUsed", "AISystemVersionUsed", "AIPromptInformation", "AIPromptWriterName")
     values = {name: next(found.values("xmp", generators.XMP_IPTC_EXT + name), "") for name in names}
-    said = {name: metadata.clean(value) for name, value in values.items() if value}
+    said = {name: clean(value) for name, value in values.items() if value}
     if not term and not said:
         return None
     return {"digital_source_type": term, "kind": SOURCE_TYPE_KINDS.get(term or ""), **said}
@@ -213,11 +227,11 @@ def _iptc_fact(found: metadata.Metadata) -> Json:
 
 def _signature_claim(hit: generators.Hit) -> Claim:
     verb = {"generated": "generated by", "edited_with_ai": "edited with the AI of"}.get(hit.kind, "processed with")
-    text = f"Metadata ({hit.source}: {metadata.clean(hit.name, 60)}) says: {verb} {hit.generator}"
+    text = f"Metadata ({hit.source}: {clean(hit.name, 60)}) says: {verb} {hit.generator}"
     return Claim(hit.source, hit.kind, "forgeable_metadata", hit.generator, text)
 
 
-def _novelai_signature(found: metadata.Metadata, rgb: RgbArray, public_key: bytes) -> bool | None:
+def _novelai_signature(found: Metadata, rgb: RgbArray, public_key: bytes) -> bool | None:
     """Whether NovelAI's signature in the text fields fits these pixels; None when there is none."""
     comments = (*found.values("png_text", "Comment"), *found.values("exif", "UserComment"))
     return next((stealth.verify_signed_hash(rgb, text, public_key) for text in comments if "signed_hash" in text), None)
@@ -238,13 +252,13 @@ def _generator_fact(claims: Sequence[Claim], hits: Sequence[generators.Hit]) -> 
     }
 
 
-def _tc260_claims(label: tuple[metadata.Field, Mapping[str, str]] | None) -> Iterator[Claim]:
+def _tc260_claims(label: tuple[Field, Mapping[str, str]] | None) -> Iterator[Claim]:
     """Label 1 says generated; 2 and 3 are a platform's guess, told as a note and no claim."""
     if label and label[1].get("Label") == "1":
         producer = label[1].get("ContentProducer", "")
         yield Claim("tc260", "generated", "forgeable_metadata", producer, "TC260 label: AI-generated content")
 
 
-def _editor_claims(found: metadata.Metadata) -> Iterator[Claim]:
+def _editor_claims(found: Metadata) -> Iterator[Claim]:
     if hit := generators.find_editor(found):
         yield Claim(hit.source, "edited", "forgeable_metadata", hit.generator, f"Software field names {hit.generator}")

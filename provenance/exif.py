@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -18,11 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ingress import metadata
-from ingress.metadata import Exif, clean
 from ingress.pillow import ignore_pillow_warnings
+from ingress.texts import clean
 from provenance import generators
-from utils.contracts import Json, Measurement, Note, RgbArray, Sample
+from utils.contracts import Exif, Json, Measurement, Note, RgbArray, Sample
 
 FEATURES: Mapping[str, str] = {
     "exif_score": "0..1: share of camera fields present, halved for each anomaly, 0 when a generator signed; "
@@ -112,7 +112,7 @@ def _anomaly(feature: str, code: str, anomaly: str) -> _Check:
 
 def measure(sample: Sample) -> Measurement:
     """Measure the EXIF record; everything but the flags is missing when there is none."""
-    found = metadata.read(sample.raw, sample.format)
+    found = sample.metadata
     is_generator = any(hit.kind == "generated" and hit.source in ("exif", "xmp") for hit in generators.find(found))
     features = dict.fromkeys(FEATURES, math.nan) | {
         "exif.present": float(found.exif is not None),
@@ -134,8 +134,8 @@ def measure(sample: Sample) -> Measurement:
     )
     anomalies = tuple(Note(check.code, f"EXIF: {check.anomaly}.") for check in checks if check.anomaly)
     features |= {check.feature: check.value for check in checks}
-    features["exif.maker_note"] = float("MakerNote" in exif.tags)
-    fields = float(np.mean([any(name in exif.tags for name in names) for names in _CAMERA_FIELDS]))
+    features["exif.maker_note"] = float("MakerNote" in exif)
+    fields = float(np.mean([any(name in exif for name in names) for names in _CAMERA_FIELDS]))
     features["exif.camera_fields"] = fields
     if is_generator:
         features["exif_score"] = 0.0
@@ -147,13 +147,13 @@ def measure(sample: Sample) -> Measurement:
 
 
 def _check_vendor(exif: Exif) -> _Check:
-    make, model, note = exif.text("Make").lower(), exif.text("Model"), exif.tags.get("MakerNote")
+    make, model, note = exif.text("Make").lower(), exif.text("Model"), exif.maker_note
     anomaly = ""
     for prefix, vendors in _MODEL_PREFIXES.items():
         if make and model.startswith(prefix) and not any(v in make for v in vendors):
             anomaly = f"model {clean(model, 40)} is not made by {clean(make, 40)}"
     for signature, vendors in _NOTE_SIGNATURES.items():
-        if make and isinstance(note, bytes) and note.startswith(signature) and not any(v in make for v in vendors):
+        if make and note.startswith(signature) and not any(v in make for v in vendors):
             anomaly = f"the maker note is not one of {clean(make, 40)}"
     return _anomaly("exif.maker_conflict", "exif_vendor", anomaly)
 
@@ -204,19 +204,36 @@ def _check_dates(exif: Exif) -> _Check:
     return _Check("exif.date_conflict", "exif_date", anomaly, value)
 
 
+# The date in EXIF's form, or with the signs of ISO 8601 or of a country, which programs and some cameras write; then
+# the time, which some leave out, with or without seconds, fractions, half of the day and zone. Words in between are
+# the half of the day in another language.
+_DATE: Final = re.compile(
+    r"(\d{4})[:/.\s-]+(\d{1,2})[:/.\s-]+(\d{1,2})(?:[T\s]+[^\d+-]{0,20}(\d{1,2})[:.](\d{1,2})(?:[:.](\d{1,2}))?(?:[.,:]\d+)?"
+    r"\s*(am|pm)?\s*(?:Z|UTC|GMT|[+-]\d{1,2}(?::?\d{2})?)?)?\W*",
+    re.IGNORECASE,
+)
+
+
 def _date(text: str) -> datetime | None:
-    """EXIF's form, or ISO 8601, which programs copy from XMP; the time zone is dropped, as EXIF has none."""
-    for form in ("%Y:%m:%d %H:%M:%S", "%Y:%m:%d"):
-        with contextlib.suppress(ValueError):
-            return datetime.strptime(text.strip(), form).replace(tzinfo=UTC)
+    """The moment that a clock wrote, without its zone, as EXIF has none; None when it is no date.
+
+    An hour 24 is the midnight that begins the day: so the camera of the Nexus phones wrote it.
+    """
+    match = _DATE.fullmatch(text.strip().strip("\0"))
+    if match is None:
+        return None
+    year, month, day, hour, minute, second = (int(part or 0) for part in match.groups()[:6])
+    half = (match[7] or "").lower()
+    if half and 1 <= hour <= 12:
+        hour = hour % 12 + 12 * (half == "pm")
     with contextlib.suppress(ValueError):
-        return datetime.fromisoformat(text.strip()).replace(tzinfo=UTC)
+        return datetime(year, month, day, hour % 24 if hour == 24 else hour, minute, min(second, 59), tzinfo=UTC)
     return None
 
 
 def _check_gps(exif: Exif) -> _Check:
     """A position must be on the globe; exactly 0 N 0 E is a default, not a place."""
-    latitude, longitude = (_degrees(exif.gps.get(name)) for name in ("Latitude", "Longitude"))
+    latitude, longitude = (_degrees(exif.numbers.get(name)) for name in ("GPSLatitude", "GPSLongitude"))
     if latitude is None or longitude is None:
         return _Check("exif.gps_anomaly", "exif_gps", value=math.nan)
     anomaly = ""
@@ -224,35 +241,33 @@ def _check_gps(exif: Exif) -> _Check:
         anomaly = "the position is not on the globe"
     elif latitude == longitude == 0:
         anomaly = "the position is exactly 0 N 0 E"
-    elif exif.gps.get("LatitudeRef") not in ("N", "S") or exif.gps.get("LongitudeRef") not in ("E", "W"):
+    elif exif.text("GPSLatitudeRef") not in ("N", "S") or exif.text("GPSLongitudeRef") not in ("E", "W"):
         anomaly = "the position lacks its hemisphere"
-    stamp, taken = exif.gps.get("DateStamp"), _date(exif.text("DateTimeOriginal"))
-    fixed = _date(stamp) if isinstance(stamp, str) else None
+    fixed, taken = _date(exif.text("GPSDateStamp")), _date(exif.text("DateTimeOriginal"))
     if fixed and taken and abs(taken - fixed) > _CLOCK_TOLERANCE + timedelta(days=1):  # the stamp is a day in UTC
         anomaly = "the position was fixed on another day than the picture was taken"
     return _anomaly("exif.gps_anomaly", "exif_gps", anomaly)
 
 
-def _degrees(value: metadata.ExifValue | None) -> float | None:
+def _degrees(value: tuple[float, ...] | None) -> float | None:
     """Degrees, minutes, seconds; None when it is not that. Receivers without a fix write 0/0."""
-    if not isinstance(value, tuple) or len(value) != 3 or not all(map(math.isfinite, value)):
+    if value is None or len(value) != 3 or not all(map(math.isfinite, value)):
         return None
     degrees, minutes, seconds = value
     return degrees + minutes / 60 + seconds / 3600 if minutes <= 60 and seconds <= 60 else math.inf
 
 
 def _check_size(exif: Exif, sample: Sample) -> _Check:
+    """A picture that was cropped or made smaller says nothing against its record; one that grew does."""
     recorded = [exif.number(name) for name in ("PixelXDimension", "PixelYDimension")]
     if not all(recorded):
         return _Check("exif.size_conflict", "exif_size", value=math.nan)
     width, height = (int(side or 0) for side in recorded)
-    is_same = sorted((width, height)) == sorted(
-        (sample.width, sample.picture_height)
-    )  # some programs rotate one of the two
-    text = (
-        "" if is_same else f"recorded as {width} x {height}, but it is {sample.width} x {sample.picture_height} pixels"
-    )
-    return _anomaly("exif.size_conflict", "exif_size", text)
+    actual = (sample.width, sample.picture_height)
+    is_same = sorted((width, height)) == sorted(actual)  # some programs rotate one of the two
+    has_grown = actual[0] * actual[1] > width * height
+    text = f"recorded as {width} x {height}, but it is {actual[0]} x {actual[1]} pixels" if has_grown else ""
+    return _Check("exif.size_conflict", "exif_size", text, value=float(not is_same))
 
 
 def _check_thumbnail(exif: Exif, sample: Sample) -> _Check:
@@ -337,9 +352,9 @@ def _camera(exif: Exif) -> dict[str, Json]:
         "focal_length_mm": _finite(exif.number("FocalLength")),
         "date": clean(exif.text("DateTimeOriginal") or exif.text("DateTime"), 40),
         "software": clean(exif.text("Software")),
-        "has_gps": "Latitude" in exif.gps,
-        "has_maker_note": "MakerNote" in exif.tags,
-        "has_thumbnail": exif.thumbnail is not None,
+        "has_gps": "GPSLatitude" in exif,
+        "has_maker_note": "MakerNote" in exif,
+        "has_thumbnail": bool(exif.thumbnail),
     }
 
 

@@ -12,15 +12,16 @@ import re
 import tomllib
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 from pydantic import Field as Checked
 
-from ingress.metadata import Field, Metadata, clean
-from utils.contracts import ClaimKind, Json
+from ingress.texts import clean
+from provenance import comfyui
+from utils.contracts import ClaimKind, Field, Json, Metadata
 
 TABLE: Final = Path(__file__).with_name("signatures.toml")
 SHOWN_NAME: Final = 60  # characters of a program's name as the file gives it
@@ -35,7 +36,7 @@ def _split(place: object) -> object:
 
 
 Place: TypeAlias = Annotated[
-    tuple[Literal["png_text", "xmp", "exif", "iptc", "comment", "app"], str],  # Field.source, Field.name
+    tuple[Literal["png_text", "xmp", "exif", "iptc", "comment", "app", "trailer"], str],  # Field.source, Field.name
     BeforeValidator(_split),
 ]
 Pattern: TypeAlias = re.Pattern[str]
@@ -51,9 +52,15 @@ class Condition(_Row):
     where: tuple[Place, ...] = Checked(min_length=1)
     patterns: tuple[Pattern, ...] = (re.compile("."),)
 
+    @cached_property
+    def _places(self) -> frozenset[Place]:
+        return frozenset((source, name.lower()) for source, name in self.where)
+
     def find(self, fields: Iterable[Field]) -> Field | None:
+        """The field in which it holds; names are compared without case, "*" is any name."""
         for field in fields:
-            if (field.source, field.name) in self.where and all(each.search(field.value) for each in self.patterns):
+            is_place = (field.source, field.name.lower()) in self._places or (field.source, "*") in self._places
+            if is_place and all(each.search(field.value) for each in self.patterns):
                 return field
         return None
 
@@ -81,10 +88,15 @@ class Signature(_Known):
         return decisive if decisive and all(condition.find(fields) for condition in others) else None
 
 
+class ComfyUI(_Known, comfyui.Names):
+    """The nodes of a graph."""
+
+
 class C2paName(_Known):
     """Names by which one product appears in C2PA manifests."""
 
     product: str = Checked(min_length=1)
+    ai_product: str = ""
     pattern: Pattern
     only_generates: bool = False
     examples: tuple[str, ...] = Checked(min_length=1)
@@ -96,6 +108,7 @@ class Table(_Row):
     places: dict[str, tuple[Place, ...]]
     generating_programs: tuple[str, ...]
     editing_programs: tuple[str, ...]
+    comfyui: ComfyUI
     signature: tuple[Signature, ...]
     c2pa_name: tuple[C2paName, ...]
 
@@ -126,13 +139,17 @@ class Hit:
 
     generator: str
     kind: ClaimKind
-    source: str  # Field.source of the deciding field, or "trailer"
+    source: str  # Field.source of the deciding field
     name: str
     text: str  # beginning of that field, cleaned: often the prompt
 
 
-# cv.iptc.org/newscodes/digitalsourcetype, and the two terms that C2PA adds; compared whole, case matters.
-_SOURCE_TYPE: Final = re.compile(r"(?:https?://(?:cv\.iptc\.org/newscodes|c2pa\.org)/digitalsourcetype/)?([A-Za-z]+)")
+# cv.iptc.org/newscodes/digitalsourcetype, and the two terms that C2PA adds: as an address, IPTC's short form, or bare.
+# Compared whole; writers differ in case, host and a slash at the end.
+_SOURCE_TYPE: Final = re.compile(
+    r"(?i)(?:(?:https?://)?(?:www\.)?(?:cv\.iptc\.org/newscodes|c2pa\.org)/digitalsourcetype[/:#]|digsrctype:)?"
+    r"\s*([A-Za-z]+)[/#]?"
+)
 SOURCE_TYPE_KINDS: Final[dict[str, ClaimKind]] = {
     "trainedAlgorithmicMedia": "generated",
     "trainedAlgorithmicData": "generated",
@@ -147,6 +164,12 @@ SOURCE_TYPE_KINDS: Final[dict[str, ClaimKind]] = {
     "minorHumanEdits": "edited",
 }
 
+_TERMS: Final = {term.lower(): term for term in SOURCE_TYPE_KINDS}
+# IPTC's property, by its names since 2008, in either of its namespaces.
+SOURCE_TYPE_PROPERTY: Final = re.compile(
+    r"(?i)\{(?:https?://)?(?:www\.)?iptc\.org/std/Iptc4xmp(?:Ext|Core)/[^}]*\}DigitalSource(?:File)?Type"
+)
+
 # GB 45438-2025 and TC260-PG-20258A: the fields of the implicit label.
 _TC260_FIELDS: Final[tuple[str, ...]] = (
     "Label",
@@ -158,20 +181,22 @@ _TC260_FIELDS: Final[tuple[str, ...]] = (
     "ReservedCode2",
 )
 _TC260_OWN_PLACES: Final = (("xmp", XMP_TC260 + "AIGC"), ("png_text", "AIGC"))
-_GENAI_TYPE: Final = re.compile(rb'\\?"genAIType\\?"\s*:\s*\\?"?(-?\d{1,9})')
 
 
 def find(metadata: Metadata) -> tuple[Hit, ...]:
     """The generators and AI editors that signed the metadata: at most one hit for each source."""
     hits: dict[str, Hit] = {}
+    graph = comfyui.find(metadata.fields, table().comfyui)
+    if graph and graph[1] != "edited":
+        hits[graph[0].source] = _hit(*graph, "ComfyUI")
     for signature in table().signature:
         if field := signature.find(metadata.fields, not_in=hits):
             hits[field.source] = _hit(field, signature.kind, signature.generator)
+    if graph:
+        hits.setdefault(graph[0].source, _hit(*graph, "ComfyUI"))
     named = _named(table().generating_programs)
     if field := named.find(field for field in metadata.fields if field.source not in hits):
         hits[field.source] = _hit(field, "generated")
-    if edit := _samsung_edit(metadata.trailer):
-        hits["trailer"] = edit
     return tuple(hits.values())
 
 
@@ -186,27 +211,16 @@ def _hit(field: Field, kind: ClaimKind, generator: str = "") -> Hit:
     return Hit(generator or clean(field.value, SHOWN_NAME), kind, field.source, field.name, clean(field.value))
 
 
-def _samsung_edit(trailer: bytes) -> Hit | None:
-    """Galaxy AI notes in the editor's record behind the image which generative tool was used; zero is none."""
-    if b"PhotoEditor_Re_Edit_Data" not in trailer:
-        return None
-    used = next((kind for match in _GENAI_TYPE.finditer(trailer) if (kind := int(match.group(1)))), 0)
-    return Hit("Samsung Galaxy AI", "edited_with_ai", "trailer", "genAIType", f"genAIType {used}") if used else None
-
-
 def source_type(value: str) -> str | None:
     """The term of a DigitalSourceType written as URI or bare; None when it is no such thing."""
     match = _SOURCE_TYPE.fullmatch(value.strip())
-    return match.group(1) if match else None
+    return _TERMS.get(match[1].lower(), match[1]) if match else None
 
 
-def c2pa_product(names: Iterable[str]) -> tuple[str, bool]:
-    """The product behind C2PA names, and whether it only ever generates; ("", False) when unknown."""
+def c2pa_product(names: Iterable[str]) -> C2paName | None:
+    """The row of the product behind C2PA names."""
     names = tuple(names)
-    for row in table().c2pa_name:
-        if any(row.pattern.search(name) for name in names):
-            return row.product, row.only_generates
-    return "", False
+    return next((row for row in table().c2pa_name if any(row.pattern.search(name) for name in names)), None)
 
 
 def find_tc260(metadata: Metadata) -> tuple[Field, dict[str, str]] | None:

@@ -22,6 +22,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from io import BytesIO
@@ -264,7 +265,7 @@ def parts(verifier: Verifier, sample: Sample) -> None:
 
 
 def _cpu(measure: Callable[[Sample], Measurement], sample: Sample) -> float:
-    fresh = Sample(sample.source, sample.raw, sample.rgb, sample.format)  # without what earlier parts have cached
+    fresh = replace(sample)  # without what earlier parts have cached
     started = time.process_time()
     measure(fresh)
     return time.process_time() - started

@@ -26,7 +26,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ingress import metadata
 from ingress.decode import decode
 from ingress.sources import IMAGE_SUFFIXES, limits_of
 from provenance import generators
@@ -245,12 +244,12 @@ def _unfit(sample: Sample, required: Sequence[str]) -> str:
 
 
 def _from_camera(sample: Sample) -> bool:
-    exif = metadata.read(sample.raw, sample.format).exif
+    exif = sample.metadata.exif
     return bool(exif and exif.text("Make").strip())
 
 
 def _names_generator(sample: Sample) -> bool:
-    return any(hit.kind == "generated" for hit in generators.find(metadata.read(sample.raw, sample.format)))
+    return any(hit.kind == "generated" for hit in generators.find(sample.metadata))
 
 
 def _is_single(sample: Sample) -> bool:

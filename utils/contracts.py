@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, Final, Literal, TypeAlias, TypeVar, get_args
+from typing import Any, ClassVar, Final, Literal, TypeAlias, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,57 @@ GRADES: Final[tuple[Grade, ...]] = get_args(Grade)
 AI_KINDS: Final[tuple[ClaimKind, ...]] = ("generated", "edited_with_ai")
 
 
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One text that a file carries."""
+
+    source: str  # png_text | xmp | exif | iptc | comment | app | trailer
+    name: str  # PNG keyword, EXIF tag, IIM dataset as "2:110", XMP property as "{namespace}name", APP marker
+    value: str  # decoded, otherwise as written: ingress.texts.clean before showing it
+
+
+@dataclass(frozen=True, slots=True)
+class Exif:
+    """An EXIF record by the names of its tags, those of the GPS directory beginning with "GPS"."""
+
+    texts: Mapping[str, str] = field(default_factory=dict)  # the beginning of each
+    numbers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # never empty; a fraction x/0 is NaN
+    maker_note: bytes = b""  # its beginning
+    thumbnail: bytes = b""  # a JPEG, when there is one
+
+    # For pydantic, which checks what comes back from the child that decodes.
+    __pydantic_config__: ClassVar = {"ser_json_bytes": "base64", "val_json_bytes": "base64", "strict": True}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.texts or name in self.numbers or (name == "MakerNote" and bool(self.maker_note))
+
+    def text(self, name: str) -> str:
+        return self.texts.get(name, "")
+
+    def number(self, name: str) -> float | None:
+        """First number of a tag; None when it is absent, no number, undefined or infinite."""
+        value = self.numbers.get(name, (math.nan,))[0]
+        return value if math.isfinite(value) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """Everything that a file says about itself, read once, with the pixels (ingress.metadata)."""
+
+    fields: tuple[Field, ...] = ()
+    exif: Exif | None = None
+    has_c2pa: bool = False  # whether there is a C2PA manifest, or what should be one
+    damaged: tuple[str, ...] = ()  # what was there and could not be read, or not to its end: "exif", "xmp"
+
+    def values(self, source: str, name: str) -> Iterator[str]:
+        return (each.value for each in self.fields if each.source == source and each.name == name)
+
+    @property
+    def nbytes(self) -> int:
+        """About what its texts take in memory."""
+        return sum(len(each.value) for each in self.fields)
+
+
 @dataclass(frozen=True, eq=False)
 class Sample:
     """One image: the bytes as received and the pixels they decode to.
@@ -44,7 +95,7 @@ class Sample:
     """
 
     source: str  # path, URL or "-": a name for people, never opened again
-    raw: bytes  # as received; metadata and JPEG tables are read from here
+    raw: bytes  # as received; JPEG tables and C2PA manifests are read from here
     rgb: RgbArray  # first frame as stored (before EXIF orientation), sRGB; H x W x 3; if damaged, the part there is
     format: str  # Pillow's name: JPEG MPO PNG WEBP GIF TIFF BMP AVIF HEIF
     mode: str = "RGB"  # Pillow's mode of the file: L, P, RGBA, CMYK, I;16, ...
@@ -60,6 +111,7 @@ class Sample:
     top: int = 0  # row of the whole picture, as stored, that is the first of rgb
     whole_height: int | None = None  # rows of the whole picture as stored; None: rgb holds them all
     warnings: tuple[str, ...] = ()  # one line each, for the verdict
+    metadata: Metadata = field(default_factory=Metadata)
 
     def __post_init__(self) -> None:
         if self.rgb.dtype != np.uint8 or self.rgb.ndim != 3 or self.rgb.shape[2] != 3 or not self.rgb.size:
@@ -75,9 +127,9 @@ class Sample:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that it holds: the file, the pixels of every frame, alpha; not what measuring derives."""
+        """Bytes of memory that it holds: file, texts, pixels of every frame, alpha; not what measuring derives."""
         pixels = [self.rgb, *self.frames, *([] if self.alpha is None else [self.alpha])]
-        return len(self.raw) + sum(each.nbytes for each in pixels)
+        return len(self.raw) + self.metadata.nbytes + sum(each.nbytes for each in pixels)
 
     @property
     def height(self) -> int:

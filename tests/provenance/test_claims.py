@@ -13,6 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from sklearn.datasets import load_sample_image
 
+from ingress import metadata
 from provenance import claims as provenance
 from utils.contracts import Sample, strongest
 
@@ -30,7 +31,11 @@ XMP = (
 def saved(format="JPEG", pixels=PHOTO, **options) -> Sample:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format, **options)
-    return Sample("x", buffer.getvalue(), np.asarray(pixels), format)
+    return carrying(buffer.getvalue(), pixels, format)
+
+
+def carrying(raw: bytes, pixels=PHOTO, format="PNG") -> Sample:
+    return Sample("x", raw, np.asarray(pixels), format, metadata=metadata.read(raw, format))
 
 
 def with_xmp(attributes="", elements="") -> Sample:
@@ -128,14 +133,14 @@ def test_a_generators_record_is_found_in_png_jpeg_and_webp():
 def test_the_record_is_found_in_a_file_that_is_cut_off():
     record = "a cat\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1"
     raw = with_text(parameters=record).raw
-    assert claims(Sample("x", raw[: len(raw) // 2], PHOTO, "PNG"))[0][1] == "generated"
+    assert claims(carrying(raw[: len(raw) // 2]))[0][1] == "generated"
 
 
 def test_credits_and_trailers_and_editors_are_claims_of_their_kind():
     assert claims(with_xmp('photoshop:Credit="Edited with Google AI"')) == [("xmp", "edited_with_ai", "Google AI")]
     assert claims(with_xmp('xmp:CreatorTool="Adobe Photoshop 25.0"')) == [("xmp", "edited", "Adobe Photoshop 25.0")]
     plain = saved()
-    phone = Sample("x", plain.raw + b'PhotoEditor_Re_Edit_Data{"genAIType":1}', PHOTO, "JPEG")
+    phone = carrying(plain.raw + b'PhotoEditor_Re_Edit_Data{"genAIType":1}', format="JPEG")
     assert claims(phone) == [("trailer", "edited_with_ai", "Samsung Galaxy AI")]
     assert provenance.measure(phone).features["provenance.ai_edited"] == 1
 

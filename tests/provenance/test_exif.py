@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
+from ingress import metadata
 from provenance import exif
 from utils.contracts import Sample
 
@@ -55,13 +56,15 @@ def sample(changes=None, pixels=PHOTO, thumb=None, format="JPEG", **options) -> 
         ifds |= {"1st": {piexif.ImageIFD.Compression: 6}, "thumbnail": thumb}
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format, exif=piexif.dump(ifds), **options)
-    return Sample("x", buffer.getvalue(), np.asarray(pixels), format)
+    raw = buffer.getvalue()
+    return Sample("x", raw, np.asarray(pixels), format, metadata=metadata.read(raw, format))
 
 
 def bare(pixels=PHOTO, format="JPEG", **options) -> Sample:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format, **options)
-    return Sample("x", buffer.getvalue(), np.asarray(pixels), format)
+    raw = buffer.getvalue()
+    return Sample("x", raw, np.asarray(pixels), format, metadata=metadata.read(raw, format))
 
 
 def test_a_complete_camera_record_scores_one():
@@ -128,7 +131,7 @@ E_, I_ = piexif.ExifIFD, piexif.ImageIFD
         ("exif.gps_anomaly", {(GPS, 2): ((0, 1),) * 3, (GPS, 4): ((0, 1),) * 3}),
         ("exif.gps_anomaly", {(GPS, 1): b"X"}),
         ("exif.gps_anomaly", {(GPS, 29): b"2011:01:01"}),
-        ("exif.size_conflict", {(EXIF, E_.PixelXDimension): 4000}),
+        ("exif.size_conflict", {(EXIF, E_.PixelXDimension): 400}),
     ],
 )
 def test_an_implausible_value_is_one_anomaly_and_halves_the_score(feature, changes):
@@ -148,6 +151,15 @@ def test_an_implausible_value_is_one_anomaly_and_halves_the_score(feature, chang
         {(IMAGE, I_.DateTime): b"0000:00:00 00:00:00"},  # a clock never set
         {(IMAGE, I_.DateTime): b"2020-05-02T15:53:45-04:00"},  # copied from XMP
         {(EXIF, E_.ShutterSpeedValue): (1, 125)},  # some Samsung phones
+        {(IMAGE, I_.DateTime): b"2020:05:01 24:08:19"},  # Nexus phones after midnight
+        {(IMAGE, I_.DateTime): b"2020:05:01 10:00"},
+        {(IMAGE, I_.DateTime): b"2020:05:01 10:00:00.123"},
+        {(IMAGE, I_.DateTime): b"2020:05:01 10:00:00+02:00"},
+        {(IMAGE, I_.DateTime): b"2020/05/01 10:00:00"},
+        {(IMAGE, I_.DateTime): b"2020:05:01 10:00:00 AM"},
+        {(IMAGE, I_.DateTime): "2020:05:01 오전 10:00:00".encode()},
+        {(IMAGE, I_.DateTime): b"2020:05:01"},
+        {(EXIF, E_.PixelXDimension): 4000, (EXIF, E_.PixelYDimension): 3000},  # scaled by a messenger, or cropped
         {(EXIF, E_.PixelXDimension): PHOTO.shape[0], (EXIF, E_.PixelYDimension): PHOTO.shape[1]},
         {(GPS, 2): ((0, 0),) * 3},  # a receiver without a fix
         {(EXIF, E_.MakerNote): b"\x2a\0\x01\0"},  # Canon's has no signature

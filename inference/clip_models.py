@@ -29,9 +29,10 @@ from torch.nn import functional
 from inference.base import TorchDetector
 from inference.registry import DETECTORS
 from inference.views import OPENAI_CLIP, centre_square, normalised
-from models.loaders import Weights, load_into
+from models.loaders import Weights, load_into, record_card
 from utils.contracts import Measurement, Sample
 from utils.errors import BackboneMismatch, WeightsCorrupt, WeightsMismatch
+from utils.persistence import sha256_file
 
 SIDE = 224  # pixels, of the input of both networks
 PROMPTS = Path(__file__).parents[1] / "models" / "prompts.toml"
@@ -97,6 +98,15 @@ class TextEmbeddings:
             "fitted": self.fitted,
         }
         save_file({name: getattr(self, name).contiguous() for name in names}, path, metadata)
+
+    def install(self, card: str, folder: Path) -> Path:
+        """Write the file of a card into a weights folder, and make it this installation's."""
+        path = folder / f"{card}.safetensors"
+        part = path.with_name(f"{path.name}.part")
+        self.save(part)
+        part.replace(path)
+        record_card(card, {"file": path.name, "size": path.stat().st_size, "sha256": sha256_file(path)}, folder)
+        return path
 
     @classmethod
     def load(cls, path: Path) -> TextEmbeddings:

@@ -1,6 +1,6 @@
 """Detectors that run a small network on ONNX Runtime: NumPy in, NumPy out, no torch.
 
-The graph of a model folder (made by scripts/export_graphs.py) holds the structure of a network; its weights come from
+The graph of a model folder (made by training/export.py) holds the structure of a network; its weights come from
 the safetensors file that training wrote. So they are stored once, and a network that was trained again needs no new
 graph. One image keeps one core busy; the conductor runs several at a time.
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.errors import WeightsCorrupt
+from utils.persistence import read_arrays
 
 SCALE = ".scale"
 
@@ -24,14 +25,7 @@ def load_quantised(path: Path) -> tuple[dict[str, NDArray[np.float32]], dict[str
     Raises:
         WeightsCorrupt: not a safetensors file, or not of this kind.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "np") as file:
-            stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no mapping
-            metadata = dict(file.metadata() or {})
-    except (SafetensorError, TypeError, AttributeError) as error:
-        raise WeightsCorrupt(f"{path} is not a safetensors file that NumPy can read: {error}") from error
+    stored, metadata = read_arrays(path)
     try:
         return dequantised(stored), metadata
     except ValueError as error:

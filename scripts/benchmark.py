@@ -212,8 +212,8 @@ def in_torch(detector: GraphDetector) -> GraphDetector:
     import torch
 
     from models.loaders import Weights, load_into
-    from scripts.export_graphs import EXPORTED
     from training.detectors import as_graph
+    from training.export import EXPORTED
 
     _, build = EXPORTED[detector.name]
     network = build()

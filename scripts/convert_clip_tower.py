@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
 
 from models.clip_tower import ARCHITECTURE
 from models.quantised import SCALE
 from utils.exits import Exit, command, command_parser
-from utils.persistence import WEIGHTS, record_file
+from utils.persistence import WEIGHTS, save_model
 
 if TYPE_CHECKING:
     import onnx
@@ -43,21 +42,21 @@ _ADDED_AXES = {"cls_token": (1, 1), "pos_embed": (1,)}  # timm keeps an axis for
 _QKV = ("q_proj", "k_proj", "v_proj")  # in the order in which timm stacks them
 
 
+PROG = "python -m scripts.convert_clip_tower"
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = command_parser("python -m scripts.convert_clip_tower", __doc__)
+    parser = command_parser(PROG, __doc__)
     parser.add_argument("onnx", type=Path, help="clip_encoder.int8.onnx of the wheel")
     parser.add_argument("--to", type=Path, required=True, metavar="FOLDER")
     arguments = parser.parse_args(argv)
     import onnx
 
     tensors = stacked(tower_tensors(onnx.load(arguments.onnx).graph))
-    arguments.to.mkdir(parents=True, exist_ok=True)
-    path: Path = arguments.to / WEIGHTS
-    save_file(tensors, path, {"architecture": ARCHITECTURE, "weights": PUBLISHED})
-    command = "python -m scripts.convert_clip_tower"
-    record_file(arguments.to, "weights", WEIGHTS, licence="MIT", commercial=True, train=command)
-    print(f"wrote {path}")
+    metadata = {"architecture": ARCHITECTURE, "weights": PUBLISHED}
+    save_model(arguments.to, tensors, metadata, licence="MIT", commercial=True, train=PROG)
+    print(f"wrote {arguments.to / WEIGHTS}")
     return Exit.DONE
 
 

@@ -13,10 +13,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from inference.clip_models import CLIP_DETECTORS, Prompts, TextEmbeddings
-from models.loaders import Weights, record_card
+from inference.clip_models import CLIP_DETECTORS, Prompts
+from models.loaders import Weights
 from utils.exits import Exit, command, command_parser
-from utils.persistence import sha256_file
 from utils.settings import load_settings
 
 
@@ -37,17 +36,8 @@ def _embed(name: str, folder: Path) -> None:
         bar = progress.add_task(name, total=len(prompts.real) + len(prompts.generated))
         detector = CLIP_DETECTORS[name]
         text = detector.embed_prompts(Weights.at(folder), prompts, lambda done: progress.update(bar, completed=done))
-    install(name, text, folder)
-
-
-def install(name: str, text: TextEmbeddings, folder: Path) -> None:
-    """Write the text embeddings of a detector and make them a card of this installation."""
-    card = CLIP_DETECTORS[name].text_card()
-    path = folder / f"{card}.safetensors"
-    part = path.with_name(f"{path.name}.part")
-    text.save(part)
-    part.replace(path)
-    record_card(card, {"file": path.name, "size": path.stat().st_size, "sha256": sha256_file(path)}, folder)
+    card = detector.text_card()
+    path = text.install(card, folder)
     print(f"{card}: {len(text.real)} real and {len(text.generated)} generated prompts; fitted on {text.fitted}; {path}")
 
 

@@ -1,128 +1,18 @@
 """Export the small networks as ONNX graphs without weights: python -m scripts.export_graphs [--to FOLDER]
 
-A graph holds what an architecture computes; inference/graphs.py fills it with a safetensors file of that architecture.
-So retraining needs no export, only another architecture does. The same versions of torch and onnxscript give the same
-bytes. Needs onnx and onnxscript.
-
-What a graph computes beside the network (scaling pixels, a final sigmoid) is decided here; which pixels it gets to see
-is the detector's business.
+Only needed when what a network computes has changed: training/export.py says why. Needs onnx and onnxscript.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
 
-import timm
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
-
-from inference.clip_b16 import SIDE
-from inference.ghostnet import TILE
-from inference.views import IMAGENET, OPENAI_CLIP
-from models.clip_tower import class_tokens
-from models.ghostnet_net import GhostNetForensics
 from models.loaders import SHIPPED
-from models.mantranet_net import COMPACT, ManTraNet, bayar_constrained
+from training.export import EXPORTED, export
 from utils.exits import Exit, command, command_parser
-from utils.persistence import GRAPH, record_file
-
-if TYPE_CHECKING:
-    import onnx
-
-    Part = TypeVar("Part", onnx.NodeProto, onnx.TensorProto, onnx.ValueInfoProto)
-
-OPSET = 20
-ANY = torch.export.Dim.DYNAMIC
-
-
-class OnPixels(nn.Module):
-    """A network as the detectors call it: uint8 pixels (b, H, W, 3) in, one float32 array out.
-
-    Its state dict is the network's own, so that a graph's weights have the names of the trained file.
-    """
-
-    sizes: Mapping[int, object] = {1: ANY, 2: ANY}  # axes of the pixels that vary
-    example = (1, 96, 128, 3)
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-
-class EffNetOnPixels(OnPixels):
-    """Pixels -> logits (b, 1)."""
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        mean, std = (255 * torch.tensor(each, device=pixels.device) for each in (IMAGENET.mean, IMAGENET.std))
-        return self.network(((pixels.float() - mean) / std).permute(0, 3, 1, 2))
-
-
-class GhostNetOnPixels(OnPixels):
-    """Tiles (k, TILE, TILE, 3) -> patch logits (k, TILE / 32, TILE / 32)."""
-
-    sizes: Mapping[int, object] = {0: ANY}
-    example = (2, TILE, TILE, 3)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.network(pixels.permute(0, 3, 1, 2).float())[1]
-
-
-class FlatLinear(nn.Linear):
-    """The same numbers in two dimensions, which become ONNX's Gemm: it reads a weight as torch stores it.
-
-    In three, ONNX Runtime keeps a transposed copy of every weight while it loads: 340 MB more for a ViT-B.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
-
-
-class ClipTowerOnPixels(OnPixels):
-    """Squares (b, SIDE, SIDE, 3) -> the class token after each block, (b, BLOCKS, WIDTH)."""
-
-    sizes: Mapping[int, object] = {}
-    example = (1, SIDE, SIDE, 3)
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__(network)
-        for module in network.modules():
-            if type(module) is nn.Linear:
-                module.__class__ = FlatLinear
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        mean, std = (255 * torch.tensor(each, device=pixels.device) for each in (OPENAI_CLIP.mean, OPENAI_CLIP.std))
-        return class_tokens(self.network, ((pixels.float() - mean) / std).permute(0, 3, 1, 2))
-
-
-class ManTraNetOnPixels(OnPixels):
-    """One image, mirrored by 2 pixels on each side (symmetric), -> probabilities (1, 1, h, w).
-
-    The first layer's padding is left to the caller: ONNX has no symmetric padding.
-    """
-
-    network: ManTraNet
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        traces, anomalies = self.network.IMTFE, self.network.AnomalyDetector
-        filters = [traces.init_conv.weight, traces.SRMConv2D.weight, bayar_constrained(traces.BayarConv2D.weight)]
-        x = functional.conv2d(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1, torch.cat(filters))
-        x = functional.normalize(traces.middle_and_last_block(functional.relu(x)), dim=1)
-        return anomalies.logits(anomalies.standardise(anomalies.adaptation(x))).sigmoid()
-
-
-EXPORTED: dict[str, tuple[str, Callable[[], OnPixels]]] = {
-    "effnet": (
-        "efficientnet_lite0",
-        lambda: EffNetOnPixels(timm.create_model("efficientnet_lite0", pretrained=False, num_classes=1)),
-    ),
-    "ghostnet": ("ghostnet_100", lambda: GhostNetOnPixels(GhostNetForensics())),
-    "mantranet_compact": ("mantranet_compact", lambda: ManTraNetOnPixels(ManTraNet(COMPACT))),
-}
+from utils.persistence import GRAPH
 
 
 @command
@@ -136,85 +26,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         export(build(), architecture, folder / name)
         print(folder / name / GRAPH)
     return Exit.DONE
-
-
-def export_beside(network: OnPixels, architecture: str, folder: Path) -> None:
-    """Into the model folder of freshly trained weights, the graph that they need where it is not the shipped one."""
-    if architecture != EXPORTED[folder.name][0]:
-        export(network, architecture, folder)
-
-
-def export(network: OnPixels, architecture: str, folder: Path) -> None:
-    """Write a network's graph into its model folder, and its card; of the weights, names and shapes only.
-
-    Args:
-        architecture: stored in the graph, and compared with what the trained file names.
-        folder: its name is the graph's.
-    """
-    import onnx
-
-    weights = {
-        key: value for key, value in network.cpu().eval().network.state_dict().items() if value.is_floating_point()
-    }
-    program = torch.onnx.export(
-        _Functional(network, weights).eval(),
-        (torch.zeros(network.example, dtype=torch.uint8), list(weights.values())),
-        dynamo=True,
-        verbose=False,
-        opset_version=OPSET,
-        dynamic_shapes=(dict(network.sizes), [None] * len(weights)),
-        input_names=["pixels", *weights],
-        output_names=["found"],
-    )
-    assert program is not None
-    exported = program.model_proto.graph
-    used = {name for node in exported.node for name in node.input}
-    pixels, *given = exported.input
-    unused = [key for key, each in zip(weights, given, strict=True) if each.name != key or key not in used]
-    assert not unused, unused
-    graph = onnx.helper.make_graph(
-        [_bare(node) for node in exported.node],
-        folder.name,
-        [_bare(pixels)],
-        [_bare(each) for each in exported.output],
-        [*(_bare(each) for each in exported.initializer), *(_external(each) for each in given)],
-    )
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", OPSET)], ir_version=10)
-    model.metadata_props.add(key="architecture", value=architecture)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / GRAPH).write_bytes(model.SerializeToString(deterministic=True))
-    about = {"licence": "MIT", "commercial": True, "layout": f"ONNX, opset {OPSET}"}
-    record_file(folder, "graph", GRAPH, **about, train="python -m scripts.export_graphs")
-
-
-class _Functional(nn.Module):
-    """The weights as inputs: what the exporter does not know it can neither fold nor merge."""
-
-    def __init__(self, network: OnPixels, keys: Iterable[str]) -> None:
-        super().__init__()
-        self._call = partial(torch.func.functional_call, network)
-        self._keys = [f"network.{key}" for key in keys]
-
-    def forward(self, pixels: Tensor, weights: list[Tensor]) -> Tensor:
-        return self._call(dict(zip(self._keys, weights, strict=True)), (pixels,))
-
-
-def _bare(part: Part) -> Part:
-    """Without stack traces and other traces of where it was exported."""
-    part.ClearField("doc_string")
-    part.ClearField("metadata_props")
-    return part
-
-
-def _external(given: onnx.ValueInfoProto) -> onnx.TensorProto:
-    """An input as an initializer whose values come from elsewhere."""
-    import onnx
-
-    kind = given.type.tensor_type
-    tensor = onnx.TensorProto(name=given.name, data_type=kind.elem_type, data_location=onnx.TensorProto.EXTERNAL)
-    tensor.dims.extend(size.dim_value for size in kind.shape.dim)
-    tensor.external_data.add(key="location", value="weights")
-    return tensor
 
 
 if __name__ == "__main__":

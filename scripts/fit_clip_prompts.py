@@ -23,7 +23,6 @@ from fusion.estimators import FloatArray, sigmoid
 from fusion.train_fusion import assign_folds
 from inference.clip_models import CLIP_DETECTORS, TextEmbeddings
 from models.loaders import Weights
-from scripts.embed_clip_prompts import install
 from training.embeddings import embed_manifest
 from training.feature_table import IntArray, Table, source_weights
 from training.metrics import evaluate, log_loss
@@ -72,7 +71,7 @@ def _run(name: str, manifest: Path, seed: int) -> int:
     print(f"measured on the {'val' if has_validation else 'train'} split, called AI from 0.5:")
     for title, text in (("before", detector.text), ("after", fitted)):
         print(f"  {title}: {_metrics(measured, text, seed)}")
-    install(name, fitted, settings.models.weights_dir)
+    print(f"fitted on {fitted.fitted}; {fitted.install(detector.text_card(), settings.models.weights_dir)}")
     return Exit.DONE
 
 

@@ -20,12 +20,13 @@ import numpy as np
 import timm
 import torch
 from torch import Tensor, nn
+from torchvision.transforms import v2
 
 from inference.effnet import LONG_SIDES, EffNetDetector, reduced
 from inference.views import IMAGENET, normalised
-from scripts.export_graphs import EXPORTED, EffNetOnPixels, export_beside
 from training import detectors as shared
 from training.deliveries import LOSSY
+from training.export import EXPORTED, EffNetOnPixels, export_beside
 from training.loop import (
     Batch,
     Drawn,
@@ -52,6 +53,8 @@ WHEEL_EPS, TIMM_EPS = 1e-3, 1e-5  # of batch normalisation
 CROP = 224  # px, a multiple of the network's stride
 SMALLEST = 160  # px
 MIXED = 0.5  # share of the batches with views mixed by pairs
+# A network that must say of each part whether it is generated cannot go by the scene.
+CUTMIX = v2.CutMix()
 RETOUCHED = 0.5  # share of the views with other colours
 
 
@@ -193,24 +196,12 @@ def _is_weight(key: str) -> bool:
 
 
 def loss(network: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-    views, labels = mixed(*batch) if torch.rand(()) < MIXED else batch
+    views, labels = batch
+    if torch.rand(()) < MIXED:
+        views, shares = CUTMIX(views, labels[:, None])
+        labels = shares[:, 0]
     logits = network(views.to(memory_format=torch.channels_last))[:, 0]
     return {"loss": shared.smoothed_loss(logits, labels), "accuracy": shared.accuracy(logits, labels)}
-
-
-def mixed(views: Tensor, labels: Tensor) -> Batch:
-    """CutMix (Yun et al., ICCV 2019): a rectangle of each view comes from another, and the label from both by area.
-
-    A network that must say of each part whether it is generated cannot go by the scene.
-    """
-    side = views.shape[-1]
-    edge = int(side * torch.rand(()).sqrt())  # every share of the area is as likely
-    top, left = (int(torch.randint(0, side - edge + 1, ())) for _ in range(2))
-    order = torch.randperm(len(views))
-    views = views.clone()
-    views[:, :, top : top + edge, left : left + edge] = views[order, :, top : top + edge, left : left + edge]
-    area = edge * edge / (side * side)
-    return views, labels * (1 - area) + labels[order] * area
 
 
 def logit(detector: EffNetDetector, picture: Picture, delivery: str) -> float:

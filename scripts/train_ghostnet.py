@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from inference.ghostnet import CELL, GhostNetDetector
 from models.ghostnet_net import GhostNetForensics
-from scripts.export_graphs import EXPORTED, GhostNetOnPixels, export_beside
 from training import detectors as shared
+from training.export import EXPORTED, GhostNetOnPixels, export_beside
 from training.loop import (
     Batch,
     Drawn,

@@ -131,7 +131,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def as_graph(network: nn.Module, device: str) -> Network:
-    """A network on pixels (scripts.export_graphs.OnPixels) as the detectors call their graph."""
+    """A network on pixels (training.export.OnPixels) as the detectors call their graph."""
     network = network.to(device).eval()
 
     def run(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

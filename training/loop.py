@@ -21,9 +21,9 @@ from typing import TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim import AdamW
-from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 
 from training.datasets import check_splits, read_rows
@@ -281,7 +281,8 @@ class _Run:
         self.network = network
         self.recipe = recipe
         self.device = next(network.parameters()).device
-        self.average = AveragedModel(network, avg_fn=_averaged(recipe.average), use_buffers=True)
+        # The decay rises as n / (n + 9), as in TensorFlow's average: the first steps count for less.
+        self.average = ModelEmaV3(network, recipe.average, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0)
         self.optimizer = AdamW(_groups(network, recipe.decay), lr=recipe.rate)
         self.step = 0
         self.seconds = 0.0
@@ -296,8 +297,8 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         measured["loss"].backward()
         self.optimizer.step()
-        self.average.update_parameters(self.network)
         self.step += 1
+        self.average.update(self.network, self.step)
         return {name: float(value.detach()) for name, value in measured.items()}
 
     def save(self, path: Path) -> None:
@@ -333,16 +334,6 @@ def _keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(-4, 0)  # M_MMAP_MAX: no block of its own mapping
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-
-
-def _averaged(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
-    def update(average: Tensor, now: Tensor, count: Tensor | int) -> Tensor:
-        if not average.is_floating_point():
-            return now  # a counter
-        n = float(count)
-        return torch.lerp(average, now, 1 - min(decay, (1 + n) / (10 + n)))  # the first steps count for less
-
-    return update
 
 
 def _groups(network: nn.Module, decay: float) -> list[dict[str, object]]:

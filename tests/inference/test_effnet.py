@@ -16,8 +16,8 @@ from torch import Tensor
 
 from inference.effnet import MIN_SIDE, EffNetDetector, reduced, views
 from models.loaders import Weights, shipped
-from scripts.export_graphs import EXPORTED, OnPixels
 from training.detectors import as_graph
+from training.export import EXPORTED, OnPixels
 from utils.contracts import Sample
 from utils.errors import WeightsCorrupt, WeightsMismatch, WeightsMissing
 from utils.persistence import sha256_file

@@ -17,8 +17,8 @@ from models.ghostnet_net import PATCH as NETWORK_PATCH
 from models.ghostnet_net import GhostNetForensics
 from models.ghostnet_net import pool as network_pool
 from models.loaders import Weights
-from scripts.export_graphs import GhostNetOnPixels
 from training.detectors import as_graph
+from training.export import GhostNetOnPixels
 from utils.contracts import Sample
 from utils.errors import WeightsCorrupt, WeightsMismatch, WeightsMissing
 from utils.persistence import sha256_file

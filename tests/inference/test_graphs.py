@@ -19,8 +19,8 @@ from torch import nn
 from inference.effnet import EffNetDetector
 from inference.graphs import Graph, graph_weights, sigmoid
 from models.loaders import Weights, load_into, load_state, shipped
-from scripts.export_graphs import EXPORTED, OnPixels
 from training.detectors import as_graph
+from training.export import EXPORTED, OnPixels
 from utils.contracts import Sample
 from utils.errors import BadSettings, DeviceBusy, ScoreNotFinite, WeightsCorrupt, WeightsMismatch
 from utils.persistence import load_arrays

@@ -22,7 +22,7 @@ from models.clip_tower import ARCHITECTURE, class_tokens, clip_tower
 from models.loaders import shipped
 from models.quantised import SCALE, dequantised, load_quantised
 from scripts.convert_clip_tower import main, stacked, tower_tensors
-from scripts.export_graphs import ClipTowerOnPixels
+from training.export import ClipTowerOnPixels
 from utils.persistence import WEIGHTS
 
 LAYERS = {"self_attn.out_proj": "attn.proj", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}

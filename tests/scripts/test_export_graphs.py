@@ -9,7 +9,7 @@ import timm
 import torch
 
 from models.loaders import Weights
-from scripts.export_graphs import EffNetOnPixels, export
+from training.export import EffNetOnPixels, export
 from utils.persistence import check
 
 

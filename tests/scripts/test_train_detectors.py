@@ -146,8 +146,8 @@ def test_a_mixed_view_is_labelled_by_the_share_of_its_generated_pixels() -> None
     labels = torch.tensor([0.0, 1.0, 1.0, 0.0])
     for seed in range(20):
         torch.manual_seed(seed)
-        views, shares = train_effnet.mixed(labels.view(4, 1, 1, 1).expand(4, 3, 32, 32), labels)
-        assert torch.allclose(views.mean(dim=(1, 2, 3)), shares)
+        views, shares = train_effnet.CUTMIX(labels.view(4, 1, 1, 1).expand(4, 3, 32, 32), labels[:, None])
+        assert torch.allclose(views.mean(dim=(1, 2, 3)), shares[:, 0])
 
 
 def test_a_retouched_view_has_other_colours_and_the_same_structure() -> None:

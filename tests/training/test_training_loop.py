@@ -157,6 +157,13 @@ def test_training_learns_and_logs_what_it_learnt(tmp_path: Path) -> None:
     assert (tmp_path / training.PLOT).stat().st_size > 1000
 
 
+@pytest.mark.parametrize(("decay", "is_the_last"), [(0.0, True), (0.9, False)])
+def test_what_is_kept_is_an_average_of_the_steps(tmp_path: Path, decay: float, is_the_last: bool) -> None:
+    last = network()
+    kept = fit(last, samples(), loss, recipe(5, average=decay), tmp_path)
+    assert torch.equal(kept.state_dict()["0.weight"], last.state_dict()["0.weight"]) == is_the_last
+
+
 def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
     one, two = (fit(network(), samples(), loss, recipe(20), tmp_path / name) for name in ("a", "b"))
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))

@@ -42,12 +42,12 @@ def measure(sample: Sample) -> Measurement:
     features = dict.fromkeys(FEATURES, float("nan"))
     if max(sample.window.shape) > LONGEST_SIDE:
         return Measurement(features, skipped=f"longer than the {LONGEST_SIDE} pixels a JPEG can hold")
-    change = _change(sample.window)
+    change = recompression_change(sample.window)
     counts = np.asarray(cv2.calcHist([change], [0], None, [3 * 255 + 1], [0, 3 * 255 + 1]), dtype=np.float64).ravel()
-    blocks = _block_means(change) / np.float32(3)
+    blocks = block_means(change) / np.float32(3)
     features |= {
         "ela.mean": float(np.arange(counts.size) @ counts) / change.size / 3,
-        "ela.max": _quantile(counts, 0.999) / 3,
+        "ela.max": quantile_of(counts, 0.999) / 3,
         "ela.block_std": float(blocks.std()),
         "ela.block_contrast": float((np.quantile(blocks, 0.95) + FLOOR) / (np.median(blocks) + FLOOR)),
     }
@@ -55,14 +55,14 @@ def measure(sample: Sample) -> Measurement:
     if blocks.size < MIN_BLOCKS:
         return Measurement(features, heatmaps=heatmaps, skipped=f"fewer than {MIN_BLOCKS} blocks to compare")
     grey = sample.grey
-    texture = _block_means(np.square(grey)) - np.square(_block_means(grey))
+    texture = block_means(np.square(grey)) - np.square(block_means(grey))
     by_texture = blocks.ravel()[texture.ravel().argsort()]
     quarter = len(by_texture) // 4
     features["ela.edge_ratio"] = float((by_texture[-quarter:].mean() + FLOOR) / (by_texture[:quarter].mean() + FLOOR))
     return Measurement(features, heatmaps=heatmaps)
 
 
-def _change(rgb: RgbArray) -> NDArray[np.uint16]:
+def recompression_change(rgb: RgbArray) -> NDArray[np.uint16]:
     """Absolute change per pixel by re-compression, sum over the three channels, 0..765; H x W."""
     _, coded = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), _ENCODER)
     decoded = np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR_RGB))
@@ -70,7 +70,7 @@ def _change(rgb: RgbArray) -> NDArray[np.uint16]:
     return np.asarray(cv2.add(cv2.add(red, green, dtype=cv2.CV_16U), blue, dtype=cv2.CV_16U), dtype=np.uint16)
 
 
-def _quantile(counts: NDArray[np.float64], share: float) -> float:
+def quantile_of(counts: NDArray[np.float64], share: float) -> float:
     """Quantile of whole numbers 0, 1, ... from their histogram, linear between neighbours as np.quantile."""
     below = counts.cumsum()
     place = share * (below[-1] - 1)
@@ -78,7 +78,7 @@ def _quantile(counts: NDArray[np.float64], share: float) -> float:
     return float(low + (high - low) * (place % 1))
 
 
-def _block_means(values: NDArray[np.uint16] | NDArray[np.float32]) -> NDArray[np.float32]:
+def block_means(values: NDArray[np.uint16] | NDArray[np.float32]) -> NDArray[np.float32]:
     """Means of blocks of BLOCK x BLOCK; the last row and column repeat pixels when a side is no multiple."""
     bottom, right = (-side % BLOCK for side in values.shape)
     padded = cv2.copyMakeBorder(values.astype(np.float32, copy=False), 0, bottom, 0, right, cv2.BORDER_REPLICATE)

@@ -49,7 +49,7 @@ def measure(sample: Sample) -> Measurement:
     if min(sample.grey.shape) < 2 * BLOCK:
         reason = f"image too small for a block grid: {sample.width} x {sample.height}"
         return Measurement(dict.fromkeys(FEATURES, float("nan")), skipped=reason)
-    cells = _votes_per_cell(_votes(_zeros(sample.grey)))
+    cells = _votes_per_cell(cast_votes(count_zeros(sample.grey)))
     votes = cells.sum(axis=(1, 2), dtype=np.float64)
     origin = int(votes.argmax())
     log_nfa = _log_nfa(votes, origin)
@@ -97,11 +97,11 @@ def _log_nfa(votes: NDArray[np.float64], origin: int) -> float:
     """
     four = votes[_half_shifts(origin)].sum()
     trials = np.array([votes.sum(), four]) / ORIGINS
-    tail = _log_tail(trials, votes[[origin, origin]] / ORIGINS, np.array([1 / ORIGINS, 1 / 2]))
+    tail = log_tail(trials, votes[[origin, origin]] / ORIGINS, np.array([1 / ORIGINS, 1 / 2]))
     return float(tail.max() + np.log10(ORIGINS))
 
 
-def _zeros(grey: NDArray[np.float32]) -> NDArray[np.uint8]:
+def count_zeros(grey: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Zeros among the 63 AC coefficients of the 8 x 8 block that starts at each pixel; (H-7) x (W-7)."""
     rows, columns = grey.shape[0] - BLOCK + 1, grey.shape[1] - BLOCK + 1
     count = np.empty((rows, columns), dtype=np.uint8)
@@ -129,7 +129,7 @@ def _zeros_of_tile(tile: NDArray[np.float32]) -> NDArray[np.uint8]:
     return count
 
 
-def _votes(zeros: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def cast_votes(zeros: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The origin (8 * row + column) of the one block with most zeros around each pixel; ORIGINS where blocks tie.
 
     Pixels that fewer than 64 blocks cover do not vote, so the result is (H-14) x (W-14) and starts at pixel (7, 7).
@@ -162,7 +162,7 @@ def _votes_per_cell(votes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(count[..., :ORIGINS].transpose(2, 0, 1))
 
 
-def _log_tail(
+def log_tail(
     trials: NDArray[np.float64], hits: NDArray[np.float64], chance: NDArray[np.float64] | float
 ) -> NDArray[np.float64]:
     """Upper bound on log10 P(Binomial(trials, chance) >= hits), by Chernoff; 0 where hits are no excess.
@@ -187,13 +187,13 @@ def _foreign(cells: NDArray[np.uint8], main: int) -> Heatmap:
     tests = np.log10(ORIGINS * len(WINDOWS) * total.size)
     evidence = np.zeros(total.shape[1:], dtype=np.float32)
     for size in WINDOWS:
-        votes = _box_sums(candidates, size)
-        trials, hits = _box_sums(total, size)[0] / ORIGINS, votes.max(axis=0) / ORIGINS
-        significant = _log_tail(trials, hits, 1 / ORIGINS) + tests < 0
+        votes = box_sums(candidates, size)
+        trials, hits = box_sums(total, size)[0] / ORIGINS, votes.max(axis=0) / ORIGINS
+        significant = log_tail(trials, hits, 1 / ORIGINS) + tests < 0
         if not significant.any():
             continue
-        local = _box_sums(cells, 3)
-        winner, local_total = local.argmax(axis=0), np.maximum(_box_sums(total, 3)[0], 1)
+        local = box_sums(cells, 3)
+        winner, local_total = local.argmax(axis=0), np.maximum(box_sums(total, 3)[0], 1)
         best = np.where(significant, others[votes.argmax(axis=0)], -1)
         for origin in np.unique(best[significant]):
             window = cv2.dilate((best == origin).astype(np.uint8), np.ones((size, size), np.uint8))
@@ -202,7 +202,7 @@ def _foreign(cells: NDArray[np.uint8], main: int) -> Heatmap:
     return evidence
 
 
-def _box_sums(cells: NDArray[np.uint8], size: int) -> NDArray[np.uint16]:
+def box_sums(cells: NDArray[np.uint8], size: int) -> NDArray[np.uint16]:
     """Sums over size x size cells around each cell of n x h x w; nothing beyond the border."""
     count, height, width = cells.shape
     # Zeros between the planes, so that one call sums them all and none sees its neighbour.

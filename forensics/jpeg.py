@@ -88,7 +88,7 @@ ANNEX_K_CHROMA = np.full(64, 99)
 ANNEX_K_CHROMA.reshape(8, 8)[:4, :4] = [[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66, 99, 99]]
 
 _DCT = dct(np.eye(BLOCK), axis=0, norm="ortho")
-_DCT_2D = np.kron(_DCT, _DCT).astype(np.float32)  # rows: frequencies, columns: pixels, both row by row
+DCT_2D = np.kron(_DCT, _DCT).astype(np.float32)  # rows: frequencies, columns: pixels, both row by row
 
 
 def _ijg_tables(base: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -120,10 +120,10 @@ def measure(sample: Sample) -> Measurement:
         return Measurement(features, skipped="the JPEG header has no luma quantisation table")
     features |= _header_features(header, table)
     reasons = [] if len(header.components) >= 3 else ["a JPEG without chroma"]
-    blocks = _blocks(sample.grey)
-    coefficients = _transform(blocks, _DCT_2D)
+    blocks = blocks_of(sample.grey)
+    coefficients = _transform(blocks, DCT_2D)
     if _sits_on_lattice(coefficients, table):
-        features["jpeg.double_score"] = _double_score(coefficients, _blocks(sample.grey[4:, 4:]), table)
+        features["jpeg.double_score"] = _double_score(coefficients, blocks_of(sample.grey[4:, 4:]), table)
         ghost_quality, ghost_depth = _ghost(coefficients, int(features["jpeg.quality"]))
         features |= {"jpeg.ghost_quality": ghost_quality, "jpeg.ghost_depth": ghost_depth}
         if np.isnan(features["jpeg.double_score"]):
@@ -243,7 +243,7 @@ def _read_tables(header: Header, data: bytes) -> None:
         data = data[1 + size :]
 
 
-def _blocks(grey: NDArray[np.float32]) -> NDArray[np.float32]:
+def blocks_of(grey: NDArray[np.float32]) -> NDArray[np.float32]:
     """At most MAX_BLOCKS blocks of 8 x 8 pixels, evenly spread, none with clipped pixels; n x 64."""
     rows, columns = grey.shape[0] // BLOCK, grey.shape[1] // BLOCK
     strips = grey[: rows * BLOCK, : columns * BLOCK].reshape(rows, BLOCK, columns * BLOCK)
@@ -295,7 +295,7 @@ def _double_score(coefficients: NDArray[np.float32], shifted: NDArray[np.float32
     count = sum(int(histogram.sum()) for histogram in observed)
     if count < MIN_VALUES or not len(shifted):
         return float("nan")
-    triples = zip(observed, _transform(shifted, _DCT_2D[low]), table[low], strict=True)
+    triples = zip(observed, _transform(shifted, DCT_2D[low]), table[low], strict=True)
     gain = sum(_histogram_gain(histogram, reference, int(step)) for histogram, reference, step in triples)
     return float(1 - np.exp(-gain / count / GAIN_SCALE))
 

@@ -35,7 +35,7 @@ _BLOCK = 16
 _FEWEST_BLOCKS = 36  # the regression has five unknowns; 96 x 96 pixels
 _LEVEL_FLOOR = 0.05  # grey levels; below rounding, so that its logarithm does not carry meaningless differences
 _DIFFERENCE = np.array([1, -2, 1], dtype=np.float32)
-_MEDIAN_SAMPLE = 16_384
+MEDIAN_SAMPLE = 16_384
 _NORMAL_MAD = 0.67449  # median absolute deviation of a standard normal variable
 _CROSS = np.array([[0, 1, 0], [1, -4, 1], [0, 1, 0]], dtype=np.float32) / 4
 
@@ -56,8 +56,8 @@ def measure(sample: Sample) -> Measurement:
         return Measurement(dict.fromkeys(FEATURES, math.nan), skipped="no noise: the picture is flat or a ramp")
     green = np.ascontiguousarray(sample.window[..., 1])
     size = np.abs(residual)
-    level = _median(size) / _NORMAL_MAD
-    coarse_level = _median(np.abs(_residual(_block_mean(sample.grey, 2)))) / _NORMAL_MAD
+    level = median_of(size) / _NORMAL_MAD
+    coarse_level = median_of(np.abs(_residual(_block_mean(sample.grey, 2)))) / _NORMAL_MAD
     blocks, deviation = _blocks(sample.grey, size)
     features = {
         "noise.level": level,
@@ -66,7 +66,7 @@ def measure(sample: Sample) -> Measurement:
         **_shape(residual),
         "noise.channel_correlation": _channel_correlation(sample.window),
         "noise.cfa": _cfa(green),
-        "noise.srm_entropy": _srm_entropy(green),
+        "noise.srm_entropy": srm_entropy(green),
     }
     if deviation is None:
         skipped = f"block noise needs {_FEWEST_BLOCKS} blocks of {_BLOCK} x {_BLOCK} pixels that are not clipped"
@@ -81,11 +81,11 @@ def _residual(plane: NDArray[Any]) -> NDArray[np.float32]:
     return np.asarray(cv2.sepFilter2D(plane, cv2.CV_32F, _DIFFERENCE, _DIFFERENCE / 6), dtype=np.float32)
 
 
-def _median(values: NDArray[np.float32]) -> float:
+def median_of(values: NDArray[np.float32]) -> float:
     """The median of all values; only those near the median of a sample are put in order."""
     values = values.ravel()
     # An odd step, because an even one meets only some phases of JPEG's blocks.
-    sample = np.sort(values[:: values.size // _MEDIAN_SAMPLE | 1])
+    sample = np.sort(values[:: values.size // MEDIAN_SAMPLE | 1])
     low, high = sample[int(0.48 * len(sample))], sample[int(0.52 * len(sample))]
     below = np.count_nonzero(values < low)
     near = np.sort(values[(values >= low) & (values <= high)])
@@ -187,7 +187,7 @@ def _cfa(green: NDArray[np.uint8]) -> float:
     return abs(even - odd)
 
 
-def _srm_entropy(green: NDArray[np.uint8]) -> float:
+def srm_entropy(green: NDArray[np.uint8]) -> float:
     """Both directions together; differences truncated at +-2, as in SPAM and the rich models: 125 triples."""
     counts = np.zeros(125)
     across, down = (_truncated(green[:, 1:], green[:, :-1]), _truncated(green[1:], green[:-1]))

@@ -33,7 +33,7 @@ FEATURES: Mapping[str, str] = {
 _TILE_SIZES = (256, 128, 64)
 NO_SPECTRUM = f"the spectrum needs {_TILE_SIZES[-1]} pixels on the short side, and contrast"
 _MOST_TILES = 8  # per side
-_FLOOR = 1e-3  # power per pixel; rounding luma leaves about 4e-2, so it only keeps empty bins finite
+FLOOR = 1e-3  # power per pixel; rounding luma leaves about 4e-2, so it only keeps empty bins finite
 _DB = 10 / math.log(10)
 
 
@@ -71,15 +71,15 @@ def mean_log_power(sample: Sample) -> NDArray[np.float64] | None:
     if min(plane.shape) < _TILE_SIZES[-1] or cv2.meanStdDev(plane)[1].item() < 0.1:
         return None
     size = next(size for size in _TILE_SIZES if size <= min(plane.shape))
-    taper = _taper(size)
+    taper = taper_of(size)
     half = np.zeros((size, size // 2 + 1))
-    tops, lefts = (_starts(length, size) for length in plane.shape)
+    tops, lefts = (starts_of(length, size) for length in plane.shape)
     for top, left in itertools.product(tops, lefts):
         tile = plane[top : top + size, left : left + size]
         transform = fft.rfft2((tile - tile.mean()) * taper)
         power = np.square(transform.real)
         power += np.square(transform.imag)
-        power += _FLOOR * size * size
+        power += FLOOR * size * size
         half += np.log(power, out=power)
     half *= _DB / (len(tops) * len(lefts))
     return _with_opposites(half)
@@ -92,12 +92,12 @@ def _with_opposites(half: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 @cache
-def _taper(size: int) -> NDArray[np.float32]:
+def taper_of(size: int) -> NDArray[np.float32]:
     window = np.hanning(size + 1)[:-1].astype(np.float32)  # periodic, so that its transform has three lines
     return np.outer(window, window)
 
 
-def _starts(length: int, size: int) -> list[int]:
+def starts_of(length: int, size: int) -> list[int]:
     """Evenly spread tile origins: whole cover of the side up to _MOST_TILES tiles."""
     count = min(_MOST_TILES, math.ceil(length / size))
     return [round(start) for start in np.linspace(0, length - size, count)]
@@ -186,15 +186,15 @@ def _peaks(power: NDArray[np.float64]) -> dict[str, float]:
 def _excess(power: NDArray[np.float64]) -> NDArray[np.float64]:
     """Power over the median of its surroundings, dB. The axes are ridges of their own, compared along themselves."""
     half = len(power) // 2 + 1
-    along_rows = _with_opposites(_running_median(power[:half]).T).T
+    along_rows = _with_opposites(running_median(power[:half]).T).T
     # Separable: a median of medians, a tenth of the time of 9 x 9.
-    around = _running_median(along_rows[:, :half].T).T
+    around = running_median(along_rows[:, :half].T).T
     around[0] = along_rows[0, :half]
-    around[:, :1] = _running_median(power[:, :1].T).T
+    around[:, :1] = running_median(power[:, :1].T).T
     return power - _with_opposites(around)
 
 
-def _running_median(power: NDArray[np.float64]) -> NDArray[np.float64]:
+def running_median(power: NDArray[np.float64]) -> NDArray[np.float64]:
     """Median of nine points along each row, periodic.
 
     Nine numbers as three sorted triples: their median is that of the largest low, the median middle and the smallest

@@ -40,7 +40,7 @@ FEATURES: Mapping[str, str] = {
 
 # Deflate codes at most 258 bytes in two bits, so no PNG is smaller than its raw bytes / 1032 (zlib technical details).
 _DEFLATE_LIMIT = 1032
-_CODED_SAMPLE = 500_000  # pixels in whole rows: the entropy of a residual needs no more
+CODED_SAMPLE = 500_000  # pixels in whole rows: the entropy of a residual needs no more
 _COLOUR_SAMPLE = 65_536  # a fixed number, because the share of distinct colours falls with the number of pixels
 _ROUNDING = 1 / 12  # variance of rounding to whole grey levels: no energy below it means anything
 
@@ -82,17 +82,17 @@ def _entropy(counts: NDArray[np.float64]) -> float:
 
 def _compression_level(sample: Sample) -> float:
     pixels = sample.height * sample.width
-    lossless = max(_lossless_bits(sample.window) * pixels / 8, 3 * pixels / _DEFLATE_LIMIT)
+    lossless = max(lossless_bits(sample.window) * pixels / 8, 3 * pixels / _DEFLATE_LIMIT)
     return float(np.clip(1 - _coded_bytes(sample) / lossless, 0, 1))
 
 
-def _lossless_bits(rgb: RgbArray) -> float:
+def lossless_bits(rgb: RgbArray) -> float:
     """Bits per pixel of a lossless predictive coder: entropy of the prediction residuals of G, R - G and B - G.
 
     The predictor is the median edge detector of LOCO-I (Weinberger, Seroussi & Sapiro 2000), with zeros outside the
     picture. The order-0 entropy is an upper estimate of JPEG-LS, and close to what PNG reaches.
     """
-    every = max(1, round(rgb.shape[0] * rgb.shape[1] / _CODED_SAMPLE))  # each row needs only the one above it
+    every = max(1, round(rgb.shape[0] * rgb.shape[1] / CODED_SAMPLE))  # each row needs only the one above it
     actual = rgb[::every]
     above = np.concatenate([np.zeros_like(rgb[:1]), rgb[every - 1 :: every][: len(actual) - 1]])
     return math.fsum(_residual_bits(now, before) for now, before in zip(_bands(actual), _bands(above), strict=True))
@@ -140,7 +140,7 @@ def _colour(red: Plane, green: Plane, blue: Plane) -> dict[str, float]:
     highest, lowest = cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue)
     chroma = cv2.subtract(highest, lowest)  # 0 for black, which so has no saturation
     saturation = cv2.divide(chroma, cv2.max(highest, np.ones_like(highest)), dtype=cv2.CV_32F)
-    means, covariance = _moments(red, green, blue)
+    means, covariance = moments_of(red, green, blue)
     # The opponent axes of Hasler & Süsstrunk: red - green, and yellow - blue.
     axes = np.array([[1, -1, 0], [0.5, 0.5, -1]])
     spread = math.sqrt(max(0.0, float(np.trace(axes @ covariance @ axes.T))))
@@ -159,7 +159,7 @@ def _variance(plane: NDArray[Any]) -> float:
     return max(0.0, cv2.norm(plane, cv2.NORM_L2SQR) / plane.size - mean * mean)
 
 
-def _moments(*planes: Plane) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def moments_of(*planes: Plane) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Means and covariances of planes; from sums of squares of their differences, which are whole numbers."""
     size = planes[0].size
     means = np.array([cv2.mean(plane)[0] for plane in planes])

@@ -98,9 +98,9 @@ async def fetch_async(
         FetchTimeout: ``seconds`` or ``connect_seconds`` passed.
         FetchFailed: the name does not resolve, the connection broke, or the server is in trouble.
     """
-    return await _download(
+    return await download(
         url,
-        _transport(_policy(ports)),
+        safe_transport(policy_for(ports)),
         max_bytes=max_bytes,
         seconds=seconds,
         connect_seconds=connect_seconds,
@@ -129,25 +129,25 @@ async def post_async(
         UrlNotFound: the server refuses for good: a redirect, or 4xx.
         FetchTimeout, FetchFailed: as in ``fetch_async``.
     """
-    await _post(url, body, headers, _transport(_policy(ports)), seconds=seconds, connect_seconds=connect_seconds)
+    await _post(url, body, headers, safe_transport(policy_for(ports)), seconds=seconds, connect_seconds=connect_seconds)
 
 
-def _policy(ports: frozenset[int]) -> Policy:
+def policy_for(ports: frozenset[int]) -> Policy:
     return Policy(allowed_ports=ports, denied_networks=_DENIED)
 
 
 @cache
-def _tls() -> ssl.SSLContext:
+def tls_context() -> ssl.SSLContext:
     return httpx.create_ssl_context(trust_env=False)  # reads the CA bundle: tens of milliseconds, so once
 
 
-def _transport(policy: Policy, resolver: Resolver | None = None) -> AsyncSafeTransport:
+def safe_transport(policy: Policy, resolver: Resolver | None = None) -> AsyncSafeTransport:
     # A transport and not a client: a client would keep cookies between hops, read a redirect's body without a limit,
     # and log whole URLs, whose query may be a signature.
-    return AsyncSafeTransport(policy=policy, resolver=resolver, verify=_tls(), trust_env=False)
+    return AsyncSafeTransport(policy=policy, resolver=resolver, verify=tls_context(), trust_env=False)
 
 
-async def _download(
+async def download(
     url: str,
     transport: AsyncSafeTransport,
     *,
@@ -166,7 +166,7 @@ async def _download(
                 async with aclosing(await transport.handle_async_request(request)) as response:
                     if not response.has_redirect_location:
                         return await _body(response, max_bytes)
-                    url = _next_url(request.url, response.headers["Location"])
+                    url = next_url(request.url, response.headers["Location"])
         raise UrlRefused(f"the URL redirects more than {redirects} times; give the address it ends at")
 
 
@@ -229,7 +229,7 @@ def _check_url(url: str, policy: Policy) -> None:
         raise BlockedURLError(url, f"host {target.host!r} is a special-use name")
 
 
-def _next_url(current: httpx.URL, location: str) -> str:
+def next_url(current: httpx.URL, location: str) -> str:
     """Where a redirect leads; it is judged afresh before anything is sent there.
 
     Raises:

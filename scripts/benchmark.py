@@ -360,7 +360,7 @@ def curves(settings: Settings, folder_: Path, paths: Sequence[Path]) -> None:
     table = Table("megapixels", "seconds", "peak memory", title="One photograph, a process of its own")
     for megapixels in SIZES:
         (path,) = photographs(folder_, 1, megapixels)
-        seconds, peak = _alone(path)
+        seconds, peak = in_own_process(path)
         table.add_row(f"{megapixels:g}", f"{seconds:.2f}", f"{peak / 2**20:.0f} MiB")
     console.print(table)
     table = Table("threads", "images/s", "cost of a million images", title="Threads, 1 megapixel")
@@ -385,7 +385,7 @@ sys.exit(os.waitstatus_to_exitcode(status))
 """
 
 
-def _alone(path: Path) -> tuple[float, int]:
+def in_own_process(path: Path) -> tuple[float, int]:
     """Seconds of a whole command, and its peak resident memory in bytes."""
     command = (sys.executable, "-c", PEAK, sys.executable, "img_ml_verify.py", "--json", str(path))
     started = time.perf_counter()

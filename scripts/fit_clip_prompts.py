@@ -90,19 +90,19 @@ def fit(text: TextEmbeddings, table: Table, seed: int) -> tuple[TextEmbeddings, 
     losses = {penalty: _held_out_loss(text, table, folds, penalty) for penalty in PENALTIES}
     best = min(losses, key=losses.__getitem__)
     sources = len(np.unique(table.sources))
-    return replace(_fit(text, table, best), fitted=f"{len(table)} rows of {sources} sources"), losses
+    return replace(fit_at(text, table, best), fitted=f"{len(table)} rows of {sources} sources"), losses
 
 
 def _held_out_loss(text: TextEmbeddings, table: Table, folds: IntArray, penalty: float) -> float:
     probabilities = np.empty(len(table))
     for fold in np.unique(folds):
-        fitted = _fit(text, table.rows(folds != fold), penalty)
+        fitted = fit_at(text, table.rows(folds != fold), penalty)
         probabilities[folds == fold] = _probabilities(fitted, table.matrix[folds == fold])
     weights = source_weights(table.labels, table.sources)
     return float(log_loss(table.labels, probabilities, weights[None])[0])
 
 
-def _fit(text: TextEmbeddings, table: Table, penalty: float) -> TextEmbeddings:
+def fit_at(text: TextEmbeddings, table: Table, penalty: float) -> TextEmbeddings:
     """Logistic regression on the cosine difference, with the log-weights of the prompts inside it.
 
     The temperature is its own exponential, so it stays positive: where generated images are not nearer to the generated

@@ -102,7 +102,7 @@ def random_view(picture: Picture, rng: np.random.Generator) -> Batch:
     """One square of one delivery of a picture, (3, CROP, CROP) as the network wants it, and its label."""
     square = shared.square(_shrunk(shared.delivered(picture, rng, SMALLEST), rng), CROP, 1, rng)
     if rng.random() < RETOUCHED:
-        square = _retouched(square, rng)
+        square = retouched(square, rng)
     if rng.random() < 0.5:
         square = square[:, ::-1]
     return torch.from_numpy(normalised(square, IMAGENET)), torch.tensor(float(picture.label))
@@ -119,7 +119,7 @@ def _shrunk(rgb: RgbArray, rng: np.random.Generator) -> RgbArray:
     return np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
-def _retouched(rgb: RgbArray, rng: np.random.Generator) -> RgbArray:
+def retouched(rgb: RgbArray, rng: np.random.Generator) -> RgbArray:
     """Other saturation (one in eight: none), contrast, brightness and white balance: a look is no evidence of origin.
 
     The ranges were set by eye: what the filters of a telephone do, without clipping half of the image.

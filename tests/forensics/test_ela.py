@@ -58,7 +58,7 @@ def test_a_region_that_was_never_compressed_is_brighter_in_the_map(name):
     plain = compressed(fresh, 75)
     pasted = plain.copy()
     pasted[96:256, 160:384] = fresh[96:256, 160:384]
-    before, after = (ela._block_means(ela._change(image))[6:16, 10:24] for image in (plain, pasted))
+    before, after = (ela.block_means(ela.recompression_change(image))[6:16, 10:24] for image in (plain, pasted))
     assert np.median(after / before) > 1.3
     assert ela.measure(sample(pasted)).features["ela.mean"] > ela.measure(sample(plain)).features["ela.mean"]
 
@@ -105,11 +105,11 @@ def test_a_large_image_is_looked_at_in_its_middle_and_says_so():
 def test_the_change_is_that_of_a_save_at_full_chroma_resolution(shape):
     rgb = noise(*shape)
     again = compressed(rgb, ela.QUALITY, subsampling=0)
-    assert np.array_equal(ela._change(rgb), np.abs(rgb.astype(int) - again).sum(axis=2))
+    assert np.array_equal(ela.recompression_change(rgb), np.abs(rgb.astype(int) - again).sum(axis=2))
 
 
 @pytest.mark.parametrize("size", [1, 2, 999, 1000, 5001])
 def test_the_quantile_of_a_histogram_is_that_of_its_values(size):
     values = np.random.default_rng(size).integers(0, 766, size)
     counts = np.bincount(values, minlength=766).astype(np.float64)
-    assert ela._quantile(counts, 0.999) == pytest.approx(np.quantile(values, 0.999))
+    assert ela.quantile_of(counts, 0.999) == pytest.approx(np.quantile(values, 0.999))

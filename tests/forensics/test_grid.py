@@ -126,7 +126,7 @@ def test_the_container_changes_nothing():
 
 def test_zeros_are_those_of_the_block_transform():
     grey = sample(load_sample_image("flower.jpg")[:90, :70]).grey
-    zeros = grid._zeros(grey)
+    zeros = grid.count_zeros(grey)
     assert zeros.shape == (83, 63)
     for row, column in [(0, 0), (8, 16), (63, 5), (82, 62)]:
         small = np.abs(dctn(grey[row : row + 8, column : column + 8], norm="ortho")) < 0.5
@@ -136,18 +136,18 @@ def test_zeros_are_those_of_the_block_transform():
 def test_blocks_that_tie_do_not_vote():
     zeros = np.zeros((16, 16), dtype=np.uint8)
     zeros[8, 11] = 5
-    votes = grid._votes(zeros)
+    votes = grid.cast_votes(zeros)
     assert votes.shape == (9, 9)
     assert votes[1, 4] == 0 * 8 + 3  # origin row 8 % 8, column 11 % 8
     assert votes[0, 0] == grid.ORIGINS
     zeros[9, 11] = 5
-    assert grid._votes(zeros)[2, 4] == grid.ORIGINS
+    assert grid.cast_votes(zeros)[2, 4] == grid.ORIGINS
 
 
 def test_the_tail_is_never_below_the_binomial_one():
     trials = np.repeat([4.0, 25.0, 300.0], 5)
     hits = trials * np.tile([0.0, 0.1, 0.4, 0.8, 1.0], 3)
-    bound = grid._log_tail(trials, hits, 1 / 64)
+    bound = grid.log_tail(trials, hits, 1 / 64)
     exact = binom.logsf(np.ceil(hits) - 1, trials, 1 / 64) / np.log(10)
     assert np.all(bound >= exact - 1e-9)
     assert np.all(bound <= 0)
@@ -165,4 +165,4 @@ def test_box_sums_see_neither_the_border_nor_another_origin(size):
     cells = np.random.default_rng(0).integers(0, 65, (3, 12, 20), dtype=np.uint8)
     padded = np.pad(cells.astype(int), ((0, 0), *[(size // 2, size // 2)] * 2))
     expected = sliding_window_view(padded, (size, size), axis=(1, 2)).sum(axis=(3, 4))
-    assert np.array_equal(grid._box_sums(cells, size), expected)
+    assert np.array_equal(grid.box_sums(cells, size), expected)

@@ -165,7 +165,7 @@ def test_sixteen_bit_tables_are_read_and_a_zero_step_divides_nothing():
 
 def test_coefficients_are_those_of_the_block_transform():
     block = np.random.default_rng(0).uniform(0, 255, (8, 8)).astype(np.float32)
-    assert jpeg._DCT_2D @ block.ravel() == pytest.approx(dctn(block, norm="ortho").ravel(), abs=1e-3)
+    assert jpeg.DCT_2D @ block.ravel() == pytest.approx(dctn(block, norm="ortho").ravel(), abs=1e-3)
 
 
 def test_blocks_are_read_row_by_row_without_the_clipped_ones():
@@ -173,4 +173,4 @@ def test_blocks_are_read_row_by_row_without_the_clipped_ones():
     grey[3, 9] = 255
     grey[12, 20] = 0
     tiles = [grey[row : row + 8, column : column + 8].ravel() for row, column in ((0, 0), (0, 16), (8, 0), (8, 8))]
-    assert np.array_equal(jpeg._blocks(grey), tiles)
+    assert np.array_equal(jpeg.blocks_of(grey), tiles)

@@ -137,18 +137,18 @@ def test_half_a_transform_gives_the_whole_spectrum(side: int) -> None:
     power = spectrum.mean_log_power(sample)
     assert power is not None
     size = len(power)
-    taper = spectrum._taper(size)
-    starts = [(top, left) for top in spectrum._starts(side, size) for left in spectrum._starts(side, size)]
+    taper = spectrum.taper_of(size)
+    starts = [(top, left) for top in spectrum.starts_of(side, size) for left in spectrum.starts_of(side, size)]
     tiles = [sample.grey[top : top + size, left : left + size].astype(np.float64) for top, left in starts]
     powers = [np.abs(np.fft.fft2((tile - tile.mean()) * taper)) ** 2 for tile in tiles]
-    expected = np.mean([10 * np.log10(one + spectrum._FLOOR * size * size) for one in powers], axis=0)
+    expected = np.mean([10 * np.log10(one + spectrum.FLOOR * size * size) for one in powers], axis=0)
     assert power == pytest.approx(expected, abs=0.01)
 
 
 def test_the_running_median_is_that_of_nine_points() -> None:
     values = np.random.default_rng(0).normal(size=(5, 64))
     expected = ndimage.median_filter(values, size=(1, 9), mode="wrap")
-    assert np.array_equal(spectrum._running_median(values), expected)
+    assert np.array_equal(spectrum.running_median(values), expected)
 
 
 def test_modules_of_one_sample_share_its_spectrum(china: RgbArray, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,7 +134,7 @@ def test_measuring_twice_gives_the_same(china: RgbArray) -> None:
 
 def test_moments_are_means_and_covariances() -> None:
     planes = np.random.default_rng(0).integers(0, 256, (3, 40, 50), dtype=np.uint8)
-    means, covariance = statistics._moments(*planes)
+    means, covariance = statistics.moments_of(*planes)
     flat = planes.reshape(3, -1)
     assert means == pytest.approx(flat.mean(axis=1))
     assert covariance == pytest.approx(np.cov(flat, bias=True))
@@ -143,7 +143,7 @@ def test_moments_are_means_and_covariances() -> None:
 @pytest.mark.parametrize("every", [1, 2, 3])
 def test_a_coder_of_some_rows_predicts_from_the_rows_above_them(every: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rgb = np.random.default_rng(0).integers(100, 110, (31, 20, 3), dtype=np.uint8)
-    monkeypatch.setattr(statistics, "_CODED_SAMPLE", rgb[..., 0].size // every)
+    monkeypatch.setattr(statistics, "CODED_SAMPLE", rgb[..., 0].size // every)
     red, green, blue = np.moveaxis(rgb.astype(int), 2, 0)
     bits = 0.0
     for plane in (green, red - green, blue - green):
@@ -152,4 +152,4 @@ def test_a_coder_of_some_rows_predicts_from_the_rows_above_them(every: int, monk
         residual = plane - np.median([above, left, above + left - corner], axis=0)
         shares = np.unique(residual[::every], return_counts=True)[1] / residual[::every].size
         bits -= float((shares * np.log2(shares)).sum())
-    assert statistics._lossless_bits(rgb) == pytest.approx(bits)
+    assert statistics.lossless_bits(rgb) == pytest.approx(bits)

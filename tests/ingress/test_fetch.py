@@ -133,11 +133,11 @@ class Resolver:
 
 def download(url: str, *servers: Listener, resolver: Any = None, loopback: bool = True, **limits: Any) -> bytes:
     """``fetch`` with a resolver of ours and, unless told otherwise, 127.0.0.1 allowed: nothing else differs."""
-    policy = subject._policy(frozenset({80, 443, *(server.port for server in servers)}))
+    policy = subject.policy_for(frozenset({80, 443, *(server.port for server in servers)}))
     if loopback:
         policy = replace(policy, allowed_networks=(ip_network("127.0.0.1/32"),))
-    transport = subject._transport(policy, resolver or Resolver(("127.0.0.1",)))
-    return asyncio.run(subject._download(url, transport, **(LIMITS | limits)))
+    transport = subject.safe_transport(policy, resolver or Resolver(("127.0.0.1",)))
+    return asyncio.run(subject.download(url, transport, **(LIMITS | limits)))
 
 
 ATTACKS = {
@@ -320,11 +320,9 @@ def test_a_redirect_is_judged_like_a_first_url(
 
 def test_a_redirect_never_gives_up_encryption() -> None:
     with pytest.raises(UrlRefused, match="https to http"):
-        subject._next_url(httpx.URL("https://photos.example.com/a"), "http://photos.example.com/a")
-    assert (
-        subject._next_url(httpx.URL("http://a.example.com/x/y"), "https://b.example.com/") == "https://b.example.com/"
-    )
-    assert subject._next_url(httpx.URL("https://a.example.com/x/y"), "z") == "https://a.example.com/x/z"
+        subject.next_url(httpx.URL("https://photos.example.com/a"), "http://photos.example.com/a")
+    assert subject.next_url(httpx.URL("http://a.example.com/x/y"), "https://b.example.com/") == "https://b.example.com/"
+    assert subject.next_url(httpx.URL("https://a.example.com/x/y"), "z") == "https://a.example.com/x/z"
 
 
 def test_redirects_are_followed_as_often_as_allowed(listener: Listener) -> None:
@@ -382,8 +380,8 @@ def test_proxies_of_the_environment_are_ignored(
 
 
 def test_certificates_are_verified() -> None:
-    assert subject._tls().verify_mode is ssl.CERT_REQUIRED
-    assert subject._tls().check_hostname
+    assert subject.tls_context().verify_mode is ssl.CERT_REQUIRED
+    assert subject.tls_context().check_hostname
 
 
 def test_a_body_up_to_the_limit_is_taken_and_one_byte_more_is_not(listener: Listener) -> None:

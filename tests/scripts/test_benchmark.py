@@ -54,6 +54,6 @@ def test_the_worker_row_answers_every_photograph(photograph: Path) -> None:
 
 
 def test_a_process_of_its_own_reports_its_own_peak(photograph: Path) -> None:
-    seconds, peak = benchmark._alone(photograph)
+    seconds, peak = benchmark.in_own_process(photograph)
     assert seconds > 0
     assert 50 << 20 < peak < 1 << 30  # not that of this process, which holds torch

@@ -17,7 +17,7 @@ from torch.nn import functional
 from inference.clip_models import TINY, ClipH14Detector, TextEmbeddings
 from models.loaders import Weights
 from scripts.embed_clip_prompts import main as embed_clip_prompts
-from scripts.fit_clip_prompts import _fit, fit, main
+from scripts.fit_clip_prompts import fit, fit_at, main
 from training.feature_table import Table, source_weights
 from training.meta_models import fit_platt
 from utils.exits import Exit
@@ -47,7 +47,7 @@ def table_along(direction: torch.Tensor, strength: float, seed: int = 0, sources
 def test_temperature_and_bias_are_those_of_a_logistic_regression_on_the_cosine_difference() -> None:
     text = text_embeddings()
     table = table_along(text.direction, 1.0)
-    fitted = _fit(text, table, math.inf)
+    fitted = fit_at(text, table, math.inf)
     difference = table.matrix @ text.direction.double().numpy()
     reference = fit_platt(difference, table.labels, source_weights(table.labels, table.sources))
     assert fitted.temperature == pytest.approx(reference.slope, rel=0.05)  # the pull is weak
@@ -68,7 +68,7 @@ def test_the_prompt_that_tells_the_classes_apart_gains_weight() -> None:
 def test_the_penalty_holds_prompt_weights_near_the_even_ensemble() -> None:
     text = text_embeddings()
     table = table_along(text.generated[2] - text.real[0], 2.0)
-    largest = [float(_fit(text, table, penalty).generated_weights.max()) for penalty in (math.inf, 10.0, 0.1, 0.001)]
+    largest = [float(fit_at(text, table, penalty).generated_weights.max()) for penalty in (math.inf, 10.0, 0.1, 0.001)]
     assert largest[0] == pytest.approx(1 / 3)
     assert largest == sorted(largest)
     assert largest[1] < 0.36 < 0.6 < largest[3]
@@ -77,7 +77,7 @@ def test_the_penalty_holds_prompt_weights_near_the_even_ensemble() -> None:
 def test_images_that_lean_the_wrong_way_give_no_inverted_score() -> None:
     text = text_embeddings()
     table = table_along(-text.direction, 2.0)
-    fitted = _fit(text, table, math.inf)
+    fitted = fit_at(text, table, math.inf)
     assert 0 < fitted.temperature < 0.1
     odds = fitted.log_odds(torch.from_numpy(table.matrix).float())
     assert odds.abs().max() < 0.5

@@ -152,7 +152,7 @@ def test_a_mixed_view_is_labelled_by_the_share_of_its_generated_pixels() -> None
 
 def test_a_retouched_view_has_other_colours_and_the_same_structure() -> None:
     photograph = PHOTOGRAPHS[0][:224, :224]
-    retouched = train_effnet._retouched(photograph, np.random.default_rng(1))
+    retouched = train_effnet.retouched(photograph, np.random.default_rng(1))
     assert retouched.dtype == np.uint8
     assert np.abs(retouched.mean(axis=(0, 1)) - photograph.mean(axis=(0, 1))).max() > 2
     assert np.corrcoef(retouched.mean(axis=2).ravel(), photograph.mean(axis=2).ravel())[0, 1] > 0.97

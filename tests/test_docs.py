@@ -40,3 +40,11 @@ def test_the_readme_lists_tiers_grades_and_public_names_in_their_order():
     assert tiers and tuple(re.findall(r"`(\w+)`", tiers[1])) == get_args(Tier)
     assert grades and tuple(re.findall(r"`(\w+)`", grades[1])) == GRADES[::-1]
     assert f"| `{PUBLIC_FEATURES[0]}` … `{PUBLIC_FEATURES[-1]}`, `signals` |" in text
+
+
+def test_the_glossary_defines_each_word_once_and_names_files_that_exist():
+    rows = re.findall(r"^\| ([a-z ]+) \| (.*) \| `(\S+)` \|$", (DOCS / "glossary.md").read_text(), re.MULTILINE)
+    words = [word for word, _, _ in rows]
+    assert len(words) == len(set(words)) > 40
+    assert [place for _, _, place in rows if not (README.parent / place).exists()] == []
+    assert all(meaning.endswith(".") for _, meaning, _ in rows)

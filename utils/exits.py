@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import errno
 import functools
+import io
 import os
 import select
 import sys
@@ -56,6 +57,7 @@ def command(main: Callable[P, int]) -> Callable[P, int]:
 
     @functools.wraps(main)
     def framed(*args: P.args, **kwargs: P.kwargs) -> int:
+        _leave_code_pages()
         try:
             try:
                 return main(*args, **kwargs)
@@ -88,6 +90,13 @@ def command_parser(prog: str, doc: str | None, notes: str = "") -> argparse.Argu
         epilog=notes + EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def _leave_code_pages() -> None:
+    """A pipe on Windows has the characters of one language, and ends a command at a file name in another."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower().startswith("cp"):
+            stream.reconfigure(encoding="utf-8")  # as RFC 8259 wants JSON
 
 
 def _reader_is_gone() -> bool:

@@ -1,5 +1,6 @@
 """Commands end in one way, whatever happens to them."""
 
+import os
 import re
 import subprocess
 import sys
@@ -45,13 +46,14 @@ def test_an_interrupt_is_quiet(capsys):
     assert capsys.readouterr().err == ""
 
 
-def _run(body, shell):
+def _run(body, shell, **environment):
     code = f"import sys\nfrom utils.exits import command\n@command\ndef main():\n    {body}\nsys.exit(main())"
     return subprocess.run(
         ["bash", "-c", f'set -o pipefail; "$0" -c "$1" {shell}', sys.executable, code],
         cwd=ROOT,
+        env=os.environ | environment,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
     )
 
@@ -60,6 +62,10 @@ def _run(body, shell):
 def test_a_reader_that_goes_away_ends_a_command_quietly(body):
     done = _run(body, "| true")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_windows_pipe_takes_every_character():
+    assert _run("print('写真 →')", "", PYTHONIOENCODING="cp1252").stdout == "写真 →\n"
 
 
 def test_a_broken_socket_is_not_taken_for_the_reader():

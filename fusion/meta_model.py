@@ -18,6 +18,7 @@ import numpy as np
 from fusion.calibration import Calibration, calibration_from_json
 from fusion.decision import Thresholds
 from fusion.estimators import Estimator, FloatArray, Trees, clean, estimator_from_json
+from fusion.reference import ReferenceTable
 from utils.contracts import Json
 from utils.errors import FusionCorrupt, FusionMismatch
 
@@ -43,6 +44,7 @@ class FusionModel:
     thresholds: Thresholds
     quantiles: Mapping[str, FloatArray]  # "real" and "ai": d x 5 at QUANTILES; NaN where training had no value
     metrics: Mapping[str, Json]  # as measured in training; for people, never used here
+    reference: ReferenceTable | None = None  # None: an artifact from before there was one
 
     def __post_init__(self) -> None:
         if not self.inputs or len(set(self.inputs)) != len(self.inputs):
@@ -79,6 +81,7 @@ class FusionModel:
                 thresholds=Thresholds.from_json(stored["thresholds"]),
                 quantiles={label: np.array(stored["quantiles"][label], float) for label in ("real", "ai")},
                 metrics=stored["metrics"],
+                reference=ReferenceTable.from_json(stored["reference"]) if stored.get("reference") else None,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise FusionCorrupt(
@@ -99,6 +102,8 @@ class FusionModel:
             "quantiles": {label: _nan_to_null(values) for label, values in self.quantiles.items()},
             "metrics": dict(self.metrics),
         }
+        if self.reference:
+            stored["reference"] = self.reference.to_json()
         files = {
             "model.json": (json.dumps(stored, indent=1, allow_nan=False) + "\n").encode(),
             "README.md": readme.encode(),

@@ -30,9 +30,11 @@ from utils.contracts import (
     Json,
     Measurement,
     Note,
+    Reference,
     Sample,
     Verdict,
 )
+from utils.deliveries import ANY, nearest
 from utils.device import pick_device
 from utils.errors import VerifyError, WeightsMissing
 from utils.profiles import PROFILES
@@ -266,7 +268,8 @@ class Verifier:
         probability = self.fusion.probability(features)
         limited = limits(sample, features)
         decision = decide(probability, self.fusion.thresholds, found.claims, self.threshold, limited)
-        reasons = explain(self.fusion, features, self.meanings, found.claims, found.notes)
+        reference = self._reference(probability, sample, features)
+        reasons = explain(self.fusion, features, self.meanings, found.claims, found.notes, reference)
         found.timings["fusion"] = time.perf_counter() - started
         values = {name: None if math.isnan(value) else round(float(value), 6) for name, value in features.items()}
         verdict = Verdict(
@@ -281,6 +284,7 @@ class Verifier:
             fusion_prob=round(probability, 6),
             threshold=decision.threshold,
             confidence=round(decision.confidence, 6),
+            reference=reference,
             tier=decision.tier,
             decided_by=decision.decided_by,
             **{name: values.pop(name) for name in PUBLIC_FEATURES},
@@ -295,6 +299,13 @@ class Verifier:
             warnings=(*sample.warnings, *(note.text for note in limited), *found.warnings, *self.warnings),
         )
         return Judgement(verdict, found.heatmaps)
+
+    def _reference(self, probability: float, sample: Sample, features: Mapping[str, float]) -> Reference | None:
+        table = self.fusion.reference
+        if table is None:
+            return None
+        known, quality = table.curves[ANY], features.get("jpeg.quality", math.nan)
+        return table.look_up(probability, ANY, nearest(max(sample.width, sample.height), quality, known))
 
 
 def _frames(sample: Sample) -> list[Sample]:

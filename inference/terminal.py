@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from inference.words import TIER_WORDS
-from utils.contracts import Verdict
+from utils.contracts import Reason, Verdict
 from utils.errors import VerifyError
 
 TIER_STYLES = {"real": "green", "likely_real": "green", "inconclusive": "yellow", "likely_ai": "red", "ai": "bold red"}
@@ -40,10 +42,11 @@ def show_verdict(console: Console, verdict: Verdict, *, short: bool = False) -> 
         f"{verdict.width} x {verdict.height} {verdict.format}; fusion {verdict.models['fusion']}",
         style="dim",
     )
-    reasons = Table(box=None, show_header=False, padding=(0, 1, 0, 2))
-    for reason in verdict.reasoning:
-        reasons.add_row(_arrow(reason.contribution), Text(printable(reason.text)))
-    console.print(reasons)
+    numbers = [reason for reason in verdict.reasoning if reason.feature is not None]
+    _show_reasons(console, [reason for reason in verdict.reasoning if reason.feature is None])
+    if numbers:
+        console.print("  the strongest numbers behind it", style="dim")
+        _show_reasons(console, numbers, "dim")
     for warning in verdict.warnings:
         console.print(Text(f"  warning: {printable(warning)}", style="yellow"))
     _show_list(console, "unavailable", verdict.unavailable)
@@ -63,6 +66,13 @@ def show_error(console: Console, source: str, error: VerifyError) -> None:
 def printable(text: str) -> str:
     """Without control characters: file names and metadata come from strangers, and a terminal obeys escapes."""
     return "".join(char if char.isprintable() else "�" for char in text)
+
+
+def _show_reasons(console: Console, reasons: Sequence[Reason], style: str = "") -> None:
+    table = Table(box=None, show_header=False, padding=(0, 1, 0, 2))
+    for reason in reasons:
+        table.add_row(_arrow(reason.contribution), Text(printable(reason.text), style=style))
+    console.print(table)
 
 
 def _arrow(contribution: float | None) -> Text:

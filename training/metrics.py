@@ -83,8 +83,7 @@ def evaluate(
     labels: IntArray, probabilities: FloatArray, sources: NameArray, threshold: float, seed: int = 0
 ) -> dict[str, Interval]:
     """All metrics at one threshold, every source and class weighing the same, with intervals over sources."""
-    base = source_weights(labels, sources)
-    weights = np.vstack([base, _resample(base, labels, sources, seed)])
+    weights = resampled_weights(labels, sources, seed)
     predicted = (probabilities >= threshold).astype(np.int64)
     on_real, on_ai = (class_accuracy(labels, predicted, weights, label) for label in (0, 1))
     return {
@@ -95,6 +94,12 @@ def evaluate(
         "ece": _interval(expected_calibration_error(labels, probabilities, weights)),
         "brier": _interval(brier(labels, probabilities, weights)),
     }
+
+
+def resampled_weights(labels: IntArray, sources: NameArray, seed: int) -> FloatArray:
+    """1 + RESAMPLES x n: each source and class weighing the same, then bootstrap samples of the sources."""
+    base = source_weights(labels, sources)
+    return np.vstack([base, _resample(base, labels, sources, seed)])
 
 
 def _resample(base: FloatArray, labels: IntArray, sources: NameArray, seed: int) -> FloatArray:

@@ -277,6 +277,18 @@ class Reason:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """How rare the score is among images of known origin; shares in 0..1 with 95 % intervals over sources."""
+
+    kind: str  # of image that it was compared with; all: any
+    delivery: str  # that the image looks most like: clean, web, hard; all: any
+    real_as_high: float  # share of real images that score at least as high
+    interval: tuple[float, float]
+    ai_as_low: float  # share of AI images that score at most as low
+    ai_interval: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """What we tell the caller, and everything needed to explain it.
 
@@ -295,6 +307,7 @@ class Verdict:
     fusion_prob: float
     threshold: float
     confidence: float
+    reference: Reference | None  # None: the fusion artifact has no table
     tier: Tier
     decided_by: DecidedBy
     # The nine public numbers. Higher means more likely AI for every *_prob, *_score and *_anomaly, except exif_score,

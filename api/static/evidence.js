@@ -126,37 +126,49 @@ async function show(image, path, note) {
 
 function reasons(verdict) {
   const pulls = verdict.reasoning.filter((reason) => reason.contribution !== null);
-  const plain = verdict.reasoning.filter((reason) => reason.contribution === null);
   const most = Math.max(...pulls.map((reason) => Math.abs(reason.contribution)), 1e-9);
-  const row = ({ text, feature, contribution }) => {
-    const width = (50 * Math.abs(contribution)) / most;
-    const side = contribution > 0 ? "ai" : "real";
-    const bar = svg(
-      "svg",
-      { viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" },
-      svg("rect", { x: contribution > 0 ? 50 : 50 - width, y: 0, width, height: 10, class: `towards-${side}` }),
-      svg("rect", { x: 49.7, y: 0, width: 0.6, height: 10, class: "axis" }),
-    );
-    const said = `${contribution > 0 ? "+" : "−"}${Math.abs(contribution).toFixed(2)} ${side === "ai" ? "AI" : "real"}`;
-    return [
-      el("tr", { class: "pull" }, el("th", { scope: "row" }, breakable(feature)), el("td", { class: "bar" }, bar), el("td", { class: "number" }, said)),
-      el("tr", {}, el("td", { colspan: 3, class: "quiet" }, text)),
-    ];
-  };
+  const said = verdict.reasoning.filter((reason) => reason.feature === null);
+  const behind = verdict.reasoning.filter((reason) => reason.feature !== null);
+  const head = (first) => el("thead", {}, el("tr", {}, [first, "Pull"].map((name) => el("th", { scope: "col" }, name)), el("th", { scope: "col", class: "number" }, "Log-odds")));
+  const pull = ({ contribution }) => [el("td", { class: "bar" }, bar(contribution, most)), el("td", { class: "number" }, amount(contribution))];
   return section(
     "Why",
-    plain.length ? el("ul", { class: "plain" }, plain.map((reason) => el("li", {}, reason.text))) : null,
-    pulls.length
+    el(
+      "ul",
+      { class: "plain why" },
+      said.map((reason) => el("li", {}, el("span", { class: "bar" }, reason.contribution === null ? null : bar(reason.contribution, most)), el("span", {}, reason.text, reason.contribution === null ? null : el("span", { class: "quiet" }, ` ${amount(reason.contribution)}`)))),
+    ),
+    el("p", { class: "quiet" }, "Bars: how far each kind of evidence moved the answer for this image, left towards real, right towards AI."),
+    behind.length
       ? el(
-          "table",
+          "details",
           {},
-          el("caption", {}, "Each signal's own pull for this image, in log-odds: left towards real, right towards AI."),
-          el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Signal"), el("th", { scope: "col" }, "Pull"), el("th", { scope: "col", class: "number" }, "Log-odds"))),
-          el("tbody", {}, pulls.flatMap(row)),
+          el("summary", {}, "The strongest numbers behind it"),
+          el(
+            "table",
+            {},
+            head("Signal"),
+            el("tbody", {}, behind.flatMap((reason) => [
+              el("tr", { class: "pull" }, el("th", { scope: "row" }, breakable(reason.feature)), pull(reason)),
+              el("tr", {}, el("td", { colspan: 3, class: "quiet" }, reason.text)),
+            ])),
+          ),
         )
-      : el("p", { class: "quiet" }, "No signal stands out."),
+      : null,
   );
 }
+
+function bar(contribution, most) {
+  const width = (50 * Math.abs(contribution)) / most;
+  return svg(
+    "svg",
+    { viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" },
+    svg("rect", { x: contribution > 0 ? 50 : 50 - width, y: 0, width, height: 10, class: `towards-${contribution > 0 ? "ai" : "real"}` }),
+    svg("rect", { x: 49.7, y: 0, width: 0.6, height: 10, class: "axis" }),
+  );
+}
+
+const amount = (contribution) => `${contribution > 0 ? "+" : "−"}${Math.abs(contribution).toFixed(2)} ${contribution > 0 ? "AI" : "real"}`;
 
 /** A dotted name that a narrow column may break after its dots and underscores only. */
 const breakable = (name) => name.split(/(?<=[._])/).flatMap((part, index) => (index ? [el("wbr"), part] : [part]));

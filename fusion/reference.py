@@ -1,0 +1,99 @@
+"""How rare a score is: of real images the share that scores at least as high, of AI images the share at most as low.
+
+Measured on images of sources that neither the detectors nor the fusion model saw in fitting (``training.reference``),
+kept in the fusion artifact. Replaces nobody's threshold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from fusion.estimators import FloatArray
+from utils.contracts import Json, Reference
+from utils.deliveries import ANY
+
+# Probabilities at which the shares are kept: log-odds of -5 to 5 in quarters, finer than their intervals.
+CUTS: FloatArray = 1 / (1 + np.exp(-np.arange(-5.0, 5.01, 0.25)))
+DIGITS = 5  # of a share: a hundredth of the smallest that a thousand images can show
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Curves:
+    """Of one kind of image under one delivery: shares at CUTS with 95 % intervals over sources; c x 3 each."""
+
+    real_as_high: FloatArray  # falls
+    ai_as_low: FloatArray  # rises
+    real_sources: int
+    ai_sources: int
+
+    def __post_init__(self) -> None:
+        for shares in (self.real_as_high, self.ai_as_low):
+            if shares.shape != (len(CUTS), 3) or not ((shares >= 0) & (shares <= 1)).all():
+                raise ValueError(f"shares must be {len(CUTS)} x 3 in 0..1, got {shares.shape}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReferenceTable:
+    """Curves by kind (ANY: of all kinds) and delivery."""
+
+    measured_on: str  # which images, in words
+    curves: Mapping[str, Mapping[str, Curves]]
+
+    def __post_init__(self) -> None:
+        if ANY not in self.curves.get(ANY, {}):
+            raise ValueError(f"a reference table needs {ANY} kinds of images under {ANY} deliveries")
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Json]) -> ReferenceTable:
+        curves = {
+            kind: {
+                delivery: Curves(
+                    np.array(each["real_as_high"], float),
+                    np.array(each["ai_as_low"], float),
+                    each["real_sources"],
+                    each["ai_sources"],
+                )
+                for delivery, each in deliveries.items()
+            }
+            for kind, deliveries in stored["curves"].items()
+        }
+        return cls(stored["measured_on"], curves)
+
+    def to_json(self) -> dict[str, Json]:
+        def plain(curves: Curves) -> dict[str, Json]:
+            return {
+                "real_sources": curves.real_sources,
+                "ai_sources": curves.ai_sources,
+                "real_as_high": curves.real_as_high.tolist(),
+                "ai_as_low": curves.ai_as_low.tolist(),
+            }
+
+        curves = {
+            kind: {delivery: plain(each) for delivery, each in found.items()} for kind, found in self.curves.items()
+        }
+        return {"measured_on": self.measured_on, "curves": curves}
+
+    def look_up(self, probability: float, kind: str, delivery: str) -> Reference:
+        """Between two cuts the shares are interpolated; beyond the last, its own are an upper bound.
+
+        Args:
+            kind, delivery: ANY is used for one that the table does not have.
+        """
+        kind = kind if kind in self.curves else ANY
+        delivery = delivery if delivery in self.curves[kind] else ANY
+        found = self.curves[kind][delivery]
+        real, ai = (
+            [round(float(np.interp(probability, CUTS, column)), DIGITS) for column in shares.T]
+            for shares in (found.real_as_high, found.ai_as_low)
+        )
+        return Reference(
+            kind=kind,
+            delivery=delivery,
+            real_as_high=real[0],
+            interval=(real[1], real[2]),
+            ai_as_low=ai[0],
+            ai_interval=(ai[1], ai[2]),
+        )

@@ -1,0 +1,96 @@
+"""How rare a score is: measured over sources, kept in the artifact, looked up for one image."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from fusion.meta_model import FusionModel
+from fusion.reference import CUTS, Curves, ReferenceTable
+from training.feature_table import Table
+from training.reference import measure_reference
+
+SOURCES, IMAGES = 20, 50
+
+
+def table(probabilities: np.ndarray, labels: np.ndarray, deliveries: str = "web") -> Table:
+    sources = np.array([f"{label}{index // IMAGES}" for index, label in enumerate(labels)])
+    n = len(labels)
+    return Table(
+        ("x",), probabilities[:, None], labels, sources, np.full(n, "train"), np.full(n, deliveries, dtype="<U9")
+    )
+
+
+@pytest.fixture(scope="module")
+def measured() -> ReferenceTable:
+    """Real scores are uniform in 0..0.5, AI scores in 0.4..0.9."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], SOURCES * IMAGES)
+    probabilities = rng.random(len(labels)) * 0.5 + 0.4 * labels
+    return measure_reference(table(probabilities, labels), probabilities, "made up")
+
+
+def test_shares_are_those_of_the_images(measured: ReferenceTable) -> None:
+    found = measured.look_up(0.45, "all", "web")
+    assert found.real_as_high == pytest.approx(0.1, abs=0.03)
+    assert found.ai_as_low == pytest.approx(0.1, abs=0.03)
+    assert found.interval[0] < found.real_as_high < found.interval[1]
+    assert found.ai_interval[0] < found.ai_as_low < found.ai_interval[1]
+    assert (found.kind, found.delivery) == ("all", "web")
+
+
+def test_a_share_that_nothing_shows_keeps_room_for_what_was_not_seen(measured: ReferenceTable) -> None:
+    found = measured.look_up(0.8, "all", "web")
+    assert (found.real_as_high, found.interval[0]) == (0.0, 0.0)
+    assert 3 / (4 * SOURCES * IMAGES) < found.interval[1] < 3 / SOURCES
+
+
+def test_images_of_one_source_do_not_make_it_surer() -> None:
+    """Sources that agree within themselves are worth their number, not their images'."""
+    labels = np.repeat([0, 1], SOURCES * IMAGES)
+    levels = np.random.default_rng(1).random(2 * SOURCES)
+    probabilities = np.repeat(levels, IMAGES)
+    found = measure_reference(table(probabilities, labels), probabilities, "made up").look_up(0.5, "all", "web")
+    assert found.interval[1] - found.interval[0] > 0.2
+
+
+def test_shares_fall_and_rise_with_the_score(measured: ReferenceTable) -> None:
+    found = [measured.look_up(probability, "all", "web") for probability in np.linspace(0, 1, 101)]
+    assert all(later.real_as_high <= earlier.real_as_high for earlier, later in pairwise(found))
+    assert all(later.ai_as_low >= earlier.ai_as_low for earlier, later in pairwise(found))
+
+
+def test_an_unknown_kind_or_delivery_is_compared_with_all(measured: ReferenceTable) -> None:
+    found = measured.look_up(0.45, "art", "clean")
+    assert (found.kind, found.delivery) == ("all", "all")
+
+
+def test_a_delivery_of_few_sources_has_no_curves_of_its_own() -> None:
+    labels = np.repeat([0, 1], 5 * IMAGES)
+    probabilities = np.random.default_rng(0).random(len(labels))
+    assert set(measure_reference(table(probabilities, labels), probabilities, "x").curves["all"]) == {"all"}
+
+
+def test_a_table_survives_json(measured: ReferenceTable) -> None:
+    back = ReferenceTable.from_json(json.loads(json.dumps(measured.to_json())))
+    assert back.look_up(0.3, "all", "web") == measured.look_up(0.3, "all", "web")
+    assert back.measured_on == "made up"
+
+
+def test_impossible_tables_are_refused() -> None:
+    good, bad = np.zeros((len(CUTS), 3)), np.full((len(CUTS), 3), 2.0)
+    with pytest.raises(ValueError, match="shares"):
+        Curves(good, bad, 1, 1)
+    with pytest.raises(ValueError, match="all"):
+        ReferenceTable("x", {"photo": {}})
+
+
+def test_training_puts_a_table_into_every_artifact(models: dict[str, FusionModel]) -> None:
+    for model in models.values():
+        assert model.reference is not None
+        low, high = (model.reference.look_up(probability, "all", "all") for probability in (0.01, 0.99))
+        assert low.real_as_high > high.real_as_high
+        assert low.ai_as_low < high.ai_as_low

@@ -38,6 +38,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--artifacts", metavar="DIR", type=Path, help="write heatmaps and an HTML report below DIR")
     parser.add_argument("--profile", choices=tuple(PROFILES), help=f"which detectors run (default: {DEFAULT_PROFILE})")
     parser.add_argument("--threshold", type=float, metavar="P", help="label AI from this probability on, 0..1")
+    parser.add_argument(
+        "--stability", action="store_true", help="judge each image again as delivered otherwise: does the verdict hold?"
+    )
     parser.add_argument("--demo", action="store_true", help="judge a real photograph that scikit-learn carries")
     parser.add_argument("--schema", action="store_true", help="print the JSON Schema of a verdict and exit")
     args = parser.parse_args(argv)
@@ -77,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(dump(json_schema(), pretty=True))
         return Exit.DONE
-    given = {"profile": args.profile, "threshold": args.threshold}
+    given = {"profile": args.profile, "threshold": args.threshold, "stability": args.stability or None}
     settings = load_settings(**{name: value for name, value in given.items() if value is not None})
     configure_logging(settings.log.level)
     return run(args, settings)

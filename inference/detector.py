@@ -6,8 +6,9 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from itertools import chain
@@ -17,6 +18,7 @@ from typing import Protocol, Self, TypeAlias, runtime_checkable
 from fusion.decision import decide
 from fusion.explain import explain
 from fusion.meta_model import FusionModel
+from inference import regions, stability
 from inference.graphs import GraphDetector
 from inference.limits import limits
 from inference.parts import Forensic, Reads, load_forensics
@@ -30,8 +32,11 @@ from utils.contracts import (
     Json,
     Measurement,
     Note,
+    Reason,
     Reference,
+    Region,
     Sample,
+    Stability,
     Verdict,
 )
 from utils.deliveries import ANY, nearest
@@ -221,6 +226,15 @@ class Findings:
         self.warnings.append(f"{name} failed: {why}")
 
 
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """What label and tier are about: the image, or a picture inside it."""
+
+    sample: Sample
+    probability: float
+    reasons: tuple[Reason, ...] = ()  # why it is not the image
+
+
 class Verifier:
     """The ensemble and the fusion model. Refuses to exist when fusion wants an input that nobody produces.
 
@@ -228,13 +242,19 @@ class Verifier:
     """
 
     def __init__(
-        self, ensemble: Ensemble, fusion: FusionModel, meanings: Mapping[str, str], threshold: float | None = None
+        self,
+        ensemble: Ensemble,
+        fusion: FusionModel,
+        meanings: Mapping[str, str],
+        threshold: float | None = None,
+        stability: bool = False,
     ) -> None:
         fusion.check_inputs(meanings)
         self.ensemble = ensemble
         self.fusion = fusion
         self.meanings = meanings
         self.threshold = threshold
+        self.stability = stability
         self.warnings = self._unused()
 
     def __enter__(self) -> Self:
@@ -251,23 +271,48 @@ class Verifier:
             (f"fusion {self.fusion.name} was trained without {', '.join(unused)}: shown, not used",) if unused else ()
         )
 
-    def verify(self, samples: Sequence[Sample], job_ids: Sequence[str | None] | None = None) -> list[Judgement]:
-        """Measure, fuse, decide and explain. Order is kept."""
+    def verify(
+        self,
+        samples: Sequence[Sample],
+        job_ids: Sequence[str | None] | None = None,
+        stability: Sequence[bool] = (),
+    ) -> list[Judgement]:
+        """Measure, fuse, decide and explain. Order is kept.
+
+        Args:
+            stability: of which images to find out whether the verdict holds; none when empty, all where this verifier
+                was built for it.
+        """
         findings = self.ensemble.measure(samples) if samples else []
         job_ids = job_ids or [None] * len(samples)
-        return [self._judge(*each) for each in zip(samples, findings, job_ids, strict=True)]
+        asked = [self.stability or each for each in stability or [False] * len(samples)]
+        return [self._judge(*each) for each in zip(samples, findings, job_ids, asked, strict=True)]
 
     def estimate(self, samples: Sequence[Sample]) -> list[tuple[float, dict[str, float]]]:
         """Of each image the probability of AI from its pixels, and what the parts that fusion reads measured."""
         found = [each.features for each in self.ensemble.measure(samples, self.fusion.inputs)] if samples else []
         return [(self.fusion.probability(features), features) for features in found]
 
-    def _judge(self, sample: Sample, found: Findings, job_id: str | None) -> Judgement:
-        started = time.perf_counter()
+    def _judge(self, sample: Sample, found: Findings, job_id: str | None, asked: bool) -> Judgement:
         features = {name: found.features.get(name, math.nan) for name in self.meanings}
         probability = self.fusion.probability(features)
-        limited = limits(sample, features)
-        decision = decide(probability, self.fusion.thresholds, found.claims, self.threshold, limited)
+        limited = list(limits(sample, features))
+        shown = _Shown(sample, probability)
+        pictures: tuple[Region, ...] = ()
+        with self._extra("regions", found):
+            shown, pictures = self._inside(shown, limited)
+        held = None
+        if asked:
+            with self._extra("stability", found):
+                held = self._stability(shown, limited)
+        started = time.perf_counter()
+        decision = decide(
+            shown.probability,
+            self.fusion.thresholds,
+            found.claims,
+            self.threshold,
+            limited,
+        )
         reference = self._reference(probability, sample, features)
         reasons = explain(self.fusion, features, self.meanings, found.claims, found.notes, reference)
         found.timings["fusion"] = time.perf_counter() - started
@@ -285,20 +330,72 @@ class Verifier:
             threshold=decision.threshold,
             confidence=round(decision.confidence, 6),
             reference=reference,
+            stability=held,
             tier=decision.tier,
             decided_by=decision.decided_by,
             **{name: values.pop(name) for name in PUBLIC_FEATURES},
             signals=values,
             unavailable=found.unavailable,
-            reasoning=(*decision.reasons, *reasons),
+            reasoning=(*shown.reasons, *decision.reasons, *reasons),
             provenance={"claims": [asdict(claim) for claim in found.claims], **found.facts},
             artifacts={},
+            regions=pictures,
             models={"fusion": self.fusion.name}
             | {detector.name: detector.version for detector in self.ensemble.detectors},
             timings_ms={name: round(seconds * 1000, 2) for name, seconds in found.timings.items()},
             warnings=(*sample.warnings, *(note.text for note in limited), *found.warnings, *self.warnings),
         )
         return Judgement(verdict, found.heatmaps)
+
+    @contextmanager
+    def _extra(self, name: str, found: Findings) -> Iterator[None]:
+        """Time a look at the image beyond measuring it; its failure is told and never costs the verdict."""
+        started = time.perf_counter()
+        try:
+            yield
+        except Exception as error:
+            log.exception("%s failed", name)
+            found.fail(name, (), error)
+        found.timings[name] = time.perf_counter() - started
+
+    def _stability(self, shown: _Shown, limited: list[Note]) -> Stability:
+        """Judge again in other shapes what the label is about; a label that flips is added to the limits."""
+        others = stability.variants(shown.sample)
+        measured = self.estimate(list(others.values()))
+        threshold = self.fusion.thresholds.label if self.threshold is None else self.threshold
+        values = {name: value for name, (value, _) in zip(others, measured, strict=True)}
+        compared = stability.compare(shown.probability, values, threshold)
+        if compared.flips:
+            limited.append(stability.unstable(compared, threshold))
+        return compared
+
+    def _inside(self, whole: _Shown, limited: list[Note]) -> tuple[_Shown, tuple[Region, ...]]:
+        """Judge the pictures inside an image, and choose what label and tier are about.
+
+        What a person asks of a screenshot is asked of its picture. Of several the most suspicious decides, among those
+        at least half as large as the largest: a collage with one AI picture is no real image.
+        """
+        inside = regions.find(whole.sample.rgb)
+        if not inside.boxes:
+            if inside.is_screen:
+                limited.append(regions.NOTHING_INSIDE)
+            return whole, ()
+        crops = [regions.crop(whole.sample, box) for box in inside.boxes]
+        boxes = [(x, y + whole.sample.top, width, height) for x, y, width, height in inside.boxes]
+        measured = self.estimate(crops)
+        least = max(crop.rgb.size for crop in crops) / 2
+        large = [index for index, crop in enumerate(crops) if crop.rgb.size >= least]
+        chosen = max(large, key=lambda index: measured[index][0])
+        probability, features = measured[chosen]
+        kept = [note for note in limited if note.code not in regions.ANSWERED]
+        limited[:] = [*kept, *limits(crops[chosen], features)]
+        kind = regions.kind(inside.is_screen)
+        listed = [
+            Region(kind=kind, box=box, fusion_prob=round(value, 6), decides=index == chosen)
+            for index, (box, (value, _)) in enumerate(zip(boxes, measured, strict=True))
+        ]
+        why = regions.decided_by(boxes[chosen], probability, inside.is_screen)
+        return _Shown(crops[chosen], probability, (why,)), tuple(listed)
 
     def _reference(self, probability: float, sample: Sample, features: Mapping[str, float]) -> Reference | None:
         table = self.fusion.reference
@@ -373,7 +470,7 @@ def build_verifier(settings: ModelSettings) -> Verifier:
         SetupError: as ``build_ensemble``, or a fusion artifact that is corrupt or does not fit.
     """
     fusion = FusionModel.load(fusion_folder(settings))
-    return Verifier(build_ensemble(settings), fusion, feature_meanings(), settings.threshold)
+    return Verifier(build_ensemble(settings), fusion, feature_meanings(), settings.threshold, settings.stability)
 
 
 def fusion_folder(settings: ModelSettings) -> Path:

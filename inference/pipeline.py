@@ -43,7 +43,12 @@ Timed: TypeAlias = Callable[[Stage], AbstractContextManager[object]]
 
 
 class Verifies(Protocol):
-    def verify(self, samples: Sequence[Sample], job_ids: Sequence[str | None] | None = None) -> list[Judgement]: ...
+    def verify(
+        self,
+        samples: Sequence[Sample],
+        job_ids: Sequence[str | None] | None = None,
+        stability: Sequence[bool] = (),
+    ) -> list[Judgement]: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,6 +62,7 @@ class Request:
     caller: str = ""  # shares the downloads with others
     profile: str = ""  # of the verifiers
     job_id: str | None = None
+    stability: bool = False  # also find out whether the verdict holds
     alone: bool = False  # judged in a batch of its own: it may be what ended an earlier worker
 
 
@@ -253,7 +259,10 @@ class Batcher:
         """On the models' thread. An image that fails a whole batch fails alone the second time."""
         verifier = self._verifiers[batch[0].request.profile]
         try:
-            return list(verifier.verify([each.sample for each in batch], [each.request.job_id for each in batch]))
+            asked = [each.request.stability for each in batch]
+            more = {"stability": asked} if any(asked) else {}
+            jobs = [each.request.job_id for each in batch]
+            return list(verifier.verify([each.sample for each in batch], jobs, **more))
         except Exception as error:  # noqa: BLE001 - whoever waits for the answer decides
             return [self._verify([each])[0] for each in batch] if len(batch) > 1 else [error]
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from inference.detector import Judgement
 from inference.registry import heatmap_titles
-from inference.words import GRADE_WORDS, TIER_WORDS
+from inference.words import GRADE_WORDS, SHAPE_WORDS, TIER_WORDS
 from utils.contracts import Heatmap, RgbArray, Sample, orient
 from utils.persistence import safe_name, write_atomic
 from utils.verdict_json import dump, verdict_dict
@@ -57,6 +57,7 @@ def write_artifacts(folder: Path, sample: Sample, judgement: Judgement) -> dict[
         scale=max((abs(reason.contribution or 0) for reason in verdict.reasoning), default=0) or 1,
         claims=verdict.provenance["claims"],
         grades=GRADE_WORDS,
+        shapes=SHAPE_WORDS,
         facts={name: facts for name, facts in verdict.provenance.items() if facts and name != "claims"},
     )
     write_atomic(home / "report.html", page.encode("utf-8", "backslashreplace"))  # a file name may be no text

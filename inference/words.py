@@ -22,6 +22,14 @@ TIER_MEANINGS: Final[Mapping[Tier, str]] = {
     "likely_ai": "The evidence points to AI. It is not proof.",
     "ai": "The evidence for AI is strong.",
 }
+# In what shape an image was judged again, by the names in ``Stability.probabilities``.
+SHAPE_WORDS: Final[Mapping[str, str]] = {
+    "as_is": "as it came",
+    "web": "as a web copy",
+    "hard": "as a small, strongly compressed copy",
+    "crop": "cropped to 90 %",
+    "enlarged": "enlarged by a quarter",
+}
 # A grade's name and what a claim of it is worth; the hardest to forge first.
 GRADE_WORDS: Final[Mapping[Grade, tuple[str, str]]] = {
     "cryptographic": ("cryptographic", "signed, bound to this very file, and the signer is trusted here"),

@@ -289,6 +289,26 @@ class Reference:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stability:
+    """The probability of the same image delivered otherwise: as a web copy, a hard one, cropped, enlarged."""
+
+    low: float
+    high: float
+    flips: bool  # the label is not the same for all
+    probabilities: dict[str, float]  # as_is web hard crop enlarged
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Region:
+    """A picture inside the picture, judged by itself."""
+
+    kind: str  # picture in a screenshot, or picture in a picture (a frame, a collage)
+    box: tuple[int, int, int, int]  # x, y, width, height in pixels of the whole picture as stored
+    fusion_prob: float
+    decides: bool  # label and tier follow it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """What we tell the caller, and everything needed to explain it.
 
@@ -308,6 +328,7 @@ class Verdict:
     threshold: float
     confidence: float
     reference: Reference | None  # None: the fusion artifact has no table
+    stability: Stability | None  # None: nobody asked
     tier: Tier
     decided_by: DecidedBy
     # The nine public numbers. Higher means more likely AI for every *_prob, *_score and *_anomaly, except exif_score,
@@ -326,6 +347,7 @@ class Verdict:
     reasoning: tuple[Reason, ...]
     provenance: dict[str, Json]
     artifacts: dict[str, str]
+    regions: tuple[Region, ...]
     models: dict[str, str]
     timings_ms: dict[str, float]
     warnings: tuple[str, ...]

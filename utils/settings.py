@@ -115,6 +115,9 @@ class ModelSettings(Section):
     threshold: float | None = Field(
         None, ge=0, le=1, description="label is AI from this probability; empty: the artifact's"
     )
+    stability: bool = Field(
+        False, description="judge every image again as delivered otherwise; a label that flips gets no tier"
+    )
     weights_dir: Home = Field(Path("~/.cache/img_ml_verify"), description="where downloaded weights live")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of the networks; bfloat16 halves memory")

@@ -47,5 +47,6 @@ def fingerprint(verifier: Verifier) -> str:
         "forensics": [forensic.name for forensic in verifier.ensemble.forensics],
         "unavailable": sorted(verifier.ensemble.unavailable),
         "threshold": verifier.threshold,
+        "stability": verifier.stability,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -2,7 +2,7 @@
 
     source | url | image_url    an http(s) URL; `source` and `path` also name a file below an opened folder
     image | image_base64        the file itself, with `filename` for the verdict
-    job_id profile callback_url artifacts deadline_ms traceparent caller      all optional
+    job_id profile callback_url artifacts stability deadline_ms traceparent caller      all optional
 
 The priority is the stream that a job is added to. Unknown fields are ignored, so that producers may add their own.
 """
@@ -59,6 +59,7 @@ class Job(NamedTuple):
     raw: bytes | None = None
     callback_url: str = ""
     artifacts: bool = False
+    stability: bool = False
     deadline_ms: int | None = None  # by the server's clock
     traceparent: str = ""
     caller: str = ""
@@ -166,6 +167,7 @@ def parse(entry: Entry, rules: Rules) -> Job:
         raw,
         _callback_url(fields, rules) if b"callback_url" in fields else "",
         _artifacts(fields, rules) if b"artifacts" in fields else False,
+        _yes(fields, "stability") if b"stability" in fields else False,
         queued_ms_of(entry) + _deadline(fields) if b"deadline_ms" in fields else None,
         traceparent_of(entry) if b"traceparent" in fields else "",
         _text(fields, "caller"),
@@ -241,11 +243,16 @@ def _callback_url(fields: Mapping[bytes, bytes], rules: Rules) -> str:
 
 
 def _artifacts(fields: Mapping[bytes, bytes], rules: Rules) -> bool:
-    given = fields[b"artifacts"].lower()
-    if given not in _TRUE and given not in _FALSE:
-        raise BadMessage("artifacts: give 1 or 0")
-    if given in _TRUE and not rules.artifacts:
+    wanted = _yes(fields, "artifacts")
+    if wanted and not rules.artifacts:
         raise BadMessage("artifacts: this worker keeps none; set IMGV_QUEUE_ARTIFACTS_DIR")
+    return wanted
+
+
+def _yes(fields: Mapping[bytes, bytes], name: str) -> bool:
+    given = fields[name.encode()].lower()
+    if given not in _TRUE and given not in _FALSE:
+        raise BadMessage(f"{name}: give 1 or 0")
     return given in _TRUE
 
 

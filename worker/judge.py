@@ -104,6 +104,7 @@ class Judge:
             caller=job.caller or (job.url or "//").split("/")[2],  # else the host
             profile=job.profile,
             job_id=job.job_id,
+            stability=job.stability,
             alone=job.entry.deliveries >= self._attempts,  # a suspect; see lua/reclaim.lua
         )
 
@@ -163,7 +164,8 @@ class Judge:
             await self._cache.put(self._digest(job, sha256), verdict.encode())
 
     def _digest(self, job: Job, sha256: str) -> str:
-        return hashlib.sha256(f"{sha256} {job.profile} {self._fingerprints[job.profile]}".encode()).hexdigest()
+        asked = f"{job.profile} {job.stability:d} {self._fingerprints[job.profile]}"
+        return hashlib.sha256(f"{sha256} {asked}".encode()).hexdigest()
 
 
 _FROM_CACHE = "from the verdict cache: the same bytes were judged before by the same models; timings are of that time"

@@ -13,6 +13,8 @@ export function evidence(verdict, models, localPicture) {
     facts(verdict, models),
     scale(verdict, models),
     warnings(verdict),
+    inside(verdict),
+    holds(verdict),
     el("div", { class: "columns" }, pictures(verdict, models, localPicture), el("div", {}, reasons(verdict))),
     provenance(verdict, models),
     unavailable(verdict),
@@ -65,6 +67,22 @@ function scale(verdict, models) {
     ),
     el("div", { class: "ends quiet", "aria-hidden": "true" }, el("span", {}, "real"), el("span", {}, "inconclusive"), el("span", {}, "AI")),
   );
+}
+
+/** Pictures that were found in the picture, and judged by themselves. */
+function inside(verdict) {
+  if (!verdict.regions?.length) return null;
+  const line = ({ kind, box: [x, y, width, height], fusion_prob, decides }) =>
+    el("li", {}, `${sentence(kind)}, ${width} × ${height} pixels at ${x}, ${y}: ${percent(fusion_prob)} probability of AI by itself${decides ? "; the verdict follows it" : ""}.`);
+  return section("Pictures inside", el("ul", { class: "plain" }, verdict.regions.map(line)));
+}
+
+/** The same image as delivered otherwise. */
+function holds(verdict) {
+  if (!verdict.stability) return null;
+  const { flips, probabilities } = verdict.stability;
+  const shapes = Object.entries(probabilities).map(([name, value]) => `${words(name)} ${percent(value)}`).join(", ");
+  return section("Does it hold?", el("p", {}, `${flips ? "No, the label is another one in some shapes" : "Yes, the label is the same in every shape"}. Probability of AI: ${shapes}.`));
 }
 
 function warnings(verdict) {

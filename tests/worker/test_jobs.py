@@ -42,11 +42,18 @@ def test_a_file_name_of_any_encoding_is_no_reason_to_refuse_the_image(name, show
 
 
 def test_every_option_is_read():
-    fields = {"profile": "full", "callback_url": "https://host.org/hook", "artifacts": "1", "deadline_ms": "5000"}
+    fields = {
+        "profile": "full",
+        "callback_url": "https://host.org/hook",
+        "artifacts": "1",
+        "deadline_ms": "5000",
+        "stability": "1",
+    }
     trace = "00-" + "0" * 31 + "1-" + "0" * 15 + "1-01"
     job = parse(entry(image="x", job_id="mine", traceparent=trace, unknown="is ignored", **fields), RULES)
     assert (job.job_id, job.profile, job.callback_url) == ("mine", "full", "https://host.org/hook")
     assert (job.artifacts, job.deadline_ms, job.traceparent) == (True, 99999999999999 + 5000, trace)
+    assert job.stability
 
 
 @pytest.mark.parametrize(
@@ -62,6 +69,7 @@ def test_every_option_is_read():
         ({"image": "x", "profile": "huge"}, "profile"),
         ({"image": "x", "callback_url": "file:///etc/passwd"}, "callback_url"),
         ({"image": "x", "artifacts": "maybe"}, "artifacts"),
+        ({"image": "x", "stability": "perhaps"}, "stability"),
         ({"image": "x", "deadline_ms": "-1"}, "deadline_ms"),
         ({"image": "x", "deadline_ms": "9" * 30}, "deadline_ms"),
         ({"image": "x", "deadline_ms": "²"}, "deadline_ms"),

@@ -1,7 +1,7 @@
 """Train a fusion artifact from a feature table: python -m fusion.train_fusion [--table features.csv] [--out FOLDER]
 
-Where there is no table, the images of dataset.csv are measured first, with the detectors of the profile and in three
-deliveries; what was measured before is not measured again. Without --out the artifact gets a new name of its own.
+Where there is no table, the images of dataset.csv are measured first, with the detectors of the profile and as they are
+delivered in three ways; what was measured before is not measured again. Without --out the artifact gets a new name of its own.
 Training itself sees names and numbers only.
 """
 # ruff: noqa: T201 - a command line prints
@@ -33,6 +33,7 @@ from training.metrics import evaluate, log_loss, plain
 from training.reference import measure_reference
 from training.thresholds import choose_thresholds, measure_tiers
 from utils.contracts import Json
+from utils.deliveries import DELIVERIES
 from utils.errors import DatasetMissing, TableError, TooFewImages
 from utils.exits import Exit, command, command_parser
 from utils.profiles import DEFAULT_PROFILE, PROFILES
@@ -45,6 +46,8 @@ HELD_OUT = (
 )
 TABLE = Path("features.csv")
 EXTRACT_HINT = f"python -m scripts.extract_features --manifest {DATASET} --out {TABLE}"
+# What is measured of each image: as published only to see how the model does there, since it would learn containers.
+MEASURED = {"train": ("web", "hard", "random1"), "val": DELIVERIES}
 SAVED_MODELS = Path(__file__).parents[1] / "models" / "saved_models"  # where IMGV_FUSION finds a name
 
 Metrics: TypeAlias = dict[str, list[float]]  # value, low, high
@@ -112,11 +115,13 @@ def _measure(dataset: Path, profile: str, jobs: int) -> tuple[Path, str]:
     from training.extraction import extract  # loads every detector
 
     rows = read_rows(dataset)
+    if others := {row["split"] for row in rows} - set(MEASURED):
+        raise TableError(f"{dataset} has splits other than train and val: {', '.join(sorted(others))}")
     check_enough(rows)
     check_splits((row["source"], row["split"]) for row in rows)
     path = dataset.with_suffix(".features.csv")
     settings = load_settings(profile=profile)
-    measured, failures = extract(dataset, path, settings, jobs=jobs, keep_others=False)
+    measured, failures = extract(dataset, path, settings, deliveries=MEASURED, jobs=jobs, keep_others=False)
     for failure in failures[:5]:
         print(f"train_fusion: left out: {failure}", file=sys.stderr)
     return path, f"{dataset} ({len(rows)} images, measured as {len(measured)} rows of {path})"

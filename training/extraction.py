@@ -43,6 +43,7 @@ KEYS = ("filepath", "delivery", "label", "source", "split", "generator", "models
 RAY_BLOCK = 16  # images at most that a Ray actor answers for at a time: what a stopped run measures again
 
 Key: TypeAlias = tuple[str, str]  # filepath, delivery
+Deliveries: TypeAlias = Sequence[str] | Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ def extract(
     settings: Settings,
     *,
     split: str = "all",
-    deliveries: Sequence[str] = DELIVERIES,
+    deliveries: Deliveries = DELIVERIES,
     skip: Sequence[str] = (),
     engine: str = "local",
     jobs: int = 2,
@@ -81,7 +82,7 @@ def extract(
     Args:
         out: .parquet, else CSV.
         split: rows of the manifest to measure, or "all".
-        deliveries: of ``utils.deliveries.DELIVERIES``, or random1, random2, ...
+        deliveries: of ``utils.deliveries.DELIVERIES``, or random1, random2, ...; a mapping has those of each split.
         skip: forensic modules to leave out.
         engine: "local", or "ray" for the cluster of RAY_ADDRESS.
         jobs: processes, or Ray actors, that measure.
@@ -135,14 +136,15 @@ def _check_installed(out: Path, engine: str) -> None:
 # --- what is there already
 
 
-def _wanted(manifest: Path, split: str, deliveries: Sequence[str]) -> dict[Key, dict[str, str]]:
+def _wanted(manifest: Path, split: str, deliveries: Deliveries) -> dict[Key, dict[str, str]]:
     """What the manifest says of each image to measure, in its order."""
     wanted: dict[Key, dict[str, str]] = {}
     for row in read_rows(manifest):
         if row["label"] in LABELS and split in ("all", row["split"]):
             row["generator"] = row.get("generator") or row.get("generator_or_camera", "")
             known = {key: row.get(key, "") for key in KEYS}
-            wanted |= {(row["filepath"], each): {**known, "delivery": each} for each in deliveries}
+            chosen = deliveries[row["split"]] if isinstance(deliveries, Mapping) else deliveries
+            wanted |= {(row["filepath"], each): {**known, "delivery": each} for each in chosen}
     return wanted
 
 
@@ -304,7 +306,7 @@ class Measurer:
         found: dict[str, object] = {"filepath": task.filepath, "delivery": task.delivery}
         try:
             with Ingress(self.settings.decode) as ingress:
-                sample = _delivered(task, ingress)
+                sample = delivered(task, ingress)
         except VerifyError as error:
             return json.dumps(found | {"error": f"{error.code}: {error}"})
         (findings,) = self.ensemble.measure([sample])
@@ -322,7 +324,12 @@ class RayMeasurer:
         return {"line": self.measure(Task(**row))}
 
 
-def _delivered(task: Task, ingress: Ingress) -> Sample:
+def delivered(task: Task, ingress: Ingress) -> Sample:
+    """The image of a task as its delivery brings it.
+
+    Raises:
+        VerifyError: as ``Ingress.load``.
+    """
     sample = ingress.load(str(Path(task.folder, task.filepath)))
     if task.delivery == "clean":
         return sample

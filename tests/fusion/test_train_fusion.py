@@ -247,7 +247,15 @@ def test_without_arguments_images_are_measured_and_the_model_gets_a_new_name(
         "192 rows" not in last
         and "240 rows are of images without a source" in (checkout / "models" / name / "README.md").read_text()
     )
-    assert FusionModel.load(checkout / "models" / name).name == name
+    model = FusionModel.load(checkout / "models" / name)
+    assert model.name == name
+    assert set(model.metrics["out_of_fold"]) == {
+        "web",
+        "hard",
+        "random1",
+        "all",
+    }  # as published, files teach containers
+    assert set(model.metrics["validation"]) == {"clean", "web", "hard", "all"}
     write_dataset(checkout, 30, "image:{}")  # others are gone, and nothing is measured again
     before = (checkout / "models" / name / "model.json").read_bytes()
     assert main(["--jobs", "1"]) == 0

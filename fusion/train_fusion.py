@@ -1,7 +1,7 @@
 """Train a fusion artifact from a feature table: python -m fusion.train_fusion [--table features.csv] [--out FOLDER]
 
-Where there is no table, the images of dataset.csv are measured first, with the detectors of the profile and as they are
-delivered in three ways; what was measured before is not measured again. Without --out the artifact gets a new name of its own.
+Where there is no table, the images of dataset.csv are measured first, with the detectors of the profile and as they
+reach people; what was measured before is not measured again. Without --out the artifact gets a new name of its own.
 Training itself sees names and numbers only.
 """
 # ruff: noqa: T201 - a command line prints

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{action}: {count} ({reason})")
     if lost := {row["label"] for row in rows} - {rows[index]["label"] for index in kept}:
         raise TooFewImages(f"no image labelled {', '.join(sorted(lost))} stays: see {log}, then add others")
-    wrote = f"{out} and why in {log}" if changed else "no table, since all stay"
+    wrote = f"{out}, why in {log}, {report}" if changed else f"{report} alone"
     if changed and out == dataset:
         before = dataset.with_suffix(".before.csv")
         shutil.copyfile(dataset, before)
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     report.write_text(text, encoding="utf-8")
     print(text)
     following = "python -m fusion.train_fusion" + ("" if out == Path(DATASET) else f" --dataset {out}")
-    print(f"read {dataset}: {len(kept)} of {len(rows)} rows stay; wrote {wrote}, {report}; next: {following}")
+    print(f"read {dataset}: {len(kept)} of {len(rows)} rows stay; wrote {wrote}; next: {following}")
     return Exit.DONE
 
 

@@ -160,14 +160,14 @@ def test_without_arguments_the_table_is_cleaned_in_its_place_once(
     Path("dataset.csv").write_text("\n".join(lines))
     assert main(["--jobs", "1"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == (
-        "read dataset.csv: 2 of 3 rows stay; wrote dataset.csv and why in dataset.log.csv (as it was: "
-        "dataset.before.csv), dataset.report.md; next: python -m fusion.train_fusion"
+        "read dataset.csv: 2 of 3 rows stay; wrote dataset.csv, why in dataset.log.csv, dataset.report.md (as it was: "
+        "dataset.before.csv); next: python -m fusion.train_fusion"
     )
     assert Path("dataset.before.csv").read_text() == "\n".join(lines)
     cleaned, log = Path("dataset.csv").read_text(), Path("dataset.log.csv").read_text()
     assert "china.jpg" not in cleaned and "china.jpg" in log
     assert main(["--jobs", "1"]) == 0
-    assert "wrote no table, since all stay" in capsys.readouterr().out
+    assert "2 of 2 rows stay; wrote dataset.report.md alone;" in capsys.readouterr().out
     assert (Path("dataset.csv").read_text(), Path("dataset.log.csv").read_text()) == (cleaned, log)
     assert Path("dataset.before.csv").read_text() == "\n".join(lines)
 

@@ -67,6 +67,7 @@ def serve(settings: Settings) -> int:
 
     from api.app import create_app
     from api.queued import QueueBackend
+    from worker.http import PunctualProtocol
     from worker.logs import configure_worker_logging
 
     configure_worker_logging(settings.log.level, as_json=settings.log.as_json)
@@ -101,6 +102,7 @@ def serve(settings: Settings) -> int:
             proxy_headers=bool(settings.api.proxies),
             forwarded_allow_ips=list(settings.api.proxies) or None,
             timeout_graceful_shutdown=round(settings.pipeline.drain_seconds),
+            http=PunctualProtocol,
             ws="none",
         )
     )

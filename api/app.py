@@ -92,6 +92,7 @@ def create_app(settings: Settings, make_backend: MakeBackend = default_backend) 
     app.state.server = server
     app.include_router(routes.router)
     app.include_router(page.router)
+    app.mount("/static", page.assets)
     finish_openapi(app)
     return app
 

@@ -9,6 +9,8 @@ from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette.sse import AppStatus
 from starlette.responses import FileResponse, Response, StreamingResponse
 
 from api.documents import ACCEPTED, PROBLEMS, body_of, image_body
@@ -36,9 +38,12 @@ from utils.verdict_json import dump, json_schema
 log = logging.getLogger(__name__)
 
 _IDLE_SECONDS = 15.0  # between signs of life on a stream; proxies close silent ones after 30 to 60
+_SEND_SECONDS = 60.0  # a client that reads nothing for so long is gone
 _LAST_SECONDS = 10.0  # a stopping server waits this long for the next stage: longer than judging one batch takes
 _FULL_SECONDS = 0.2  # how soon a batch looks for room again
 _ARTIFACT_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".html": "text/html; charset=utf-8"}
+
+AppStatus.enable_automatic_graceful_drain = False  # a stopping server's streams wait for their verdict; see _events
 
 router = APIRouter()
 Given = Annotated[Options, Query()]
@@ -177,7 +182,7 @@ async def get_job(request: Request, job_id: str) -> Response:
     "/v1/jobs/{job_id}/events",
     tags=["jobs"],
     summary="A job's stages as they begin, then its verdict",
-    response_class=StreamingResponse,
+    response_class=EventSourceResponse,
     responses={
         200: {"description": "events: stage, then verdict or error", "content": {"text/event-stream": {}}},
         **PROBLEMS,
@@ -186,11 +191,15 @@ async def get_job(request: Request, job_id: str) -> Response:
 async def get_events(request: Request, job_id: str) -> Response:
     server = server_of(request)
     job = await server.backend.find(job_id)
-    return StreamingResponse(_events(job, server.stopping, request.state.request_id), media_type="text/event-stream")
+    return EventSourceResponse(
+        _events(job, server.stopping, request.state.request_id),
+        ping=_IDLE_SECONDS,
+        sep="\n",
+        send_timeout=_SEND_SECONDS,
+    )
 
 
-async def _events(job: Job, stopping: asyncio.Event, request_id: str) -> AsyncIterator[str]:
-    """WHATWG HTML, section 9.2. A comment now and then shows proxies that somebody is there."""
+async def _events(job: Job, stopping: asyncio.Event, request_id: str) -> AsyncIterator[ServerSentEvent]:
     idle = 0.0
     async for each in job.stages(idle_seconds=1.0):
         idle = 0.0 if each is not None else idle + 1.0
@@ -198,14 +207,11 @@ async def _events(job: Job, stopping: asyncio.Event, request_id: str) -> AsyncIt
             yield _event("stage", {"stage": each[0], "seconds": round(each[1], 3)})
         elif stopping.is_set() and idle >= _LAST_SECONDS:
             return
-        elif idle >= _IDLE_SECONDS:
-            idle = 0.0
-            yield ": still here\n\n"
     yield _event("error", problem(job.error, request_id)) if job.error else _event("verdict", job.verdict)
 
 
-def _event(name: str, data: Json) -> str:
-    return f"event: {name}\ndata: {dump(data)}\n\n"  # one line: dump() escapes line breaks
+def _event(name: str, data: Json) -> ServerSentEvent:
+    return ServerSentEvent(dump(data), event=name, sep="\n")
 
 
 @router.get(

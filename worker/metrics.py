@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import mmap
+import socket
 import sys
 import time
 from collections import Counter as Counted
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import uvicorn
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 
+from utils.errors import BadSettings
+from worker.http import PunctualProtocol
 from worker.stream import Depth, Ending, Entry
 
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
-_REQUEST_SECONDS = 5.0
-_LONGEST_REQUEST = 8192  # bytes
+_MOST_CONNECTIONS = 64  # to the pages; further ones are answered 503
 
 Page = Callable[[], Awaitable[tuple[int, str]]]
 
@@ -92,29 +100,54 @@ def _age(entry_id: str) -> float:
     return max(0.0, time.time() - int(entry_id.partition("-")[0]) / 1000)
 
 
-async def serve(address: str, pages: Mapping[str, Page]) -> asyncio.Server:
-    """Answer GET requests for a few pages, one request per connection.
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield  # signals are the worker's
+
+
+@contextlib.asynccontextmanager
+async def serve(address: str, pages: Mapping[str, Page]) -> AsyncIterator[None]:
+    """Answer GET and HEAD for a few pages, until the end of the context.
 
     Args:
         address: ``host:port``; an empty host listens on loopback only.
 
     Raises:
-        OSError: the port is taken.
+        BadSettings: nothing can listen there.
     """
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        status, body = 400, "bad request\n"
-        with contextlib.suppress(TimeoutError, OSError, ValueError, asyncio.IncompleteReadError):
-            async with asyncio.timeout(_REQUEST_SECONDS):
-                request = (await reader.readuntil(b"\r\n\r\n")).split(b" ", 2)
-                page = pages.get(request[1].partition(b"?")[0].decode("ascii", "replace"))
-                status, body = await page() if page and request[0] == b"GET" else (404, "not found\n")
-        with contextlib.suppress(OSError):
-            head = f"HTTP/1.1 {status} {'OK' if status == 200 else 'No'}\r\nContent-Type: text/plain; charset=utf-8\r\n"
-            writer.write(f"{head}Content-Length: {len(body.encode())}\r\nConnection: close\r\n\r\n{body}".encode())
-            await writer.drain()
-            writer.close()
-            await writer.wait_closed()
-
     host, _, port = address.rpartition(":")
-    return await asyncio.start_server(answer, host or "127.0.0.1", int(port), limit=_LONGEST_REQUEST)
+    host = host.strip("[]") or "127.0.0.1"
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, int(port)), family=family)
+    except (OSError, OverflowError) as error:
+        raise BadSettings(f"IMGV_QUEUE_METRICS: cannot listen on {address}: {error}") from None
+    app = Starlette(routes=[Route(path, _endpoint(page)) for path, page in pages.items()])
+    config = uvicorn.Config(
+        app,
+        http=PunctualProtocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level=logging.WARNING,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=_MOST_CONNECTIONS,
+        timeout_graceful_shutdown=1,
+    )
+    server = _Server(config)
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await task
+
+
+def _endpoint(page: Page) -> Callable[[Request], Awaitable[PlainTextResponse]]:
+    async def answer(_: Request) -> PlainTextResponse:
+        status, body = await page()
+        return PlainTextResponse(body, status)
+
+    return answer

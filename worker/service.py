@@ -119,8 +119,7 @@ class Service:
                 await self._ensure(self._callbacks.queue)
                 running.append(self._callbacks.run())
             if settings.queue.metrics:
-                server = await serve(settings.queue.metrics, self._pages(self.loop))
-                stack.callback(server.close)
+                await stack.enter_async_context(serve(settings.queue.metrics, self._pages(self.loop)))
             ready()
             await asyncio.gather(*(self._together(each) for each in running))
         return self.loop.failure

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.graphs import Floats, Graph, GraphDetector, Network, sigmoid
+from inference.registry import DETECTORS
 from inference.views import centre_square
 from models.loaders import Weights, compare
 from models.quantised import load_quantised
@@ -35,7 +36,7 @@ class ClipB16Detector(GraphDetector):
     """
 
     name: ClassVar[str] = "clip_b16"
-    features: ClassVar[Mapping[str, str]] = {"clip_b16_prob": "probability of AI by a head on CLIP ViT-B/16, 0..1"}
+    features: ClassVar[Mapping[str, str]] = DETECTORS["clip_b16"].features
 
     def __init__(self, network: Network, version: str, weight: Floats, bias: float) -> None:
         super().__init__(network, version)

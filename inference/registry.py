@@ -36,6 +36,11 @@ MANTRA = {
 MANTRA_MAP = {"mantranet": "ManTraNet: traces of manipulation"}
 
 DETECTORS: dict[str, Spec] = {
+    "clip_b16": Spec(
+        "inference.clip_b16:ClipB16Detector",
+        "clip_b16",
+        {"clip_b16_prob": "probability of AI by a head on CLIP ViT-B/16, 0..1"},
+    ),
     "effnet": Spec(
         "inference.effnet:EffNetDetector",
         "effnet",

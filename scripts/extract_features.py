@@ -56,7 +56,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="of clean, web, hard, random1, random2, ...; default: clean,web,hard",
     )
     parser.add_argument(
-        "--split", default="all", choices=("train", "val", "all"), help="rows of the manifest to measure"
+        "--split", default="all", choices=("train", "fusion", "val", "all"), help="rows of the manifest to measure"
     )
     parser.add_argument(
         "--skip",

@@ -1,4 +1,4 @@
-"""A linear head on class tokens: fitted, chosen by cross-validation over sources, calibrated. Knows no file."""
+"""A linear head on class tokens: fitted, chosen by cross-validation over groups of sources, calibrated."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
-from sklearn.preprocessing import StandardScaler
 
 from fusion.estimators import FloatArray
 from training.feature_table import IntArray, NameArray, source_weights
@@ -18,11 +17,13 @@ from training.feature_table import IntArray, NameArray, source_weights
 Tokens: TypeAlias = NDArray[np.float16]  # (n, blocks, width)
 
 FOLDS = 5
-STRENGTHS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)  # scikit-learn's C for weights of mean 1; small is strong regularisation
+STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3)  # scikit-learn's C for weights of mean 1; small is strong regularisation
+INVARIANCES = (0.0, 0.3)  # how much stronger directions are held down in which one image's deliveries differ
 BLOCK_SETS: Mapping[str, tuple[int, ...]] = {  # counted from 1, as the papers do
     "6+8+10+12": (6, 8, 10, 12),
     "all": tuple(range(1, 13)),
 }
+AXES = 1000  # principal ones of the standardised tokens, in which heads are fitted; further ones hold noise
 TEMPERATURES = np.geomspace(0.05, 20, 400)
 
 
@@ -33,26 +34,24 @@ class Examples:
     Args:
         tokens: (n, blocks, width).
         labels: n; 1 = AI.
-        sources: n; views of one source are not independent.
+        groups: n; of sources that share an author or motifs: cross-validation keeps them together.
+        images: n; views of one image differ by their delivery alone.
         weights: n, summing to 1.
     """
 
     tokens: Tokens
     labels: IntArray
-    sources: NameArray
+    groups: NameArray
+    images: NameArray
     weights: FloatArray
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def rows(self, chosen: NDArray[np.bool_]) -> Examples:
-        weights = self.weights[chosen]
-        return Examples(self.tokens[chosen], self.labels[chosen], self.sources[chosen], weights / weights.sum())
 
-
-def balanced(tokens: Tokens, labels: IntArray, sources: NameArray) -> Examples:
+def balanced(tokens: Tokens, labels: IntArray, sources: NameArray, groups: NameArray, images: NameArray) -> Examples:
     """Examples of which each label weighs the same, and within a label each source."""
-    return Examples(tokens, labels, sources, source_weights(labels, sources))
+    return Examples(tokens, labels, groups, images, source_weights(labels, sources))
 
 
 def together(main: Examples, pairs: Examples, share: float) -> Examples:
@@ -60,7 +59,8 @@ def together(main: Examples, pairs: Examples, share: float) -> Examples:
     return Examples(
         np.concatenate([main.tokens, pairs.tokens]),
         np.concatenate([main.labels, pairs.labels]),
-        np.concatenate([main.sources, pairs.sources]),
+        np.concatenate([main.groups, pairs.groups]),
+        np.concatenate([main.images, pairs.images]),
         np.concatenate([main.weights, share * pairs.weights]) / (1 + share),
     )
 
@@ -84,29 +84,79 @@ class Head:
 class Recipe:
     blocks: str  # of BLOCK_SETS
     strength: float
+    invariance: float = 0.0
 
 
-def fit_head(examples: Examples, recipe: Recipe) -> Head:
-    """Logistic regression on tokens in units of their own deviation, which are then folded into weight and bias."""
-    blocks = np.array(BLOCK_SETS[recipe.blocks]) - 1
-    inputs = examples.tokens[:, blocks].reshape(len(examples), -1).astype(np.float32)
-    scaler = StandardScaler().fit(inputs, sample_weight=examples.weights)
-    model = LogisticRegression(C=recipe.strength, max_iter=1000)
-    model.fit(scaler.transform(inputs), examples.labels, sample_weight=examples.weights * len(examples))
-    coefficients = model.coef_[0] / scaler.scale_
-    weight = np.zeros(examples.tokens.shape[1:], np.float32)
-    weight[blocks] = coefficients.reshape(len(blocks), -1)
-    return Head(weight, float(model.intercept_[0] - coefficients @ scaler.mean_))
+class Points:
+    """Examples as points on the principal axes of their standardised tokens. Labels play no part in the axes."""
+
+    def __init__(self, examples: Examples, blocks: str) -> None:
+        self.examples = examples
+        self._blocks = np.array(BLOCK_SETS[blocks]) - 1
+        self._shape = examples.tokens.shape[1:]
+        inputs = examples.tokens[:, self._blocks].reshape(len(examples), -1).astype(np.float32)
+        self._mean = examples.weights.astype(np.float32) @ inputs
+        inputs -= self._mean
+        self._scale = np.sqrt(examples.weights.astype(np.float32) @ inputs**2) + np.float32(1e-6)
+        inputs /= self._scale
+        # The axes from the n x n products: n is a fraction of the number of inputs.
+        sizes, axes = np.linalg.eigh((inputs @ inputs.T).astype(float))
+        kept = np.flatnonzero(sizes > 1e-6 * sizes[-1])[-AXES:]
+        self._axes = inputs.T @ (axes[:, kept] / np.sqrt(sizes[kept])).astype(np.float32)
+        self.values: FloatArray = (inputs @ self._axes).astype(float)
+
+    def fit(self, chosen: NDArray[np.bool_], recipe: Recipe) -> Head:
+        """Logistic regression on some of the examples, folded back into one weight for each token."""
+        points, weights = self.values[chosen], self.examples.weights[chosen]
+        stretch = steadied(points, self.examples.images[chosen], recipe.invariance)
+        model = LogisticRegression(C=recipe.strength, max_iter=1000)
+        model.fit(points @ stretch, self.examples.labels[chosen], sample_weight=weights * len(weights) / weights.sum())
+        coefficients = self._axes.astype(float) @ (stretch @ model.coef_[0]) / self._scale
+        weight = np.zeros(self._shape, np.float32)
+        weight[self._blocks] = coefficients.reshape(len(self._blocks), -1)
+        return Head(weight, float(model.intercept_[0] - coefficients @ self._mean))
 
 
-def held_out(examples: Examples, recipe: Recipe, seed: int) -> FloatArray:
-    """The log-odds of each view by a head that saw no view of its source."""
-    found = np.empty(len(examples))
+def steadied(points: FloatArray, images: NameArray, invariance: float) -> FloatArray:
+    """What to multiply points by, so that a plain penalty holds down what changes with the delivery alone.
+
+    With D the covariance of differences between two views of one image, it is (1 + invariance * D)^-1/2: the penalty
+    on a weight w becomes |w|^2 + invariance * w D w (as in within-class covariance normalisation, Hatch et al.,
+    Interspeech 2006).
+    """
+    order = np.argsort(images, kind="stable")
+    same = np.flatnonzero(images[order][1:] == images[order][:-1])
+    if not invariance or not len(same):
+        return np.eye(points.shape[1])
+    differences = points[order[same]] - points[order[same + 1]]
+    sizes, axes = np.linalg.eigh(differences.T @ differences / (2 * len(same)))
+    return np.asarray((axes / np.sqrt(1 + invariance * sizes.clip(0))) @ axes.T)
+
+
+@dataclass(frozen=True, slots=True)
+class CrossFit:
+    """One head for each fold of the groups, made without it."""
+
+    heads: tuple[Head, ...]
+    fold_of: Mapping[str, int]
+
+    def log_odds(self, tokens: Tokens, groups: NameArray) -> FloatArray:
+        """Of each view by the head that saw nothing of its group."""
+        folds = np.array([self.fold_of[str(group)] for group in groups])
+        found = np.empty(len(tokens))
+        for fold, head in enumerate(self.heads):
+            found[folds == fold] = head.log_odds(tokens[folds == fold])
+        return found
+
+
+def cross_fit(points: Points, recipe: Recipe, seed: int) -> CrossFit:
+    examples, heads = points.examples, []
+    fold_of: dict[str, int] = {}
     splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
-    for kept, held in splitter.split(found, examples.labels, examples.sources):
-        chosen = np.isin(np.arange(len(examples)), kept)
-        found[held] = fit_head(examples.rows(chosen), recipe).log_odds(examples.tokens[held])
-    return found
+    for fold, (kept, held) in enumerate(splitter.split(points.values, examples.labels, examples.groups)):
+        heads.append(points.fit(np.isin(np.arange(len(examples)), kept), recipe))
+        fold_of |= dict.fromkeys(map(str, examples.groups[held]), fold)
+    return CrossFit(tuple(heads), fold_of)
 
 
 def temperature_of(log_odds: FloatArray, examples: Examples) -> float:

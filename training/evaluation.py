@@ -13,7 +13,7 @@ from fusion.estimators import FloatArray
 from fusion.meta_model import FusionModel
 from inference.registry import DETECTORS
 from training.datasets import read_rows
-from training.feature_table import Table, families, read_columns, read_table, source_weights
+from training.feature_table import Table, families, read_columns, read_table, source_weights, usable
 from training.metrics import evaluate, plain
 from training.thresholds import measure_tiers
 from utils.deliveries import DELIVERIES
@@ -87,18 +87,19 @@ def judge(features: Path, manifest: Path | None, artifact: Path, split: str, thr
 
 
 def _known(features: Path, manifest: Path | None) -> tuple[Mapping[str, str], ...]:
-    """What is known of each real and AI row, in the order of ``read_table``."""
+    """What is known of each row that ``read_table`` takes, in its order."""
     more: dict[str, dict[str, str]] = {}
     if manifest is not None:
         more = {row["filepath"]: row for row in read_rows(manifest, ("filepath",))}
-    columns = {name: cells for name, cells in read_columns(features).items() if name in (*KNOWN, "label")}
+    columns = read_columns(features)
     if "filepath" not in columns:
         raise TableError(f"{features} has no column filepath, which tells the images apart")
-    rows = [dict(zip(columns, map(str, cells), strict=True)) for cells in zip(*columns.values(), strict=True)]
+    told = {name: cells for name, cells in columns.items() if name in KNOWN}
+    rows = [dict(zip(told, map(str, cells), strict=True)) for cells in zip(*told.values(), strict=True)]
     return tuple(
         {key: row.get(key) or more.get(row["filepath"], {}).get(key, "") for key in KNOWN}
-        for row in rows
-        if row["label"] in ("real", "ai")
+        for row, taken in zip(rows, usable(columns), strict=True)
+        if taken
     )
 
 

@@ -133,6 +133,50 @@ def _check_installed(out: Path, engine: str) -> None:
         raise BadSettings("--engine ray needs Ray Data: pip install 'ray[data]'")
 
 
+def read_keys(table: Path) -> dict[str, tuple[str, ...]]:
+    """Each image of a table, and under which deliveries it was measured.
+
+    Raises:
+        TableError: the table cannot be used.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for filepath, delivery in _kept(table, tuple(feature_meanings())):
+        found[filepath] = (*found.get(filepath, ()), delivery)
+    return found
+
+
+def fill(
+    table: Path,
+    feature: str,
+    values: Mapping[Key, float],
+    others: Mapping[Key, tuple[float, Mapping[str, str]]],
+    version: str,
+) -> None:
+    """Write one feature into the rows of a table, as if the model of this version had measured them with the others.
+
+    Args:
+        others: value and what is known of images that the table lacks: they get rows with this feature alone.
+
+    Raises:
+        TableError: the table cannot be used, or a row gets no value.
+    """
+    names = tuple(feature_meanings())
+    rows, column = _kept(table, names), names.index(feature)
+    if absent := next((key for key in rows if key not in values), None):
+        raise TableError(f"{table}: no {feature} for {' under '.join(absent)}")
+    filled = []
+    for key, row in rows.items():
+        row.values[column] = values[key]
+        models = [each for each in row.known["models"].split() if each.partition("@")[0] != version.partition("@")[0]]
+        filled.append(Row({**row.known, "models": " ".join([version, *models])}, row.values))
+    for (filepath, delivery), (value, about) in others.items():
+        numbers_of = np.full(len(names), np.nan)
+        numbers_of[column] = value
+        known = {**dict.fromkeys(KEYS, ""), **about, "filepath": filepath, "delivery": delivery, "models": version}
+        filled.append(Row(known, numbers_of))
+    _write(table, names, filled)
+
+
 # --- what is there already
 
 

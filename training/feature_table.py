@@ -56,6 +56,9 @@ class Table:
 def read_table(path: Path, inputs: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> Table:
     """Read a table; rows that are neither real nor ai are left out.
 
+    Where a table has rows of split ``fusion``, they are the ones to train from, and those of ``train`` are left out:
+    detectors have learnt from them.
+
     Args:
         path: Parquet by its suffix, else CSV.
         inputs: patterns (``fnmatch``) of the feature columns to use, in the table's order.
@@ -72,19 +75,25 @@ def read_table(path: Path, inputs: Sequence[str] = ("*",), exclude: Sequence[str
     labels = np.array(columns["label"], np.str_)
     if not {"real", "ai"} <= set(labels):
         raise TableError(f"{path} needs rows of both labels, real and ai")
-    splits = set(columns["split"]) - {"train", "val"}
-    if splits:
-        raise TableError(f"{path} has splits other than train and val: {', '.join(sorted(map(str, splits)))}")
+    splits = np.array(columns["split"], np.str_)
+    if unknown := set(splits) - {"train", "fusion", "val"}:
+        raise TableError(f"{path} has splits other than train, fusion and val: {', '.join(sorted(map(str, unknown)))}")
     table = Table(
         inputs=names,
         matrix=np.column_stack([numbers(name, columns[name]) for name in names]),
         labels=(labels == "ai").astype(np.int64),
         sources=np.array(columns["source"], np.str_),
-        splits=np.array(columns["split"], np.str_),
+        splits=np.where(splits == "fusion", "train", splits),
         deliveries=np.array(columns.get("delivery", ["clean"] * len(labels)), np.str_),
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
     )
-    return table.rows((labels == "real") | (labels == "ai"))
+    return table.rows(usable(columns))
+
+
+def usable(columns: Columns) -> NDArray[np.bool_]:
+    """Which rows of a table ``read_table`` takes."""
+    labels, splits = np.array(columns["label"], np.str_), np.array(columns["split"], np.str_)
+    return np.isin(labels, ("real", "ai")) & ~(("fusion" in splits) & (splits == "train"))
 
 
 def read_columns(path: Path) -> Columns:

@@ -50,6 +50,7 @@ class Picture:
     source: str
     split: str
     content: str = ""
+    group: str = ""  # of sources that share an author or motifs: what cross-validation keeps together
     lossy: bool = False  # known once it is prepared: its pixels carry a JPEG history
 
     @property
@@ -70,8 +71,9 @@ def read_datasets(paths: Iterable[Path], labels: Collection[str] = tuple(LABELS)
     for path in paths:
         for row in read_rows(path):
             if row["label"] in labels:
-                label, content = LABELS[row["label"]], row.get("content") or ""
-                found.append(Picture(path.parent / row["filepath"], label, row["source"], row["split"], content))
+                label, content, group = LABELS[row["label"]], row.get("content") or "", row.get("group") or ""
+                place, source = path.parent / row["filepath"], row["source"]
+                found.append(Picture(place, label, source, row["split"], content, group or source))
     check_labels(found, labels)
     check_splits((each.source, each.split) for each in found)
     return found

@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     with (arguments.out / "dataset.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        table.writerow(["filepath", "label", "source", "split", "content"])
+        table.writerow(["filepath", "label", "source", "split", "content", "group"])
         table.writerows(rows)
     print(f"{len(rows)} images in {arguments.out}")
     return Exit.DONE
@@ -121,7 +121,8 @@ def write_pair(picture: Picture, network: nn.Module, folder: Path) -> list[tuple
             return []
         Image.fromarray(original).save(folder / names["real"])
         Image.fromarray(reconstructed(network, original)).save(folder / names["ai"])
-    return [(name, label, picture.source, "train", picture.content) for label, name in names.items()]
+    known = (picture.source, "train", picture.content, picture.group)
+    return [(name, label, *known) for label, name in names.items()]
 
 
 def prepared(rgb: RgbArray) -> RgbArray:

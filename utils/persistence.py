@@ -240,11 +240,21 @@ def save_model(folder: Path, arrays: Mapping[str, NDArray[Any]], metadata: Mappi
         metadata: into the header of the weights.
         card: further fields of the card, as in ``Card``.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    save_arrays(folder / WEIGHTS, arrays, metadata)
+    record_file(folder, "weights", WEIGHTS, **card)
+
+
+def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:
+    """Write a .safetensors file, the same bytes for the same content: the library writes metadata in any order."""
     from safetensors.numpy import save
 
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / WEIGHTS, save(dict(arrays), dict(metadata)))
-    record_file(folder, "weights", WEIGHTS, **card)
+    raw = save(dict(arrays), dict(metadata))
+    size = int.from_bytes(raw[:8], "little")  # of the header, JSON padded with spaces
+    header = json.loads(raw[8 : 8 + size]) | {"__metadata__": dict(sorted(metadata.items()))}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+    assert len(text) == size, "another order, but not another length"
+    write_atomic(path, raw[:8] + text + raw[8 + size :])
 
 
 def record_file(folder: Path, table: str, file: str, **card: object) -> None:

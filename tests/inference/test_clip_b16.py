@@ -100,7 +100,8 @@ def installed(folder: Path, **head: NDArray[np.generic] | str) -> Weights:
     metadata = {"tower": str(values.pop("tower", sha256_file(tower)))}
     save_file(values, folder / "clip_b16_head.safetensors", metadata)
     files = {"clip_b16": tower, "clip_b16_head": folder / "clip_b16_head.safetensors"}
-    cards = [f'[{n}]\nfile = "{p.name}"\nsha256 = "{sha256_file(p)}"\n' for n, p in files.items()]
+    facts = 'file = "{}"\nsize = {}\nsha256 = "{}"\n'
+    cards = [f"[{n}]\n{facts.format(p.name, p.stat().st_size, sha256_file(p))}" for n, p in files.items()]
     (folder / "weights.toml").write_text("".join(cards))
     return Weights.at(folder)
 

@@ -11,11 +11,12 @@ from training.clip_head import (
     BLOCK_SETS,
     Examples,
     Head,
+    Points,
     Recipe,
     balanced,
-    fit_head,
-    held_out,
+    cross_fit,
     loss_of,
+    steadied,
     temperature_of,
     together,
 )
@@ -31,7 +32,16 @@ def examples(images: int = 240, sources: int = 24, seed: int = 0) -> Examples:
     tokens = rng.standard_normal((images, 12, WIDTH))
     tokens[:, 9, 0] += 2 * labels
     tokens[:, 6] += 3 * rng.standard_normal((sources, WIDTH))[source]
-    return balanced((7 + 2 * tokens).astype(np.float16), labels, source.astype(str))
+    names = source.astype(str)
+    return balanced((7 + 2 * tokens).astype(np.float16), labels, names, names, np.arange(images).astype(str))
+
+
+def fit_head(given: Examples, recipe: Recipe) -> Head:
+    return Points(given, recipe.blocks).fit(np.ones(len(given), bool), recipe)
+
+
+def held_out(given: Examples, recipe: Recipe, seed: int) -> np.ndarray:
+    return cross_fit(Points(given, recipe.blocks), recipe, seed).log_odds(given.tokens, given.groups)
 
 
 def test_the_head_is_logistic_regression_on_standardised_tokens() -> None:
@@ -44,13 +54,41 @@ def test_the_head_is_logistic_regression_on_standardised_tokens() -> None:
     assert not head.weight[[0, 1, 2, 3, 4, 6, 8, 10]].any(), "blocks that it was not given"
 
 
+def test_a_group_is_judged_by_the_head_that_did_not_see_it() -> None:
+    given = examples()
+    fitted = cross_fit(Points(given, "all"), Recipe("all", 1e-2), seed=0)
+    assert set(fitted.fold_of) == set(given.groups)
+    group = given.groups[0]
+    own = fitted.heads[fitted.fold_of[group]]
+    rows = given.groups == group
+    np.testing.assert_allclose(
+        fitted.log_odds(given.tokens[rows], given.groups[rows]), own.log_odds(given.tokens[rows])
+    )
+    others = [head for head in fitted.heads if head is not own]
+    assert all(not np.allclose(head.log_odds(given.tokens[rows]), own.log_odds(given.tokens[rows])) for head in others)
+
+
+def test_invariance_holds_down_what_changes_with_the_delivery() -> None:
+    """Two views of each image that differ in the first axis: there, and only there, points shrink."""
+    rng = np.random.default_rng(0)
+    base = rng.standard_normal((200, 3))
+    other = base + np.array([2.0, 0, 0]) * rng.choice([-1, 1], (200, 1))
+    points, images = np.concatenate([base, other]), np.tile(np.arange(200).astype(str), 2)
+    found = steadied(points, images, 3.0)
+    np.testing.assert_allclose(found, np.diag([(1 + 3 * 2) ** -0.5, 1, 1]), atol=1e-12)
+    np.testing.assert_array_equal(steadied(points, images, 0.0), np.eye(3))
+
+
 def test_all_blocks_are_all_blocks() -> None:
     assert BLOCK_SETS["all"] == tuple(range(1, 13))
     assert fit_head(examples(), Recipe("all", 1e-2)).weight.all()
 
 
 def test_a_source_weighs_the_same_however_many_images_it_has() -> None:
-    given = balanced(np.zeros((5, 12, 1), np.float16), np.array([0, 0, 0, 1, 1]), np.array(["a", "a", "b", "c", "c"]))
+    names = np.array(["a", "a", "b", "c", "c"])
+    given = balanced(
+        np.zeros((5, 12, 1), np.float16), np.array([0, 0, 0, 1, 1]), names, names, np.arange(5).astype(str)
+    )
     np.testing.assert_allclose(given.weights, [1 / 8, 1 / 8, 1 / 4, 1 / 4, 1 / 4])
 
 
@@ -82,7 +120,11 @@ def test_the_temperature_undoes_what_made_log_odds_too_large() -> None:
     rng = np.random.default_rng(3)
     log_odds = rng.normal(0, 2, len(given))
     drawn = Examples(
-        given.tokens, (rng.random(len(given)) < 1 / (1 + np.exp(-log_odds))) * 1, given.sources, given.weights
+        given.tokens,
+        (rng.random(len(given)) < 1 / (1 + np.exp(-log_odds))) * 1,
+        given.groups,
+        given.images,
+        given.weights,
     )
     assert temperature_of(3 * log_odds, drawn) == pytest.approx(3, rel=0.15)
     head = Head(np.ones((12, WIDTH), np.float32), 6.0)

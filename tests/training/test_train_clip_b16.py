@@ -79,7 +79,7 @@ def test_a_data_set_and_a_seed_make_one_head(tmp_path: Path) -> None:
     assert head["bias"].shape == (1,)
     assert metadata["tower"] == TOWER
     measured = json.loads((tmp_path / "a" / "metrics.json").read_text())
-    assert len(measured["tried"]) == 10
+    assert len(measured["tried"]) == 16
     assert measured["chosen"] == min(measured["tried"], key=lambda each: each["log loss"])
     for delivery in ("clean", "web", "hard"):
         for rows in ("all", "photo"):
@@ -103,4 +103,4 @@ def test_a_data_set_of_one_label_is_told_in_a_line(tmp_path: Path, capsys: pytes
     path.write_text("filepath,label,source\nx.png,real,a\n")
     where = ["--dataset", str(path), "--out", str(tmp_path), "--cache", str(tmp_path)]
     assert trainer.main(where) == Exit.FAILED
-    assert "train_clip_b16: training needs real and ai images" in capsys.readouterr().err
+    assert "bad_table: training needs real and ai images" in capsys.readouterr().err

@@ -12,7 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.errors import WeightsCorrupt
-from utils.persistence import load_model, read_cards, safe_name, save_model, sha256_file, write_atomic
+from utils.persistence import (
+    load_model,
+    read_arrays,
+    read_cards,
+    safe_name,
+    save_arrays,
+    save_model,
+    sha256_file,
+    write_atomic,
+)
 
 
 def test_a_file_is_written_and_replaced_whole(tmp_path: Path) -> None:
@@ -147,3 +156,17 @@ def test_a_model_folder_that_is_not_whole_is_refused(tmp_path: Path, damage: str
         card.write_text(text.replace("[weights]", "[graph]"))
     with pytest.raises(WeightsCorrupt, match="toy"):
         load_model(tmp_path / "toy")
+
+
+def test_the_same_arrays_make_the_same_file(tmp_path: Path) -> None:
+    """The library alone writes six keys of metadata in 720 orders."""
+    arrays = {"b": np.arange(3, dtype=np.int8), "a": np.ones((2, 2), np.float32)}
+    metadata = {key: f"“{key}”" for key in "fedcba"}
+    paths = [tmp_path / f"{number}.safetensors" for number in range(4)]
+    for path in paths:
+        save_arrays(path, arrays, metadata)
+    assert len({path.read_bytes() for path in paths}) == 1
+    found, told = read_arrays(paths[0])
+    assert told == metadata
+    assert {key: value.tolist() for key, value in found.items()} == {"a": [[1, 1], [1, 1]], "b": [0, 1, 2]}
+    assert found["b"].dtype == np.int8

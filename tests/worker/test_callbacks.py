@@ -50,7 +50,9 @@ def receiver():
 def loopback_allowed(monkeypatch, receiver):
     """Only the network rule is lifted; everything else of the real transport stays."""
     monkeypatch.setattr(
-        fetch, "_policy", lambda ports: Policy(allowed_ports={receiver.server_port}, denied_networks=AddressTable(()))
+        fetch,
+        "policy_for",
+        lambda ports: Policy(allowed_ports={receiver.server_port}, denied_networks=AddressTable(())),
     )
     monkeypatch.setattr(service, "_CALLBACK_RETRY_SECONDS", 0.05)
 

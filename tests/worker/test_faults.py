@@ -67,7 +67,7 @@ def test_an_image_that_kills_its_workers_is_buried_while_the_rest_flows(db, keys
         running[:] = [each for each in running if each.poll() is None] or [start_process(QUEUE_ATTEMPTS=3)]
         return len(results(db, keys)) == 21
 
-    eventually(done, 30)
+    eventually(done, 120)  # five processes start one after the other, on a busy machine in seconds each
     assert begun(tmp_path)["poison"] == 3
     found = results(db, keys)
     assert found.pop("poison") == ["error"]

@@ -378,6 +378,7 @@ def _main(memory_mb: int, seconds: float) -> None:
             _write_header(answers, {"error": DecoderKilled.code, "message": message})
         else:
             _answer(answers, sample)
+            del sample  # or it stands in memory beside the next one
 
 
 def _answer(pipe: IO[bytes], sample: Sample) -> None:

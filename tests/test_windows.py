@@ -20,6 +20,8 @@ import os, signal, socket, sys
 subprocess.Popen.kill = subprocess.Popen.terminate
 for name in ("resource", "fcntl", "grp", "pwd", "termios", "tty", "pty", "syslog"):
     sys.modules[name] = None
+_unix, _pair = socket.AF_UNIX, socket.socketpair
+socket.socketpair = lambda *_: _pair(_unix)  # Windows has one of its own, and asyncio needs it
 for module, names in {
     os: "O_NONBLOCK O_DIRECTORY O_NOFOLLOW O_CLOEXEC sched_getaffinity sysconf getloadavg getuid fork killpg wait4",
     signal: "SIGKILL SIGHUP SIGXCPU SIGALRM setitimer pthread_sigmask",

@@ -27,8 +27,8 @@ from inference.clip_b16 import load_tower, view
 from inference.graphs import sigmoid
 from models.loaders import Weights
 from training.clip_head import (
-    BLOCK_SETS,
     INVARIANCES,
+    SEARCHED,
     STRENGTHS,
     CrossFit,
     Examples,
@@ -97,7 +97,7 @@ def train(arguments: argparse.Namespace) -> None:
         examples = together(main, examples_of(look_at(pairs, drawn, folder, arguments)), PAIRS_SHARE)
 
     choices: list[Choice] = []
-    for blocks in BLOCK_SETS:
+    for blocks in SEARCHED:
         points = Points(examples, blocks)
         recipes = (Recipe(blocks, *each) for each in product(STRENGTHS, INVARIANCES))
         choices += (tried(points, main, each, arguments.seed) for each in recipes)

@@ -174,7 +174,7 @@ DAMAGES = [
     ("TIFF", hole, 0.08, 0.15),
     ("TIFF LZW", hole, 0.2, 0.6),
     ("TIFF deflate", hole, 0.2, 0.6),
-    ("TIFF PackBits", hole, 0.2, 0.6),
+    ("TIFF PackBits", hole, 0.2, 0.8),
 ]
 
 

@@ -215,6 +215,8 @@ def in_torch(detector: GraphDetector) -> GraphDetector:
     from training.detectors import as_graph
     from training.export import EXPORTED
 
+    if detector.name not in EXPORTED:
+        return detector  # the tower: as a graph both times
     _, build = EXPORTED[detector.name]
     network = build()
     load_into(network.network, Weights.at(load_settings().models.weights_dir).state(detector.name), dtype=torch.float32)

@@ -290,7 +290,7 @@ def test_a_command_without_the_checkpoint_names_the_next_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("IMGV_WEIGHTS_DIR", str(tmp_path))
-    assert embed_clip_prompts(["clip_bigg"]) == 1
+    assert embed_clip_prompts(["clip_bigg"]) == 4
     assert "weights_missing" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 

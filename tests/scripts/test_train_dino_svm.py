@@ -20,7 +20,7 @@ from training import embeddings
 from training.embeddings import embed_manifest
 from training.feature_table import Table
 from utils.contracts import Sample
-from utils.errors import TableError
+from utils.errors import TableError, TooFewImages
 from utils.exits import Exit
 from utils.persistence import read_arrays, sha256_file
 from utils.settings import load_settings
@@ -116,7 +116,7 @@ def test_a_head_outside_the_weights_folder_is_written_but_not_installed(
 def test_a_missing_backbone_names_the_command(
     dataset: Path, weights_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--manifest", str(dataset), "--backbone", "dinov2_large"]) == Exit.FAILED
+    assert main(["--manifest", str(dataset), "--backbone", "dinov2_large"]) == Exit.SETUP
     assert "python -m scripts.download_weights dinov2_large" in capsys.readouterr().err
 
 
@@ -175,7 +175,7 @@ def test_no_source_is_on_both_sides_of_a_fold() -> None:
 
 
 def test_too_few_sources_are_refused() -> None:
-    with pytest.raises(TableError, match="at least two training sources"):
+    with pytest.raises(TooFewImages, match="at least two training sources"):
         train(table_of(1), "svm", False, 0, "dinov2_base", "ab")
     one_label = table_of(4).rows(table_of(4).labels == 0)
     with pytest.raises(TableError, match="one label only"):

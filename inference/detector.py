@@ -158,7 +158,7 @@ class Ensemble:
 
     def _detect(self, detector: BatchDetector, samples: Sequence[Sample], findings: Sequence[Findings]) -> None:
         """One batched call for every frame of every image."""
-        frames = [_frames(sample) for sample in samples]
+        frames = [list(_frames(sample)) for sample in samples]
         started = time.perf_counter()
         try:
             measured = iter(detector.score([frame for group in frames for frame in group]))
@@ -405,9 +405,14 @@ class Verifier:
         return table.look_up(probability, ANY, nearest(max(sample.width, sample.height), quality, known))
 
 
-def _frames(sample: Sample) -> list[Sample]:
-    """The image itself, then each further sampled frame as a still of its own."""
-    return [sample, *(replace(sample, rgb=frame, frames=(), alpha=None) for frame in sample.frames)]
+def _frames(sample: Sample) -> Iterator[Sample]:
+    """The image itself, then each further sampled frame as a still of its own, one at a time.
+
+    What is derived of a frame (grey levels, shared quantities: some 100 MiB) is gone when the next one is measured.
+    """
+    yield sample
+    for frame in sample.frames:
+        yield replace(sample, rgb=frame, frames=(), alpha=None)
 
 
 def _median(measured: list[Measurement]) -> Measurement:

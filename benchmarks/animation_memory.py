@@ -44,10 +44,8 @@ def animation() -> bytes:
 
 def resident(pid: int) -> tuple[int, int]:
     """Bytes of a process, and of its decoding children."""
-    children = Path(f"/proc/{pid}/task/{pid}/children")
-    pids = {int(each) for task in children.parents[1].iterdir() for each in (task / "children").read_text().split()}
-    decoders = [each for each in pids if b"ingress.sandbox" in Path(f"/proc/{each}/cmdline").read_bytes()]
-    return _resident(pid), sum(map(_resident, decoders))
+    found = subprocess.run(["pgrep", "-P", str(pid), "-f", "ingress.sandbox"], capture_output=True, check=False)
+    return _resident(pid), sum(_resident(int(each)) for each in found.stdout.split())
 
 
 def _resident(pid: int) -> int:
@@ -61,7 +59,7 @@ def watch(worker: subprocess.Popen[bytes], db: redis.Redis, jobs: int, seconds: 
     deadline = time.monotonic() + seconds
     while db.xlen(RESULTS) < jobs and time.monotonic() < deadline and worker.poll() is None:
         yield resident(worker.pid)
-        time.sleep(0.05)
+        time.sleep(0.1)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -90,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             took = time.monotonic() - began
             status = Counter(fields[b"status"].decode() for _, fields in db.xrange(RESULTS))
         worker.terminate()
-        worker.wait(60)
+        worker.wait(300)  # it finishes what the models work on
     peaks = [max(each) / 2**20 for each in (*zip(*seen, strict=True), map(sum, seen))]
     print("peak in MiB: worker {:.0f}, its decoders {:.0f}, together {:.0f}".format(*peaks))
     print(f"{sum(status.values())} of {args.jobs} answered in {took:.0f} s: {dict(status)}")

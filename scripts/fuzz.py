@@ -20,7 +20,7 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,6 +31,7 @@ from PIL import Image, ImageCms, PngImagePlugin
 from rich.console import Console
 from rich.table import Table
 
+from formats.kinds import supported_format
 from ingress import metadata
 from ingress.decode import Limits, decode
 from ingress.sandbox import DecodeChild
@@ -302,13 +303,15 @@ def run(
 
 
 def decode_check(decoder: Decode) -> Callable[[bytes], str]:
+    """Pixels and metadata; of files without pixels the metadata alone, under the format that their first bytes name."""
+
     def check(data: bytes) -> str:
         try:
-            sample = decoder(data)
+            sample = decoder(data)  # reads the metadata too
         except VerifyError:
-            metadata.read(data, "")
+            with suppress(VerifyError):
+                metadata.read(data, supported_format(data))
             raise
-        metadata.read(data, sample.format)
         return "truncated" if sample.truncated else "answered"
 
     return check

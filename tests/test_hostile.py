@@ -331,6 +331,17 @@ def test_mutated_files_are_all_answered(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_fuzzer_reads_the_metadata_of_files_without_pixels_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under the format that the product would read them by; of what is no image of ours, nothing."""
+    formats: list[str] = []
+    monkeypatch.setattr("ingress.metadata.read", lambda raw, format: formats.append(format))
+    check = fuzz.decode_check(lambda data: decode(data, "fuzz", fuzz.LIMITS))
+    for raw in (photo_as("JPEG")[:200], photo_as("PNG")[:60], photo_as("TIFF")[:40], b"dear sir or madam"):
+        with pytest.raises(VerifyError):
+            check(raw)
+    assert formats == ["JPEG", "PNG", "TIFF"]
+
+
 def test_the_fuzzer_notices_crashes_and_hangs(tmp_path: Path) -> None:
     def check(data: bytes) -> str:
         if data[:1] == b"\x89":

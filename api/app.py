@@ -38,14 +38,16 @@ def default_backend(settings: Settings, metrics: Metrics) -> Backend:
     if url := settings.queue.redis_url.get_secret_value():
         from api.queued import QueueBackend
 
-        return QueueBackend(settings, url, metrics)
+        return QueueBackend(settings.queue, url, metrics)
     from api.local import LocalBackend
     from inference.detector import build_verifier
     from utils.threads import limit_library_threads
 
     verifier = build_verifier(settings.models)
     limit_library_threads()
-    return LocalBackend(settings, verifier, metrics)
+    return LocalBackend(
+        settings.pipeline, settings.decode, settings.fetch, verifier, metrics, settings.api.keep_seconds
+    )
 
 
 def create_app(settings: Settings, make_backend: MakeBackend = default_backend) -> FastAPI:
@@ -56,7 +58,16 @@ def create_app(settings: Settings, make_backend: MakeBackend = default_backend) 
     """
     metrics, limiter = Metrics(), RateLimiter(settings.api.rate_per_minute)
     backend = make_backend(settings, metrics)
-    server = Server(settings, backend, limiter, metrics, catalogue(settings.models, backend.where), asyncio.Event())
+    server = Server(
+        settings.api,
+        settings.decode.max_bytes,
+        settings.pipeline.batch,
+        backend,
+        limiter,
+        metrics,
+        catalogue(settings.models, backend.where),
+        asyncio.Event(),
+    )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -81,7 +92,14 @@ def create_app(settings: Settings, make_backend: MakeBackend = default_backend) 
         middleware=[
             Middleware(Edge, metrics=metrics),
             *([cors] if origins else []),
-            Middleware(Gate, settings=settings, limiter=limiter, metrics=metrics),
+            Middleware(
+                Gate,
+                settings=settings.api,
+                pipeline=settings.pipeline,
+                max_bytes=settings.decode.max_bytes,
+                limiter=limiter,
+                metrics=metrics,
+            ),
         ],
         exception_handlers={
             VerifyError: _on_coded,

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.metrics import Metrics
 from api.problems import RateExceeded, respond
 from utils.errors import BadRequest, QueueFull, TooManyBytes, Unauthorized, VerifyError
-from utils.settings import Settings
+from utils.settings import ApiSettings, PipelineSettings
 
 PUBLIC = ("/", "/favicon.ico", "/healthz", "/readyz", "/health", "/openapi.json", "/v1/schema")  # no key is asked
 BATCH = "/v1/verify/batch"
@@ -116,21 +116,33 @@ def caller_of(scope: Scope) -> str:
 class Gate:
     """ASGI middleware that refuses before a body is read what can be refused then, and the rest while it streams."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, limiter: RateLimiter, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: ApiSettings,
+        pipeline: PipelineSettings,
+        max_bytes: int,
+        limiter: RateLimiter,
+        metrics: Metrics,
+    ) -> None:
+        """
+        Args:
+            max_bytes: of one image.
+        """
         self._app = app
-        self._keys = KeyRing(settings.api.keys)
+        self._keys = KeyRing(settings.keys)
         self._limiter = limiter
         self._metrics = metrics
-        self._origins = frozenset(settings.api.origins)
-        self._hosts = frozenset(settings.api.hosts)
-        if not self._hosts and settings.api.host in _LOOPBACK:
+        self._origins = frozenset(settings.origins)
+        self._hosts = frozenset(settings.hosts)
+        if not self._hosts and settings.host in _LOOPBACK:
             self._hosts = frozenset(_LOOPBACK)  # else a page could reach us by a name that it points here
         # Base64 takes 4 bytes for 3.
-        self._most = {BATCH: settings.api.batch_mb << 20}
-        self._most_single = settings.decode.max_bytes * 4 // 3 + _FORM_BYTES
-        self._most_held = max(settings.pipeline.max_mb << 20, self._most_single, *self._most.values())
-        self._most_requests = settings.pipeline.max_jobs
-        self._seconds = settings.api.upload_seconds
+        self._most = {BATCH: settings.batch_mb << 20}
+        self._most_single = max_bytes * 4 // 3 + _FORM_BYTES
+        self._most_held = max(pipeline.max_mb << 20, self._most_single, *self._most.values())
+        self._most_requests = pipeline.max_jobs
+        self._seconds = settings.upload_seconds
         self._requests = self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

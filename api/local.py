@@ -18,7 +18,7 @@ from api.problems import BUG
 from inference.pipeline import Pipeline, Place, Request, Verifies
 from utils.contracts import Sample
 from utils.errors import Internal, NotFound, QueueFull, VerifyError
-from utils.settings import Settings
+from utils.settings import DecodeSettings, FetchSettings, PipelineSettings
 from utils.verdict_json import verdict_dict
 
 if TYPE_CHECKING:  # the conductor imports every measurement; a server that only queues does without
@@ -39,13 +39,26 @@ class LocalBackend:
 
     where = "in process"
 
-    def __init__(self, settings: Settings, verifier: Verifies, metrics: Metrics) -> None:
-        self._settings = settings
+    def __init__(
+        self,
+        pipeline: PipelineSettings,
+        decode: DecodeSettings,
+        fetch: FetchSettings,
+        verifier: Verifies,
+        metrics: Metrics,
+        keep_seconds: float,
+    ) -> None:
+        """
+        Args:
+            keep_seconds: how long an answer and its artifacts can be fetched.
+        """
+        self._settings = pipeline
         self._metrics = metrics
+        self._keep_seconds = keep_seconds
         self._pipeline = Pipeline(
-            settings.pipeline,
-            settings.decode.for_strangers(),
-            settings.fetch,
+            pipeline,
+            decode.for_strangers(),
+            fetch,
             {"": verifier},
             timed=lambda stage: metrics.stage.labels(stage).time(),
             batched=metrics.batch.observe,
@@ -64,7 +77,7 @@ class LocalBackend:
         """Finish what was taken, for as long as a worker would."""
         self._stopping = True
         if self._running:
-            await asyncio.wait(self._running, timeout=self._settings.pipeline.drain_seconds)
+            await asyncio.wait(self._running, timeout=self._settings.drain_seconds)
         for task in tuple(self._running):
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
@@ -89,7 +102,7 @@ class LocalBackend:
         Raises:
             QueueFull: no place, or no memory.
         """
-        most, fetching = self._settings.pipeline.max_jobs, self._fetching.total()
+        most, fetching = self._settings.max_jobs, self._fetching.total()
         if image.raw is None:
             full = fetching >= most or self._fetching[image.caller] >= max(1, most // _SHARE)
         else:
@@ -103,7 +116,7 @@ class LocalBackend:
         return self._jobs[job_id]
 
     async def trouble(self) -> str:
-        if self._pipeline.busy_seconds > self._settings.pipeline.stuck_seconds:
+        if self._pipeline.busy_seconds > self._settings.stuck_seconds:
             return "the models have not come back for IMGV_PIPELINE_STUCK_SECONDS; restart the server"
         return "shutting down" if self._stopping else ""
 
@@ -138,7 +151,7 @@ class LocalBackend:
         ended = [each for each in self._jobs.values() if each.ended] if len(self._jobs) > _MOST_KEPT else []
         for old in ended[: len(self._jobs) - _MOST_KEPT]:
             self._forget(old)
-        asyncio.get_running_loop().call_later(self._settings.api.keep_seconds, self._forget, job)
+        asyncio.get_running_loop().call_later(self._keep_seconds, self._forget, job)
 
     def _forget(self, job: Job) -> None:
         if self._jobs.pop(job.id, None) and job.files:

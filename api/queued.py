@@ -21,7 +21,7 @@ from api.jobs import Image, Job
 from api.metrics import Metrics
 from api.problems import coded
 from utils.errors import NotFound, QueueUnreachable
-from utils.settings import Settings
+from utils.settings import QueueSettings
 from worker.connect import connect
 from worker.rights import check_rights, producer_needs
 from worker.stream import Keys
@@ -39,18 +39,18 @@ class QueueBackend:
 
     where = "workers"
 
-    def __init__(self, settings: Settings, url: str, metrics: Metrics) -> None:
+    def __init__(self, settings: QueueSettings, url: str, metrics: Metrics) -> None:
         """
         Raises:
             BadSettings: the URL is none that we understand.
         """
         self._settings = settings
         self._client = connect(url)
-        self._keys = Keys(settings.queue.prefix)
+        self._keys = Keys(settings.prefix)
         self._metrics = metrics
         self._waiting: dict[str, Job] = {}
         self._poller: asyncio.Task[None] | None = None
-        self._artifacts = settings.queue.artifacts_dir and settings.queue.artifacts_dir.resolve()
+        self._artifacts = settings.artifacts_dir and settings.artifacts_dir.resolve()
 
     async def __aenter__(self) -> Self:
         return self
@@ -91,8 +91,8 @@ class QueueBackend:
                     self._keys,
                     job_id,
                     fields,
-                    max_waiting=self._settings.queue.max_waiting,
-                    remember_seconds=self._settings.queue.answer_seconds,
+                    max_waiting=self._settings.max_waiting,
+                    remember_seconds=self._settings.answer_seconds,
                 )
                 return
             except (RedisError, OSError) as error:
@@ -140,7 +140,7 @@ class QueueBackend:
     def _await_answer(self, job: Job) -> None:
         self._waiting[job.id] = job
         self._metrics.running.set(len(self._waiting))
-        asyncio.get_running_loop().call_later(self._settings.queue.answer_seconds, self._waiting.pop, job.id, None)
+        asyncio.get_running_loop().call_later(self._settings.answer_seconds, self._waiting.pop, job.id, None)
         if self._poller is None or self._poller.done():
             self._poller = asyncio.create_task(self._poll())
 

@@ -67,10 +67,10 @@ def _json(value: Json, status: int = 200, headers: dict[str, str] | None = None)
 async def verify(request: Request, given: Given) -> Response:
     """A verdict, or 202 with a job when `async` is set or the wait ends first; the job then goes on."""
     server = server_of(request)
-    image, options = await read_one(request, given, server.settings.decode.max_bytes)
+    image, options = await read_one(request, given, server.max_bytes)
     image = replace(image, caller=request.state.caller)
     job = await server.backend.submit(image, artifacts=options.artifacts)
-    seconds = server.settings.api.wait_seconds if options.wait_seconds is None else options.wait_seconds
+    seconds = server.settings.wait_seconds if options.wait_seconds is None else options.wait_seconds
     if options.run_async or not await job.wait(seconds):
         where = f"/v1/jobs/{job.id}"
         return _json(_job_answer(job), 202, {"Location": where})
@@ -94,7 +94,7 @@ async def verify(request: Request, given: Given) -> Response:
 async def verify_batch(request: Request) -> Response:
     """Every image gets a line: its verdict, or the error that says why there is none."""
     server = server_of(request)
-    images, artifacts = await read_many(request, server.settings.decode.max_bytes, server.settings.api.batch_images)
+    images, artifacts = await read_many(request, server.max_bytes, server.settings.batch_images)
     caller = request.state.caller
     server.limiter.charge(caller, len(images) - 1)
     images = [replace(each, caller=caller) if isinstance(each, Image) else each for each in images]
@@ -105,7 +105,7 @@ async def verify_batch(request: Request) -> Response:
 async def _batch_lines(
     server: Server, images: Sequence[Image | VerifyError], artifacts: bool, request_id: str
 ) -> AsyncIterator[str]:
-    window = asyncio.Semaphore(server.settings.pipeline.batch)  # one caller's batch must not fill the server
+    window = asyncio.Semaphore(server.window)  # one caller's batch must not fill the server
 
     async def answer(index: int, image: Image | VerifyError) -> str:
         source, error = "", image
@@ -288,13 +288,13 @@ async def get_metrics(request: Request) -> Response:
 async def _judged(request: Request, image: Image) -> dict[str, Json]:
     server = server_of(request)
     job = await server.backend.submit(replace(image, caller=request.state.caller), artifacts=False)
-    if not await job.wait(server.settings.api.wait_seconds):
+    if not await job.wait(server.settings.wait_seconds):
         raise DeadlinePassed("not judged in time; use /v1/verify, which answers 202 with a job then")
     return _verdict_of(job)
 
 
 async def _judged_upload(request: Request) -> dict[str, Json]:
-    image, _ = await read_one(request, Options(), server_of(request).settings.decode.max_bytes)
+    image, _ = await read_one(request, Options(), server_of(request).max_bytes)
     return await _judged(request, image)
 
 

@@ -11,14 +11,16 @@ from api.jobs import Backend
 from api.limits import RateLimiter
 from api.metrics import Metrics
 from api.schemas import Models
-from utils.settings import Settings
+from utils.settings import ApiSettings
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
     """One for the whole application."""
 
-    settings: Settings
+    settings: ApiSettings
+    max_bytes: int  # of one image
+    window: int  # images of one batch request that are in work at a time
     backend: Backend
     limiter: RateLimiter
     metrics: Metrics

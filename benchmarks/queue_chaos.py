@@ -38,7 +38,7 @@ import redis
 from utils.settings import load_settings
 from worker.__main__ import serve
 from worker.embedded import EmbeddedServer
-from worker.service import Service, judging
+from worker.service import build_service, judging
 
 PREFIX = "image_verify"
 JOBS = f"{PREFIX}:jobs"
@@ -88,7 +88,7 @@ def work(url: str, lease: float, real: bool) -> None:
 
     options = {"pipeline_max_jobs": 16, "queue_attempts": 8, "queue_lease_seconds": lease, "log_level": "ERROR"}
     settings = load_settings(**options)
-    asyncio.run(serve(Service(settings, url, judging if real else naps), lambda: None))
+    asyncio.run(serve(build_service(settings, url, judging if real else naps), lambda: None))
 
 
 def photographs(count: int) -> list[bytes]:

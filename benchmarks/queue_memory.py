@@ -31,7 +31,7 @@ from utils.settings import load_settings
 from worker.embedded import EmbeddedServer
 from worker.judge import Judge
 from worker.metrics import resident_bytes
-from worker.service import Service
+from worker.service import build_service
 
 STREAM, RESULTS = "image_verify:jobs", "image_verify:results"
 
@@ -51,14 +51,16 @@ async def judging(settings, metrics, client):
     detector = FakeDetector("dino")
     meanings = dict.fromkeys((*PUBLIC_FEATURES, *detector.features), "")
     verifier = Verifier(Ensemble([detector], [], {}), fusion_model(*detector.features), meanings)
-    async with Judge(settings, {"embedded": verifier}, metrics) as judge:
+    async with Judge(
+        settings.queue, settings.pipeline, settings.decode, settings.fetch, {"embedded": verifier}, metrics
+    ) as judge:
         yield judge
 
 
 async def measure(url: str, jobs: int, step: int) -> list[tuple[int, int]]:
     """Jobs done and resident bytes, every ``step`` jobs."""
     settings = load_settings(queue_results_kept=1000, queue_answer_seconds=60)
-    service = Service(settings, url, judging)
+    service = build_service(settings, url, judging)
     ready = asyncio.Event()
     running = asyncio.create_task(service.run(ready.set))
     await ready.wait()

@@ -29,7 +29,7 @@ from utils.threads import limit_library_threads
 from utils.verdict_json import dump, verdict_dict
 from worker.embedded import EmbeddedServer
 from worker.judge import Judge
-from worker.service import Service
+from worker.service import build_service
 
 
 def plain(settings, verifier, images: Sequence[bytes]) -> float:
@@ -45,14 +45,21 @@ def plain(settings, verifier, images: Sequence[bytes]) -> float:
 async def queued(settings, verifier, images: Sequence[bytes], url: str) -> float:
     @asynccontextmanager
     async def judging(settings, metrics, client):
-        async with Judge(settings, {settings.models.profile: verifier}, metrics) as judge:
+        async with Judge(
+            settings.queue,
+            settings.pipeline,
+            settings.decode,
+            settings.fetch,
+            {settings.models.profile: verifier},
+            metrics,
+        ) as judge:
             yield judge
 
     async with redis.asyncio.Redis.from_url(url) as db:
         await db.flushall()  # the server is ours alone
         for raw in images:
             await db.xadd("image_verify:jobs", {"image": raw})
-        service = Service(settings, url, judging)
+        service = build_service(settings, url, judging)
         started = time.perf_counter()
         running = asyncio.create_task(service.run())
         while await db.xlen("image_verify:results") < len(images):

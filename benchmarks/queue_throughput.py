@@ -52,14 +52,14 @@ class NoWork:
 
 def work_ours(url: str, jobs: int) -> None:
     from utils.settings import Settings
-    from worker.service import Service
+    from worker.service import build_service
 
     @asynccontextmanager
     async def no_work(*_):
         yield NoWork()
 
     async def main():
-        service = Service(Settings.of(pipeline_max_jobs=512, queue_results_kept=10_000_000), url, no_work)
+        service = build_service(Settings.of(pipeline_max_jobs=512, queue_results_kept=10_000_000), url, no_work)
         task = asyncio.create_task(service.run(lambda: print("ready", flush=True)))
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)  # until told to stop
         service.stop()

@@ -121,7 +121,9 @@ def _measure(dataset: Path, profile: str, jobs: int) -> tuple[Path, str]:
     check_splits((row["source"], row["split"]) for row in rows)
     path = dataset.with_suffix(".features.csv")
     settings = load_settings(profile=profile)
-    measured, failures = extract(dataset, path, settings, deliveries=MEASURED, jobs=jobs, keep_others=False)
+    measured, failures = extract(
+        dataset, path, settings.models, settings.decode, deliveries=MEASURED, jobs=jobs, keep_others=False
+    )
     for failure in failures[:5]:
         print(f"train_fusion: left out: {failure}", file=sys.stderr)
     return path, f"{dataset} ({len(rows)} images, measured as {len(measured)} rows of {path})"

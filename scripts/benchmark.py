@@ -45,7 +45,7 @@ from ingress.sources import Ingress
 from utils.contracts import Measurement, Sample
 from utils.exits import Exit, command, command_parser
 from utils.profiles import DEFAULT_PROFILE
-from utils.settings import Settings, load_settings
+from utils.settings import DecodeSettings, Settings, load_settings
 from utils.threads import limit_library_threads
 from utils.verdict_json import dump, verdict_dict
 
@@ -135,7 +135,7 @@ def rows(settings: Settings, paths: Sequence[Path], runs: int) -> None:
     naive = Naive(verifier)
     contenders: dict[str, Callable[[], object]] = {
         "naive": lambda: [naive.judge(path) for path in paths],
-        "ours, one image after another": lambda: [one(verifier, settings, path) for path in paths],
+        "ours, one image after another": lambda: [one(verifier, settings.decode, path) for path in paths],
         "ours, a folder": lambda: folder(verifier, settings, paths),
         "limit: networks alone": lambda: bare(ready),
     }
@@ -156,7 +156,7 @@ def rows(settings: Settings, paths: Sequence[Path], runs: int) -> None:
         )
     console.print(table)
     parts(verifier, samples[0])
-    latency(verifier, settings, paths[0], ready[0], runs)
+    latency(verifier, settings.decode, paths[0], ready[0], runs)
 
 
 def in_turns(contenders: Mapping[str, Callable[[], object]], runs: int) -> dict[str, list[float]]:
@@ -171,8 +171,8 @@ def in_turns(contenders: Mapping[str, Callable[[], object]], runs: int) -> dict[
     return times
 
 
-def one(verifier: Verifier, settings: Settings, path: Path) -> bytes | str:
-    with Ingress(settings.decode) as ingress:
+def one(verifier: Verifier, settings: DecodeSettings, path: Path) -> bytes | str:
+    with Ingress(settings) as ingress:
         (judgement,) = verifier.verify([ingress.load(str(path))])
     return dump(verdict_dict(judgement.verdict))
 
@@ -273,7 +273,7 @@ def _cpu(measure: Callable[[Sample], Measurement], sample: Sample) -> float:
     return time.process_time() - started
 
 
-def latency(verifier: Verifier, settings: Settings, path: Path, calls: Calls, runs: int) -> None:
+def latency(verifier: Verifier, settings: DecodeSettings, path: Path, calls: Calls, runs: int) -> None:
     times = in_turns(
         {
             "one warm image": lambda: one(verifier, settings, path),
@@ -297,12 +297,12 @@ class Queue:
 
     def __enter__(self) -> Queue:
         from worker.embedded import EmbeddedServer
-        from worker.service import Service
+        from worker.service import build_service
 
         folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="imgv-queue-"))
         url = self._stack.enter_context(EmbeddedServer(Path(folder))).url
         self._db = self._stack.enter_context(redis.Redis.from_url(url))
-        service = Service(self._settings, url, self._judging)
+        service = build_service(self._settings, url, self._judging)
         ready = threading.Event()
         worker = threading.Thread(target=lambda: asyncio.run(service.run(ready.set)))
         worker.start()
@@ -318,7 +318,10 @@ class Queue:
     async def _judging(self, settings: Settings, metrics: Metrics, client: object) -> AsyncIterator[Judge]:
         from worker.judge import Judge
 
-        async with Judge(settings, {settings.models.profile: self._verifier}, metrics) as judge:
+        verifiers = {settings.models.profile: self._verifier}
+        async with Judge(
+            settings.queue, settings.pipeline, settings.decode, settings.fetch, verifiers, metrics
+        ) as judge:
             yield judge
 
     def judge(self, paths: Sequence[Path]) -> list[dict[str, str]]:

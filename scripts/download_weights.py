@@ -4,6 +4,10 @@ The only part of the product that fetches weights, and only when asked. Knows ca
 
 A file is verified against its card before it gets its final name. Where no hash is known, the hash of the first
 download is shown and recorded in <weights folder>/weights.toml: from then on a different file is refused.
+
+httpx carries the bytes, and neither pooch nor huggingface_hub, since pooch starts a broken transfer of 10 GB over and
+follows redirects to plain http, and huggingface_hub takes files of its own hub only. What huggingface_hub has fetched
+already is found in its cache (models/loaders.py).
 """
 
 from __future__ import annotations
@@ -161,10 +165,6 @@ def _client(transport: httpx.BaseTransport | None) -> httpx.Client:
     )
 
 
-# Why no library downloads: pooch starts a broken transfer over, which with 10 GB files is the case that matters, and
-# follows redirects to plain http; huggingface_hub resumes, but only from its own hub and into a layout of its own, so
-# the files of other publishers would need this anyway. Files that huggingface_hub has fetched already are found in its
-# cache (models/loaders.py).
 def download(card: Card, folder: Path, client: httpx.Client) -> Path:
     """Fetch a card's file into ``<file>.part``, continuing an earlier attempt; not verified yet.
 

@@ -30,12 +30,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     features = arguments.table or arguments.out / "features.csv"
     settings = load_settings()
     if arguments.table is None:
-        _, failures = extract(arguments.manifest, features, settings, split=arguments.split, jobs=arguments.jobs)
+        _, failures = extract(
+            arguments.manifest, features, settings.models, settings.decode, split=arguments.split, jobs=arguments.jobs
+        )
         for failure in failures:
             print(f"left out: {failure}", file=sys.stderr)
     folder = fusion_folder(settings.models.model_copy(update={"fusion": arguments.fusion} if arguments.fusion else {}))
     judged = judge(features, arguments.manifest, folder, arguments.split, settings.models.threshold)
-    located = localisation.locate(arguments.masks, settings) if arguments.masks else None
+    located = localisation.locate(arguments.masks, settings.models, settings.decode) if arguments.masks else None
     measured = measure(judged)
     text = "\n\n".join([head(judged, folder, sys.argv[1:] if argv is None else argv), *markdown(judged, measured)])
     numbers = {**measured, "Tiers": tiers(judged)}

@@ -27,7 +27,8 @@ from utils.settings import load_settings
 def main(argv: Sequence[str] | None = None) -> int:
     given = _parse(argv)
     options = {name: getattr(given, name) for name in ("split", "deliveries", "skip", "engine", "jobs", "seed")}
-    rows, failures = extract(given.manifest, given.out, load_settings(), **options)
+    settings = load_settings()
+    rows, failures = extract(given.manifest, given.out, settings.models, settings.decode, **options)
     _report(given.out, rows, failures)
     return Exit.DONE
 

@@ -61,7 +61,7 @@ def _run(name: str, manifest: Path, seed: int) -> int:
         return np.asarray(detector.embed(sample))
 
     cache = settings.models.weights_dir / "embeddings" / f"{name}-{weights.card(name).sha256[:12]}.npz"
-    table = embed_manifest(manifest, DELIVERIES, embed, cache, settings)
+    table = embed_manifest(manifest, DELIVERIES, embed, cache, settings.decode)
     training, validation = (table.rows(table.splits == split) for split in ("train", "val"))
     fitted, losses = fit(detector.text, training, seed)
     for penalty, loss in losses.items():

@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     identity = f"{card.name}-{card.sha256[:12]}-{EMBEDDING.partition(':')[0]}"
     cache = settings.models.weights_dir / "embeddings" / f"{identity}.npz"
-    table = embed_manifest(arguments.manifest, arguments.deliveries, embed, cache, settings)
+    table = embed_manifest(arguments.manifest, arguments.deliveries, embed, cache, settings.decode)
     head, measured = train(table, arguments.head, arguments.grid, arguments.seed, card.name, card.sha256)
     out: Path = arguments.out or settings.models.weights_dir / HEAD
     head.save(

@@ -24,7 +24,7 @@ from training.feature_table import Table
 from utils.contracts import Sample
 from utils.deliveries import FIXED, deliver
 from utils.errors import InputError, TableError
-from utils.settings import Settings
+from utils.settings import DecodeSettings
 
 Embed: TypeAlias = Callable[[Sample], NDArray[np.float32]]
 Cache: TypeAlias = dict[str, NDArray[np.float32]]  # "<sha256 of the file> <delivery>" -> embedding
@@ -32,7 +32,9 @@ SPLITS = ("train", "val")
 SAVE_EVERY = 200  # embeddings; a stopped run loses no more
 
 
-def embed_manifest(manifest: Path, deliveries: Sequence[str], embed: Embed, cache: Path, settings: Settings) -> Table:
+def embed_manifest(
+    manifest: Path, deliveries: Sequence[str], embed: Embed, cache: Path, settings: DecodeSettings
+) -> Table:
     """Embed every real and AI image of a manifest under each delivery.
 
     Images that cannot be read are named on stderr and left out.
@@ -50,7 +52,7 @@ def embed_manifest(manifest: Path, deliveries: Sequence[str], embed: Embed, cach
     known = _read_cache(cache)
     kept: list[tuple[dict[str, str], str, NDArray[np.float32]]] = []
     unsaved = 0
-    with Ingress(settings.decode) as ingress:
+    with Ingress(settings) as ingress:
         try:
             for row in track(rows, "embedding", console=Console(stderr=True)):
                 try:
@@ -88,10 +90,10 @@ def _embed(
     embed: Embed,
     known: Cache,
     ingress: Ingress,
-    settings: Settings,
+    settings: DecodeSettings,
 ) -> tuple[int, list[NDArray[np.float32]]]:
     """How many embeddings of one file had to be computed, and those of all deliveries."""
-    raw = read_file(path, settings.decode.max_bytes)
+    raw = read_file(path, settings.max_bytes)
     sha256 = hashlib.sha256(raw).hexdigest()
     keys = [f"{sha256} {delivery}" for delivery in deliveries]
     todo = [(key, delivery) for key, delivery in zip(keys, deliveries, strict=True) if key not in known]

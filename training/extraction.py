@@ -35,7 +35,7 @@ from training.feature_table import PARQUET, numbers, read_columns
 from utils.contracts import Json, Sample
 from utils.deliveries import DELIVERIES, FIXED, deliver
 from utils.errors import BadSettings, TableError, VerifyError
-from utils.settings import Settings
+from utils.settings import DecodeSettings, ModelSettings
 from utils.threads import limit_library_threads
 
 LABELS = ("real", "ai")
@@ -67,7 +67,8 @@ class Row:
 def extract(
     manifest: Path,
     out: Path,
-    settings: Settings,
+    models: ModelSettings,
+    decode: DecodeSettings,
     *,
     split: str = "all",
     deliveries: Deliveries = DELIVERIES,
@@ -98,16 +99,14 @@ def extract(
     """
     names = tuple(feature_meanings())
     journal = out.with_name(f"{out.name}.journal")
-    select_detectors(
-        settings.models.profile, settings.models.detectors
-    )  # a wrong name is better told here than by a process
+    select_detectors(models.profile, models.detectors)  # a wrong name is better told here than by a process
     _check_installed(out, engine)
     wanted = _wanted(manifest, split, deliveries)
     kept = _kept(out, names)
-    known = _current(kept | _journalled(journal, names), settings)
+    known = _current(kept | _journalled(journal, names), models, decode)
     tasks = [Task(str(manifest.parent.absolute()), *key, seed) for key in wanted if key not in known]
     measured = _on_ray if engine == "ray" else _on_this_machine
-    lines = measured(tasks, jobs, settings, skip)
+    lines = measured(tasks, jobs, models, decode, skip)
     failures = []
     with journal.open("a", encoding="utf-8") as file:
         file.write("\n")  # ends a line that a killed run left half-written
@@ -222,7 +221,7 @@ def _journalled(journal: Path, names: Sequence[str]) -> dict[Key, Row]:
     return rows
 
 
-def _current(rows: Mapping[Key, Row], settings: Settings) -> dict[Key, Row]:
+def _current(rows: Mapping[Key, Row], models: ModelSettings, decode: DecodeSettings) -> dict[Key, Row]:
     """Those that the installed weights measured; the others must be measured again.
 
     Raises:
@@ -230,8 +229,8 @@ def _current(rows: Mapping[Key, Row], settings: Settings) -> dict[Key, Row]:
     """
     if not rows:
         return {}
-    models = Measurer(settings, ()).models
-    current = {key: row for key, row in rows.items() if row.known["models"] == models}
+    versions = Measurer(models, decode, ()).versions
+    current = {key: row for key, row in rows.items() if row.known["models"] == versions}
     if len(current) < len(rows):
         print(f"{len(rows) - len(current)} rows are of other weights; those asked for are measured again")
     return current
@@ -278,12 +277,14 @@ def _write(out: Path, names: Sequence[str], rows: Sequence[Row]) -> None:
 # --- engines: tasks in, one line of JSON for each out
 
 
-def _on_this_machine(tasks: Sequence[Task], jobs: int, settings: Settings, skip: Sequence[str]) -> Iterator[str]:
+def _on_this_machine(
+    tasks: Sequence[Task], jobs: int, models: ModelSettings, decode: DecodeSettings, skip: Sequence[str]
+) -> Iterator[str]:
     """Processes, not threads: most of the work holds the interpreter's lock."""
     if jobs == 1:
-        yield from map(Measurer(settings, skip), tasks)
+        yield from map(Measurer(models, decode, skip), tasks)
         return
-    pool = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_start, initargs=(settings, skip))
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_start, initargs=(models, decode, skip))
     with pool:
         yield from pool.map(_measure, tasks, chunksize=4)
 
@@ -291,16 +292,18 @@ def _on_this_machine(tasks: Sequence[Task], jobs: int, settings: Settings, skip:
 _measurer: Measurer
 
 
-def _start(settings: Settings, skip: Sequence[str]) -> None:
+def _start(models: ModelSettings, decode: DecodeSettings, skip: Sequence[str]) -> None:
     global _measurer
-    _measurer = Measurer(settings, skip)
+    _measurer = Measurer(models, decode, skip)
 
 
 def _measure(task: Task) -> str:
     return _measurer(task)
 
 
-def _on_ray(tasks: Sequence[Task], jobs: int, settings: Settings, skip: Sequence[str]) -> Iterator[str]:
+def _on_ray(
+    tasks: Sequence[Task], jobs: int, models: ModelSettings, decode: DecodeSettings, skip: Sequence[str]
+) -> Iterator[str]:
     """A pool of ``jobs`` actors, each of one CPU, and of one GPU where IMGV_DEVICE asks for CUDA."""
     address = os.environ.get("RAY_ADDRESS")
     if not address:  # Ray's switch for staying on the loopback address, as it does on macOS; read when it is imported
@@ -319,10 +322,10 @@ def _on_ray(tasks: Sequence[Task], jobs: int, settings: Settings, skip: Sequence
         blocks = max(math.ceil(len(tasks) / RAY_BLOCK), min(jobs, len(tasks)))
         found = ray.data.from_items([asdict(task) for task in tasks], override_num_blocks=blocks).map(
             RayMeasurer,
-            fn_constructor_args=(settings, skip),
+            fn_constructor_args=(models, decode, skip),
             compute=ray.data.ActorPoolStrategy(size=min(jobs, blocks)),
             num_cpus=1,
-            num_gpus=1 if settings.models.device.startswith("cuda") else 0,
+            num_gpus=1 if models.device.startswith("cuda") else 0,
         )
         for row in found.iter_rows():
             yield row["line"]
@@ -333,13 +336,13 @@ def _on_ray(tasks: Sequence[Task], jobs: int, settings: Settings, skip: Sequence
 class Measurer:
     """The ensemble of one process, built once. One thread: the processes share the cores."""
 
-    def __init__(self, settings: Settings, skip: Sequence[str]) -> None:
-        self.settings = settings
-        built = build_ensemble(settings.models.model_copy(update={"threads": 1}))
+    def __init__(self, models: ModelSettings, decode: DecodeSettings, skip: Sequence[str]) -> None:
+        self.decode = decode
+        built = build_ensemble(models.model_copy(update={"threads": 1}))
         built.close()  # what it was built of goes into one without the parts to skip
         forensics = [each for each in built.forensics if each.name not in skip]
         self.ensemble = Ensemble(built.detectors, forensics, built.unavailable, threads=1)
-        self.models = " ".join(detector.version for detector in built.detectors)
+        self.versions = " ".join(detector.version for detector in built.detectors)
         limit_library_threads()
         threadpool_limits(1)  # of every other library too
         if "torch" in sys.modules:
@@ -349,20 +352,20 @@ class Measurer:
         """Measure one image. A line of JSON: features without the missing ones, or the error that it cannot be read."""
         found: dict[str, object] = {"filepath": task.filepath, "delivery": task.delivery}
         try:
-            with Ingress(self.settings.decode) as ingress:
+            with Ingress(self.decode) as ingress:
                 sample = delivered(task, ingress)
         except VerifyError as error:
             return json.dumps(found | {"error": f"{error.code}: {error}"})
         (findings,) = self.ensemble.measure([sample])
         features = {name: float(value) for name, value in findings.features.items() if not math.isnan(value)}
-        return json.dumps(found | {"models": self.models, "features": features})
+        return json.dumps(found | {"models": self.versions, "features": features})
 
 
 class RayMeasurer:
     """The same as Ray Data calls it."""
 
-    def __init__(self, settings: Settings, skip: Sequence[str]) -> None:
-        self.measure = Measurer(settings, skip)
+    def __init__(self, models: ModelSettings, decode: DecodeSettings, skip: Sequence[str]) -> None:
+        self.measure = Measurer(models, decode, skip)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
         return {"line": self.measure(Task(**row))}

@@ -21,7 +21,7 @@ from training.datasets import read_rows
 from training.metrics import RESAMPLES, Interval, auroc
 from utils.contracts import Heatmap, orient
 from utils.errors import TableError, VerifyError
-from utils.settings import Settings
+from utils.settings import DecodeSettings, ModelSettings
 from utils.threads import limit_library_threads
 
 # Heatmap -> from where a pixel counts as found. GhostNet's map is a probability of its own and has no other cut.
@@ -50,7 +50,7 @@ class Localisation:
     unavailable: Mapping[str, str]  # heatmap -> why there is none
 
 
-def locate(manifest: Path, settings: Settings) -> Localisation:
+def locate(manifest: Path, models: ModelSettings, decode: DecodeSettings) -> Localisation:
     """Measure every image that the manifest labels ``manipulated``, whatever its split.
 
     Args:
@@ -63,12 +63,12 @@ def locate(manifest: Path, settings: Settings) -> Localisation:
     rows = [row for row in read_rows(manifest) if row["label"] == "manipulated" and row.get("mask")]
     if not rows:
         raise TableError(f"{manifest} has no row of label manipulated with a mask")
-    built = build_ensemble(settings.models)
+    built = build_ensemble(models)
     limit_library_threads()
     ensemble = Ensemble([each for each in built.detectors if each.name.startswith(tuple(CUTS))], [], built.unavailable)
     located: list[Located] = []
     without_region = unreadable = 0
-    with Ingress(settings.decode) as ingress:
+    with Ingress(decode) as ingress:
         for row in rows:
             try:
                 sample = ingress.load(str(manifest.parent / row["filepath"]))

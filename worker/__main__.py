@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from utils.settings import load_settings
     from worker.embedded import EmbeddedServer
     from worker.logs import configure_worker_logging
-    from worker.service import Service
+    from worker.service import build_service
 
     settings = load_settings(**({"profile": args.profile} if args.profile else {}))
     configure_worker_logging(settings.log.level, as_json=settings.log.as_json)
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.embedded:
             server = stack.enter_context(EmbeddedServer(settings.queue.embedded_dir))
             url = server.url
-        service = Service(settings, url)
+        service = build_service(settings, url)
         failure = asyncio.run(serve(service, lambda: announce(url, settings.queue.prefix)))
     if failure is None:
         return Exit.DONE

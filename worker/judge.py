@@ -14,7 +14,7 @@ from inference.pipeline import Pipeline, Place, Request, Stage, Verifies
 from utils.contracts import Json
 from utils.errors import FileMissing
 from utils.persistence import safe_name
-from utils.settings import Settings
+from utils.settings import DecodeSettings, FetchSettings, PipelineSettings, QueueSettings
 from utils.verdict_json import dump, verdict_dict
 from worker.jobs import Job, check_deadline
 from worker.loop import Answer, Outcome
@@ -34,7 +34,10 @@ class Judge:
 
     def __init__(
         self,
-        settings: Settings,
+        queue: QueueSettings,
+        pipeline: PipelineSettings,
+        decode: DecodeSettings,
+        fetch: FetchSettings,
         verifiers: Mapping[str, Verifies],
         metrics: Metrics,
         cache: VerdictCache | None = None,
@@ -45,17 +48,17 @@ class Judge:
             verifiers: by profile.
             fingerprints: by profile, what a cached verdict depends on beside the image; needed with a cache.
         """
-        self._attempts = settings.queue.attempts
-        self._artifacts_dir = settings.queue.artifacts_dir
+        self._attempts = queue.attempts
+        self._artifacts_dir = queue.artifacts_dir
         self._metrics = metrics
         self._cache = cache
         self._fingerprints = fingerprints or {}
         self._running: dict[asyncio.Task[None], tuple[Job, Place]] = {}
         self._fetching: dict[Request, float] = {}  # since when
         self._pipeline = Pipeline(
-            settings.pipeline,
-            settings.decode.for_strangers(),
-            settings.fetch,
+            pipeline,
+            decode.for_strangers(),
+            fetch,
             verifiers,
             timed=lambda stage: metrics.seconds.labels(_METRICS[stage]).time(),
             batched=metrics.batch.observe,

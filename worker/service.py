@@ -12,12 +12,13 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 
 from redis.exceptions import RedisError
 
 from ingress.fetch import post_async
 from utils.errors import BadSettings, SetupError
-from utils.settings import Settings
+from utils.settings import FetchSettings, PipelineSettings, QueueSettings, Settings
 from worker.cache import RedisCache, fingerprint
 from worker.callbacks import Callback, CallbackJobs, Sender, signing_key
 from worker.connect import BLOCK_MS, Client, connect
@@ -29,7 +30,8 @@ from worker.stream import Keys, Queue
 
 log = logging.getLogger(__name__)
 
-MakeHandler = Callable[[Settings, Metrics, Client], AbstractAsyncContextManager[Handler[Job]]]
+MakeHandler = Callable[[Metrics, Client], AbstractAsyncContextManager[Handler[Job]]]
+MakeHandlerOf = Callable[[Settings, Metrics, Client], AbstractAsyncContextManager[Handler[Job]]]
 
 _CALLBACK_SECONDS = 15.0  # the upper end of what Standard Webhooks recommends for one attempt
 _CALLBACKS_AT_ONCE = 16
@@ -48,38 +50,78 @@ async def judging(settings: Settings, metrics: Metrics, client: Client) -> Async
     from utils.threads import limit_library_threads
     from worker.judge import Judge
 
+    queue = settings.queue
     verifiers = {
-        name: build_verifier(settings.models.model_copy(update={"profile": name})) for name in profiles(settings)
+        name: build_verifier(settings.models.model_copy(update={"profile": name}))
+        for name in profiles(settings.models.profile, queue)
     }
     limit_library_threads()
     cache, fingerprints = None, {}
-    if settings.queue.cache_seconds:
-        cache = RedisCache(client, Keys(settings.queue.prefix), settings.queue.cache_seconds)
+    if queue.cache_seconds:
+        cache = RedisCache(client, Keys(queue.prefix), queue.cache_seconds)
         fingerprints = {name: fingerprint(verifier) for name, verifier in verifiers.items()}
-    async with Judge(settings, verifiers, metrics, cache, fingerprints) as judge:
+    async with Judge(
+        queue, settings.pipeline, settings.decode, settings.fetch, verifiers, metrics, cache, fingerprints
+    ) as judge:
         yield judge
+
+
+def build_service(settings: Settings, url: str, make_handler: MakeHandlerOf = judging) -> Service:
+    """A worker with all that the settings say.
+
+    Args:
+        url: of the queue's server.
+        make_handler: what does the work; measurements of the queue itself put a handler without work here.
+
+    Raises:
+        BadSettings: a setting that only the worker reads.
+    """
+    return Service(
+        url,
+        rules(settings.models.profile, settings.decode.max_bytes, settings.queue),
+        settings.queue,
+        settings.pipeline,
+        settings.fetch,
+        functools.partial(make_handler, settings),
+    )
 
 
 class Service:
     """One worker process. ``run`` returns its exit status."""
 
-    def __init__(self, settings: Settings, url: str, make_handler: MakeHandler = judging) -> None:
+    def __init__(
+        self,
+        url: str,
+        rules: Rules,
+        settings: QueueSettings,
+        pipeline: PipelineSettings,
+        fetch: FetchSettings,
+        make_handler: MakeHandler,
+    ) -> None:
         """
         Args:
-            make_handler: what does the work; measurements of the queue itself put a handler without work here.
+            fetch: how callbacks may connect.
 
         Raises:
             BadSettings: a setting that only the worker reads.
         """
         self._settings = settings
+        self._fetch = fetch
         self._make_handler = make_handler
         self._client = connect(url)
-        self._keys = Keys(settings.queue.prefix)
+        self._keys = Keys(settings.prefix)
         if "+cluster" in url.partition("://")[0] and not ("{" in self._keys.prefix and "}" in self._keys.prefix):
             raise BadSettings("IMGV_QUEUE_PREFIX: Redis Cluster needs a hash tag, as in {image_verify}")
-        secret = settings.queue.callback_secret.get_secret_value()
+        secret = settings.callback_secret.get_secret_value()
         self._signing_key = signing_key(secret) if secret else None
-        self._rules = rules(settings)
+        self._rules = rules
+        self._limits = Limits(
+            pipeline.max_jobs,
+            pipeline.max_mb << 20,
+            settings.retry_seconds,
+            pipeline.stuck_seconds,
+            pipeline.drain_seconds,
+        )
         self.metrics = Metrics()
         self.loop: Loop[Job] | None = None
         self._callbacks: Loop[Callback] | None = None
@@ -96,30 +138,22 @@ class Service:
         Raises:
             SetupError: it cannot start.
         """
-        settings = self._settings
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._client.aclose)
             answers = await self._check_server()
-            handler = await stack.enter_async_context(self._make_handler(settings, self.metrics, self._client))
-            queue = self._queue(self._keys.streams, settings.queue.attempts)
-            limits = Limits(
-                settings.pipeline.max_jobs,
-                settings.pipeline.max_mb << 20,
-                settings.queue.retry_seconds,
-                settings.pipeline.stuck_seconds,
-                settings.pipeline.drain_seconds,
-            )
-            self.loop = Loop(queue, ImageJobs(self._rules), handler, limits, self.metrics)
+            handler = await stack.enter_async_context(self._make_handler(self.metrics, self._client))
+            queue = self._queue(self._keys.streams, self._settings.attempts)
+            self.loop = Loop(queue, ImageJobs(self._rules), handler, self._limits, self.metrics)
             await self._ensure(queue)
             if not answers:
                 stack.callback(asyncio.create_task(self._check_when_back(self.loop)).cancel)
             running = [self.loop.run()]
             if self._signing_key:
-                self._callbacks = self._callback_loop(self._signing_key, limits)
+                self._callbacks = self._callback_loop(self._signing_key)
                 await self._ensure(self._callbacks.queue)
                 running.append(self._callbacks.run())
-            if settings.queue.metrics:
-                await stack.enter_async_context(serve(settings.queue.metrics, self._pages(self.loop)))
+            if self._settings.metrics:
+                await stack.enter_async_context(serve(self._settings.metrics, self._pages(self.loop)))
             ready()
             await asyncio.gather(*(self._together(each) for each in running))
         return self.loop.failure
@@ -137,24 +171,21 @@ class Service:
             self._keys,
             self.name,
             streams=streams,
-            lease_seconds=settings.queue.lease_seconds,
+            lease_seconds=settings.lease_seconds,
             attempts=attempts,
-            answer_seconds=settings.queue.answer_seconds,
-            results_kept=settings.queue.results_kept,
+            answer_seconds=settings.answer_seconds,
+            results_kept=settings.results_kept,
         )
 
-    def _callback_loop(self, key: bytes, limits: Limits) -> Loop[Callback]:
-        settings = self._settings
+    def _callback_loop(self, key: bytes) -> Loop[Callback]:
         post = functools.partial(
             post_async,
             seconds=_CALLBACK_SECONDS,
-            connect_seconds=settings.fetch.connect_seconds,
-            ports=frozenset(settings.fetch.ports),
+            connect_seconds=self._fetch.connect_seconds,
+            ports=frozenset(self._fetch.ports),
         )
-        queue = self._queue((self._keys.callbacks,), settings.queue.callback_attempts)
-        fewer = Limits(
-            _CALLBACKS_AT_ONCE, limits.max_bytes, _CALLBACK_RETRY_SECONDS, limits.stuck_seconds, limits.drain_seconds
-        )
+        queue = self._queue((self._keys.callbacks,), self._settings.callback_attempts)
+        fewer = replace(self._limits, max_jobs=_CALLBACKS_AT_ONCE, retry_seconds=_CALLBACK_RETRY_SECONDS)
         return Loop(queue, CallbackJobs(), Sender(post, key, self.metrics), fewer, self.metrics)
 
     async def _check_server(self) -> bool:
@@ -163,7 +194,7 @@ class Service:
         Raises:
             BadSettings: a wrong password, or a right that will be needed is missing.
         """
-        caching = bool(self._settings.queue.cache_seconds)
+        caching = bool(self._settings.cache_seconds)
         needs = worker_needs(self._keys, self.name, callbacks=self._signing_key is not None, cache=caching)
         try:
             await check_rights(self._client, needs)
@@ -206,24 +237,28 @@ class Service:
         return {"/metrics": metrics, "/healthz": health, "/readyz": readiness}
 
 
-def profiles(settings: Settings) -> tuple[str, ...]:
+def profiles(default: str, settings: QueueSettings) -> tuple[str, ...]:
     """Those that jobs may name; the first is the default."""
-    return tuple(dict.fromkeys((settings.models.profile, *settings.queue.profiles)))
+    return tuple(dict.fromkeys((default, *settings.profiles)))
 
 
-def rules(settings: Settings) -> Rules:
-    """
+def rules(default_profile: str, max_bytes: int, settings: QueueSettings) -> Rules:
+    """What jobs may ask.
+
+    Args:
+        max_bytes: of one image.
+
     Raises:
         BadSettings: a folder opened to jobs does not exist.
     """
-    roots = tuple(path.resolve() for path in settings.queue.paths)
+    roots = tuple(path.resolve() for path in settings.paths)
     for root in roots:
         if not root.is_dir():
             raise BadSettings(f"IMGV_QUEUE_PATHS: {root} is not a folder")
     return Rules(
-        profiles(settings),
-        settings.decode.max_bytes,
+        profiles(default_profile, settings),
+        max_bytes,
         roots,
-        callbacks=bool(settings.queue.callback_secret.get_secret_value()),
-        artifacts=settings.queue.artifacts_dir is not None,
+        callbacks=bool(settings.callback_secret.get_secret_value()),
+        artifacts=settings.artifacts_dir is not None,
     )

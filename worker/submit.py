@@ -23,7 +23,7 @@ from utils.contracts import Json
 from utils.errors import InputError, QueueFull, QueueUnreachable
 from utils.exits import Exit, command, command_parser
 from utils.profiles import PROFILES
-from utils.settings import Settings, load_settings
+from utils.settings import QueueSettings, load_settings
 from utils.verdict_json import dump, error_dict
 from worker.connect import Client, connect
 from worker.embedded import find_url
@@ -66,11 +66,22 @@ class Submitter:
     """Queues sources in order, a window at a time, and gives answers in the order they come."""
 
     def __init__(
-        self, client: Client, settings: Settings, options: Mapping[str, str], priority: str = "normal"
+        self,
+        client: Client,
+        settings: QueueSettings,
+        max_bytes: int,
+        options: Mapping[str, str],
+        priority: str = "normal",
     ) -> None:
+        """
+        Args:
+            max_bytes: of one file.
+            options: further fields of every job.
+        """
         self._client = client
-        self._keys = Keys(settings.queue.prefix)
+        self._keys = Keys(settings.prefix)
         self._settings = settings
+        self._max_bytes = max_bytes
         self._options = options
         self._priority = priority
         self._waiting: dict[str, str] = {}  # job id -> source
@@ -134,7 +145,7 @@ class Submitter:
         return refused
 
     async def _enqueue(self, job_id: str, fields: Mapping[str, str | bytes]) -> None:
-        """A lost reply is parser for again; the job is added once."""
+        """A lost reply is asked for again; the job is added once."""
         settings = self._settings
         for tries_left in (2, 1, 0):
             try:
@@ -143,8 +154,8 @@ class Submitter:
                     self._keys,
                     job_id,
                     {**fields, **self._options},
-                    max_waiting=settings.queue.max_waiting,
-                    remember_seconds=settings.queue.answer_seconds,
+                    max_waiting=settings.max_waiting,
+                    remember_seconds=settings.answer_seconds,
                     priority=self._priority,
                 )
                 return
@@ -157,7 +168,7 @@ class Submitter:
         if is_url(source):
             return {"source": source}
         path = Path(source)  # the worker may be another machine, so the bytes travel
-        return {"image": read_file(path, self._settings.decode.max_bytes), "filename": path.name}
+        return {"image": read_file(path, self._max_bytes), "filename": path.name}
 
 
 @command
@@ -170,16 +181,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     settings = load_settings()
     url = find_url(settings.queue.redis_url.get_secret_value(), settings.queue.embedded_dir)
-    return asyncio.run(run(args, settings, connect(url)))
+    client, options = connect(url), {"profile": args.profile} if args.profile else {}
+    submitter = Submitter(client, settings.queue, settings.decode.max_bytes, options, args.priority)
+    return asyncio.run(run(args, submitter, client))
 
 
-async def run(args: argparse.Namespace, settings: Settings, client: Client) -> int:
+async def run(args: argparse.Namespace, submitter: Submitter, client: Client) -> int:
     """
     Raises:
         QueueUnreachable: the server cannot be reached.
     """
     sources, status = list(expand(args.inputs)), Exit.DONE
-    submitter = Submitter(client, settings, {"profile": args.profile} if args.profile else {}, args.priority)
     try:
         async with client:
             with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:

@@ -12,11 +12,13 @@ import httpx
 import numpy as np
 import pytest
 import uvicorn
+from fastapi import FastAPI
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from api.app import create_app
 from api.local import LocalBackend
+from api.metrics import Metrics
 from inference.detector import Ensemble, Verifier
 from tests.fakes import FakeDetector, fusion_model
 from utils.contracts import PUBLIC_FEATURES
@@ -68,6 +70,15 @@ def settings_of(**changed: object) -> Settings:
     return Settings.of(**{"pipeline_drain_seconds": 5, **changed})
 
 
+def local_app(settings: Settings, verifier: Verifier) -> FastAPI:
+    """The application, whose images this verifier judges in this process."""
+
+    def backend(given: Settings, metrics: Metrics) -> LocalBackend:
+        return LocalBackend(given.pipeline, given.decode, given.fetch, verifier, metrics, given.api.keep_seconds)
+
+    return create_app(settings, backend)
+
+
 @pytest.fixture
 def serve(verifier) -> Callable[..., object]:
     """Run ``work(client)`` against the application; by ASGI, so without a socket."""
@@ -75,8 +86,7 @@ def serve(verifier) -> Callable[..., object]:
     def run(
         work: Work, judge: Watched | None = None, headers: dict[str, str] | None = None, **changed: object
     ) -> object:
-        settings = settings_of(**changed)
-        app = create_app(settings, lambda given, metrics: LocalBackend(given, judge or verifier, metrics))
+        app = local_app(settings_of(**changed), judge or verifier)
 
         async def main() -> object:
             async with app.router.lifespan_context(app):

@@ -6,9 +6,7 @@ import time
 
 import httpx
 
-from api.app import create_app
-from api.local import LocalBackend
-from tests.api.conftest import LiveServer, Watched, flat_png, settings_of
+from tests.api.conftest import LiveServer, Watched, flat_png, local_app, settings_of
 from tests.sites import Site, fetch_without_guard
 
 KEYS = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("mallory", "bob")}
@@ -25,7 +23,7 @@ def judged(client: httpx.Client, **sent: object) -> float:
 def test_addresses_that_never_answer_lock_no_other_caller_out(monkeypatch):
     monkeypatch.setattr("inference.pipeline.fetch_within", fetch_without_guard)
     settings = settings_of(api_keys=KEYS, fetch_seconds=60, pipeline_drain_seconds=0)
-    app = create_app(settings, lambda given, metrics: LocalBackend(given, Watched(), metrics))
+    app = local_app(settings, Watched())
     picture = {"files": {"file": ("a.png", flat_png())}}
     with Site(flat_png()) as site, LiveServer(app) as server, httpx.Client(base_url=server.url, timeout=30) as client:
         judged(client, **picture)  # starts the decoding child

@@ -16,7 +16,7 @@ from api import limits
 from api.__main__ import main
 from api.limits import KeyRing, RateLimiter, caller_of, new_key
 from api.problems import RateExceeded, coded
-from tests.api.conftest import LiveServer, flat_png, settings_of
+from tests.api.conftest import LiveServer, Watched, flat_png, local_app, settings_of
 from utils.errors import BadSettings, InputError, Internal, TransientError, classes_by_code
 
 PNG = {"file": ("photo.png", flat_png())}
@@ -358,13 +358,7 @@ def test_every_fault_of_a_caller_or_of_the_world_has_a_status_of_its_own():
 
 
 def test_a_large_upload_to_a_real_server_is_answered_before_it_is_sent(serve):
-    from api.app import create_app
-    from api.local import LocalBackend
-    from tests.api.conftest import Watched
-
-    settings = settings_of(max_bytes=100_000)
-    app = create_app(settings, lambda given, metrics: LocalBackend(given, Watched(), metrics))
-    with LiveServer(app) as server:
+    with LiveServer(local_app(settings_of(max_bytes=100_000), Watched())) as server:
         parts = urlsplit(server.url)
         with socket.create_connection((parts.hostname, parts.port), timeout=10) as peer:
             head = f"POST /v1/verify HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: image/png\r\n"

@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from inference.registry import feature_meanings
 from inference.words import GRADE_WORDS, TIER_MEANINGS, TIER_WORDS
-from tests.api.conftest import LiveServer, Watched, photo
+from tests.api.conftest import LiveServer, Watched, local_app, photo, settings_of
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install -r requirements-dev.txt un-skips it")
 
@@ -132,11 +132,7 @@ def test_an_inconclusive_image_is_never_called_more_than_that(open_page, browser
 
 
 def _server(judge, **changed):
-    from api.app import create_app
-    from api.local import LocalBackend
-    from tests.api.conftest import settings_of
-
-    return LiveServer(create_app(settings_of(**changed), lambda given, metrics: LocalBackend(given, judge, metrics)))
+    return LiveServer(local_app(settings_of(**changed), judge))
 
 
 def _grey() -> bytes:

@@ -20,7 +20,7 @@ from tests.api.conftest import Watched, flat_png, settings_of
 from worker.connect import connect
 from worker.embedded import EmbeddedServer, find_server
 from worker.judge import Judge
-from worker.service import Service
+from worker.service import build_service
 from worker.stream import Keys
 
 PNG = {"file": ("photo.png", flat_png())}
@@ -42,10 +42,12 @@ async def working(settings, verifier) -> AsyncIterator[None]:
 
     @asynccontextmanager
     async def handler(given, metrics, _client):
-        async with Judge(given, {"embedded": verifier}, metrics) as judge:
+        async with Judge(
+            given.queue, given.pipeline, given.decode, given.fetch, {"embedded": verifier}, metrics
+        ) as judge:
             yield judge
 
-    service = Service(settings, settings.queue.redis_url.get_secret_value(), handler)
+    service = build_service(settings, settings.queue.redis_url.get_secret_value(), handler)
     ready = asyncio.Event()
     task = asyncio.create_task(service.run(ready.set))
     await ready.wait()

@@ -12,9 +12,8 @@ import httpx
 import jsonschema
 import pytest
 
-from api.app import create_app
 from api.local import LocalBackend
-from tests.api.conftest import LiveServer, Watched, flat_png, photo, settings_of
+from tests.api.conftest import LiveServer, Watched, flat_png, local_app, photo, settings_of
 from utils.contracts import GRADES, Tier
 
 
@@ -229,7 +228,7 @@ def test_a_batch_larger_than_the_server_waits_for_room(serve):
 
 def test_a_batch_answers_while_it_works(verifier):
     verifier.free.clear()
-    app = create_app(settings_of(), lambda given, metrics: LocalBackend(given, verifier, metrics))
+    app = local_app(settings_of(), verifier)
     files = [("file", ("slow.png", flat_png())), ("file", ("letter.txt", b"dear sir"))]
     with LiveServer(app) as server, httpx.stream("POST", f"{server.url}/v1/verify/batch", files=files) as answer:
         lines = answer.iter_lines()

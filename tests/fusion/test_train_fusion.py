@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import builtins
 import json
-from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import ClassVar
@@ -19,7 +18,6 @@ from training.extraction import Task
 from training.feature_table import family, read_table, source_weights
 from training.meta_models import drop_families, fit_calibration, fit_isotonic
 from utils.exits import Exit
-from utils.settings import Settings
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -198,10 +196,10 @@ def test_isotonic_claims_no_more_than_its_sources_support() -> None:
 class PlantedMeasurer:
     """Stands for every detector: two numbers that know the label, since it stands in the file's name."""
 
-    models = "planted@1"
+    versions = "planted@1"
     measured: ClassVar[list[str]] = []
 
-    def __init__(self, settings: Settings, skip: Sequence[str]) -> None:
+    def __init__(self, *_: object) -> None:
         pass
 
     def __call__(self, task: Task) -> str:
@@ -210,7 +208,7 @@ class PlantedMeasurer:
         side = 1 if task.filepath.startswith("ai") else -1
         found = {"effnet_prob": 1 / (1 + np.exp(-2 * side - random.normal())), "noise.level": random.normal()}
         return json.dumps(
-            {"filepath": task.filepath, "delivery": task.delivery, "models": self.models, "features": found}
+            {"filepath": task.filepath, "delivery": task.delivery, "models": self.versions, "features": found}
         )
 
 

@@ -30,7 +30,7 @@ def test_photographs_differ_and_have_the_size_asked_for(tmp_path: Path) -> None:
 def test_the_naive_way_comes_to_the_same_probability(photograph: Path) -> None:
     settings = load_settings(profile="embedded")
     verifier = build_verifier(settings.models)
-    ours = json.loads(benchmark.one(verifier, settings, photograph))
+    ours = json.loads(benchmark.one(verifier, settings.decode, photograph))
     assert benchmark.Naive(verifier).judge(photograph) == pytest.approx(ours["fusion_prob"], abs=2e-3)
 
 
@@ -49,7 +49,7 @@ def test_the_worker_row_answers_every_photograph(photograph: Path) -> None:
     verifier = build_verifier(settings.models)
     with benchmark.Queue(settings, verifier) as queue:
         answers = queue.judge([photograph, photograph])
-    expected = json.loads(benchmark.one(verifier, settings, photograph))["fusion_prob"]
+    expected = json.loads(benchmark.one(verifier, settings.decode, photograph))["fusion_prob"]
     assert [json.loads(answer["verdict"])["fusion_prob"] for answer in answers] == [expected, expected]
 
 

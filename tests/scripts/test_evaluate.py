@@ -203,7 +203,8 @@ def test_heatmaps_are_measured_against_masks(
 ) -> None:
     ensemble = Ensemble([Map(heatmap)], [], {"ghostnet_score": "no weights yet"})
     monkeypatch.setattr(localisation, "build_ensemble", lambda settings: ensemble)
-    found = localisation.locate(masks, load_settings())
+    settings = load_settings()
+    found = localisation.locate(masks, settings.models, settings.decode)
     assert (len(found.located), found.images, found.without_region) == (2, 3, 1)
     row = localisation.summarise(found.located)["mantranet"]
     assert row["images"] == [2]

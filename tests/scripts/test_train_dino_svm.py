@@ -191,9 +191,9 @@ def brightness(sample: Sample) -> np.ndarray:
 
 def test_known_embeddings_are_not_computed_again(dataset: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache" / "x.npz"
-    first = embed_manifest(dataset, ["clean", "hard"], brightness, cache, load_settings())
+    first = embed_manifest(dataset, ["clean", "hard"], brightness, cache, load_settings().decode)
     assert len(first) == 72
-    again = embed_manifest(dataset, ["clean", "hard"], lambda _: pytest.fail("computed"), cache, load_settings())
+    again = embed_manifest(dataset, ["clean", "hard"], lambda _: pytest.fail("computed"), cache, load_settings().decode)
     np.testing.assert_array_equal(first.matrix, again.matrix)
     assert again.deliveries[:2].tolist() == ["clean", "hard"]
     assert set(first.splits) == {"train", "val"}
@@ -203,7 +203,7 @@ def test_each_delivery_is_embedded_as_it_arrives(dataset: Path, tmp_path: Path) 
     def is_jpeg(sample: Sample) -> np.ndarray:
         return np.array([sample.format == "JPEG"], np.float32)
 
-    table = embed_manifest(dataset, ["clean", "hard"], is_jpeg, tmp_path / "x.npz", load_settings())
+    table = embed_manifest(dataset, ["clean", "hard"], is_jpeg, tmp_path / "x.npz", load_settings().decode)
     assert table.matrix[:, 0].tolist() == (table.deliveries == "hard").astype(float).tolist()
 
 
@@ -219,22 +219,22 @@ def test_a_stopped_run_goes_on_where_it_was(dataset: Path, tmp_path: Path, monke
         return brightness(sample)
 
     with pytest.raises(KeyboardInterrupt):
-        embed_manifest(dataset, ["clean"], stops, tmp_path / "x.npz", load_settings())
+        embed_manifest(dataset, ["clean"], stops, tmp_path / "x.npz", load_settings().decode)
     resumed = []
 
     def counts(sample: Sample) -> np.ndarray:
         resumed.append(sample.source)
         return brightness(sample)
 
-    table = embed_manifest(dataset, ["clean"], counts, tmp_path / "x.npz", load_settings())
+    table = embed_manifest(dataset, ["clean"], counts, tmp_path / "x.npz", load_settings().decode)
     assert len(resumed) == 36 - 8
     np.testing.assert_array_equal(
-        table.matrix, embed_manifest(dataset, ["clean"], brightness, tmp_path / "y.npz", load_settings()).matrix
+        table.matrix, embed_manifest(dataset, ["clean"], brightness, tmp_path / "y.npz", load_settings().decode).matrix
     )
 
 
 def test_a_manifest_or_cache_that_cannot_be_used_says_why(dataset: Path, tmp_path: Path) -> None:
-    settings = load_settings()
+    settings = load_settings().decode
     (tmp_path / "damaged.npz").write_bytes(b"PK nothing")
     with pytest.raises(TableError, match="delete it and run again"):
         embed_manifest(dataset, ["clean"], brightness, tmp_path / "damaged.npz", settings)

@@ -22,7 +22,7 @@ import redis
 from utils.settings import Settings
 from worker.connect import connect
 from worker.embedded import EmbeddedServer, find_server
-from worker.service import Service
+from worker.service import Service, build_service
 from worker.stream import Keys
 
 LEASE = 0.6  # seconds; enough for a noisy machine to renew in time
@@ -89,7 +89,7 @@ def run_worker(server, settings):
 
     def run(handler, during, url: str = server.url, **changed):
         async def main():
-            service = Service(Settings.of(**settings | changed), url, handler)
+            service = build_service(Settings.of(**settings | changed), url, handler)
             ready = asyncio.Event()
             task = asyncio.create_task(service.run(ready.set))
             try:

@@ -24,7 +24,7 @@ from worker import admin, submit
 from worker.connect import connect
 from worker.embedded import EmbeddedServer, find_url, is_running
 from worker.logs import configure_worker_logging
-from worker.service import Service
+from worker.service import build_service
 
 
 @pytest.fixture
@@ -207,13 +207,13 @@ def test_a_bad_url_is_named(url):
 
 def test_cluster_needs_a_hash_tag():
     with pytest.raises(BadSettings, match="hash tag"):
-        Service(Settings.of(), "redis+cluster://127.0.0.1:1")
+        build_service(Settings.of(), "redis+cluster://127.0.0.1:1")
 
 
 def test_a_wrong_password_stops_the_start(server, settings):
     with redis.Redis.from_url(server.url) as db:
         db.acl_setuser("someone", enabled=True, passwords=["+right"], keys=["*"], categories=["+@all"])
-    service = Service(Settings.of(**settings), f"unix://someone:wrong@{server.folder}/server.sock", obedient())
+    service = build_service(Settings.of(**settings), f"unix://someone:wrong@{server.folder}/server.sock", obedient())
     with pytest.raises(BadSettings, match="refuses"):
         asyncio.run(service.run())
 

@@ -63,9 +63,9 @@ def judging(verifier, cached=False):
     @asynccontextmanager
     async def make(settings, metrics, client):
         cache = RedisCache(client, Keys(settings.queue.prefix), 60) if cached else None
-        async with Judge(
-            settings, {"embedded": verifier}, metrics, cache, {"embedded": fingerprint(verifier)}
-        ) as judge:
+        verifiers, fingerprints = {"embedded": verifier}, {"embedded": fingerprint(verifier)}
+        parts = settings.queue, settings.pipeline, settings.decode, settings.fetch
+        async with Judge(*parts, verifiers, metrics, cache, fingerprints) as judge:
             yield judge
 
     return make

@@ -18,7 +18,7 @@ from worker.connect import connect
 from worker.embedded import EmbeddedServer
 from worker.jobs import MOST_FIELDS
 from worker.rights import check_rights, producer_needs
-from worker.service import Service
+from worker.service import build_service
 from worker.stream import Keys, Queue, aside, script
 
 SECRET = SecretStr("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
@@ -239,7 +239,7 @@ def user(db, server):
 
 def start(settings, url, **changed):
     changed = {"callback_secret": SECRET, "queue_cache_seconds": 60} | changed
-    return asyncio.run(Service(Settings.of(**settings | changed), url, _never).run())
+    return asyncio.run(build_service(Settings.of(**settings | changed), url, _never).run())
 
 
 @contextlib.asynccontextmanager
@@ -300,7 +300,7 @@ def test_rights_are_tried_when_a_server_that_was_down_comes_back(own_server, set
     url = f"unix://limited:secret@{later.folder}/server.sock"
 
     async def main():
-        task = asyncio.create_task(Service(Settings.of(**settings), url, obedient()).run())
+        task = asyncio.create_task(build_service(Settings.of(**settings), url, obedient()).run())
         await asyncio.sleep(0.5)
         assert not task.done()
         later.start()

@@ -20,7 +20,7 @@ from utils.settings import load_settings
 from worker.__main__ import serve
 from worker.jobs import Job
 from worker.loop import Answer
-from worker.service import Service
+from worker.service import build_service
 
 
 class Obedient:
@@ -87,6 +87,6 @@ def obedient(log: Path | None = None):
 
 if __name__ == "__main__":
     url, prefix, log = sys.argv[1:]
-    service = Service(load_settings(queue_prefix=prefix), url, obedient(Path(log)))
+    service = build_service(load_settings(queue_prefix=prefix), url, obedient(Path(log)))
     failure = asyncio.run(serve(service, lambda: os.write(1, b"ready\n")))
     os._exit(4 if failure else 0)

@@ -11,9 +11,9 @@ import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from utils.exits import Exit, command, command_parser
+from utils.exits import Exit, command, command_parser, leave
 from utils.profiles import DEFAULT_PROFILE, PROFILES
 
 if TYPE_CHECKING:  # imported where used: --help answers at once
@@ -121,7 +121,10 @@ def serve(settings: Settings) -> int:
     return Exit.DONE if server.started else Exit.SETUP
 
 
+def run() -> NoReturn:
+    """The console command."""
+    leave(main())
+
+
 if __name__ == "__main__":
-    status = main()
-    sys.stderr.flush()
-    os._exit(status)  # a thread that still judges, past the grace, would keep the interpreter from ending
+    run()

@@ -11,10 +11,10 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from utils.errors import BadSettings, SetupError
-from utils.exits import Exit, command, command_parser
+from utils.exits import Exit, command, command_parser, leave
 from utils.profiles import DEFAULT_PROFILE, PROFILES
 
 if TYPE_CHECKING:  # imported where used: --help answers at once
@@ -94,7 +94,10 @@ def announce(url: str, prefix: str) -> None:
     print(f"ready. Try:  python -m worker.submit photo.jpg\n        or:  {job}", file=sys.stderr, flush=True)
 
 
+def run() -> NoReturn:
+    """The console command."""
+    leave(main())
+
+
 if __name__ == "__main__":
-    status = main()
-    sys.stderr.flush()
-    os._exit(status)  # a thread that still judges, past the grace, would keep the interpreter from ending
+    run()

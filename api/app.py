@@ -86,7 +86,7 @@ def create_app(settings: Settings, make_backend: MakeBackend = default_backend) 
         title="img_ml_verify",
         version="1",
         summary="Tells whether an image is AI-generated, and shows why.",
-        docs_url=None,  # both load scripts from another host
+        docs_url=None,  # api/page.py has both, from files of our own: FastAPI's load scripts from another host
         redoc_url=None,
         lifespan=lifespan,
         middleware=[
@@ -110,6 +110,7 @@ def create_app(settings: Settings, make_backend: MakeBackend = default_backend) 
     app.state.server = server
     app.include_router(routes.router)
     app.include_router(page.router)
+    app.mount("/static/reference", page.reference)
     app.mount("/static", page.assets)
     finish_openapi(app)
     return app

@@ -19,7 +19,17 @@ from api.problems import RateExceeded, respond
 from utils.errors import BadRequest, QueueFull, TooManyBytes, Unauthorized, VerifyError
 from utils.settings import ApiSettings, PipelineSettings
 
-PUBLIC = ("/", "/favicon.ico", "/healthz", "/readyz", "/health", "/openapi.json", "/v1/schema")  # no key is asked
+PUBLIC = (
+    "/",
+    "/favicon.ico",
+    "/healthz",
+    "/readyz",
+    "/health",
+    "/openapi.json",
+    "/docs",
+    "/redoc",
+    "/v1/schema",
+)  # no key is asked
 BATCH = "/v1/verify/batch"
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _FORM_BYTES = 64 << 10  # boundaries, names and options around the images

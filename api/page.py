@@ -1,4 +1,4 @@
-"""The web page's own files. Knows nothing of verdicts; what the page does is in api/static/."""
+"""The web page's own files, and the reference at /docs and /redoc. Knows nothing of verdicts; see api/static/."""
 
 from __future__ import annotations
 
@@ -30,11 +30,29 @@ class Assets(StaticFiles):
 
 
 assets = Assets(directory=STATIC)
+reference = Assets(packages=[("fastapi_offline", "static")])  # Swagger UI and ReDoc, carried by a package
+
+# ReDoc draws by style elements of its own making. Scripts stay ours, and nothing is fetched from elsewhere.
+_REDOC_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'unsafe-inline'; img-src 'self' data:; connect-src 'self'"
+)
 
 
 @router.get("/")
 async def get_page(request: Request) -> Response:
     return await assets.get_response("index.html", request.scope)
+
+
+@router.get("/docs")
+async def get_docs(request: Request) -> Response:
+    return await assets.get_response("docs.html", request.scope)
+
+
+@router.get("/redoc")
+async def get_redoc(request: Request) -> Response:
+    response = await assets.get_response("redoc.html", request.scope)
+    response.headers["Content-Security-Policy"] = _REDOC_POLICY
+    return response
 
 
 @router.get("/favicon.ico")

@@ -30,6 +30,7 @@ def problem(error: VerifyError, request_id: str = "") -> dict[str, Json]:
         "title": error.code.replace("_", " "),
         "status": error.http_status,
         "detail": error.message,
+        "error": error.message,
         "code": error.code,
         "request_id": request_id,
     }

@@ -299,7 +299,8 @@ async def _judged_upload(request: Request) -> dict[str, Json]:
 
 
 def _classification(verdict: dict[str, Json]) -> Response:
-    return _json({"classification": verdict["label"], "confidence": verdict["confidence"], "tier": verdict["tier"]})
+    word = "fake" if verdict["label"] == "AI" else "real"
+    return _json({"classification": word, "confidence": verdict["confidence"]})
 
 
 @router.post(

@@ -73,6 +73,7 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str
+    error: str = Field(description="`detail`, by the name that older clients read")
     code: str
     request_id: str
 
@@ -154,11 +155,10 @@ class Health(BaseModel):
 
 
 class Classification(BaseModel):
-    """The short answer of POST /classify and /classify_url."""
+    """The answer of POST /classify and /classify_url, to the letter what older clients know; /predict has the tier."""
 
-    classification: Label
+    classification: Literal["real", "fake"]
     confidence: float = Field(ge=0, le=1, description="in the classification")
-    tier: Tier = Field(description="`inconclusive` when the classification should not be relied on")
 
 
 class Prediction(BaseModel):

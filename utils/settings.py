@@ -29,6 +29,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from utils.errors import BadSettings
+from utils.older_names import from_older
 from utils.profiles import DEFAULT_PROFILE, PROFILES
 
 T = TypeVar("T")
@@ -296,7 +297,8 @@ def load_settings(**given: object) -> Settings:
         raise BadSettings(f"{ENV_FILE} in this folder cannot be read: {error}; mend or move it") from error
     _refuse_unknown({*file, *os.environ, *(PREFIX + name for name in given)})
     try:
-        return Settings.of(**_named(file) | _named(os.environ) | given)
+        older = from_older({**file, **os.environ})
+        return Settings.of(**older | _named(file) | _named(os.environ) | given)
     except ValidationError as error:
         first = error.errors()[0]
         raise BadSettings(f"{PREFIX}{str(first['loc'][0]).upper()}: {first['msg']}; see .env.example") from error

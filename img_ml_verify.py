@@ -19,6 +19,7 @@ from utils.exits import Exit, command, command_parser
 from utils.profiles import DEFAULT_PROFILE, PROFILES
 
 if TYPE_CHECKING:  # imported where used: --help and --schema answer without numpy or OpenCV
+    from inference.batch import Line
     from inference.pipeline import Pipeline, Verifies
     from utils.contracts import Verdict
     from utils.errors import VerifyError
@@ -35,7 +36,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("img_ml_verify.py", "Tell whether images are AI-generated, and show why.", NOTES)
     parser.add_argument("inputs", nargs="*", metavar="INPUT", help="image file, folder, http(s) URL, or - for stdin")
     parser.add_argument("--json", action="store_true", help="print JSON: one object, or a line each for several images")
-    parser.add_argument("--artifacts", metavar="DIR", type=Path, help="write heatmaps and an HTML report below DIR")
+    parser.add_argument(
+        "--artifacts",
+        metavar="DIR",
+        type=Path,
+        help="write heatmaps and HTML reports below DIR; of several images DIR/index.html too",
+    )
+    parser.add_argument(
+        "--summary", action="store_true", help="of a folder: counts per tier, the most suspicious first"
+    )
     parser.add_argument("--profile", choices=tuple(PROFILES), help=f"which detectors run (default: {DEFAULT_PROFILE})")
     parser.add_argument("--threshold", type=float, metavar="P", help="label AI from this probability on, 0..1")
     parser.add_argument(
@@ -88,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Judge every input, and show each answer as soon as it and those before it are there."""
+    from inference.batch import line_of
     from inference.detector import build_verifier
     from ingress.sources import expand
     from utils.errors import VerifyError
@@ -95,7 +105,8 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
     sources = list(expand(args.inputs))
     single = sources == args.inputs and len(sources) == 1
-    show = _json_lines(single) if args.json else _tables(single)
+    show: Show = (lambda *_: None) if args.summary else _json_lines(single) if args.json else _tables(single)
+    lines: list[Line] = []
 
     async def show_all() -> Exit:
         code, shown = Exit.DONE, _progress(len(sources)) if not single and sys.stderr.isatty() else nullcontext(int)
@@ -103,12 +114,19 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
             async for source, answer in judge(sources, settings, verifier, args.artifacts):
                 code = Exit.FAILED if isinstance(answer, VerifyError) else code
                 show(source, answer)
+                if args.summary or args.artifacts:
+                    lines.append(line_of(source, answer))
                 advance()
         return code
 
     with build_verifier(settings.models) as verifier:
         limit_library_threads()
-        return asyncio.run(show_all())
+        code = asyncio.run(show_all())
+    if args.artifacts and not single:
+        _write_sheet(args.artifacts, lines)
+    if args.summary:
+        _show_summary(lines, as_json=args.json)
+    return code
 
 
 # rich is imported where it is used: one image as JSON, as scripts ask for it, is not to wait for it
@@ -138,6 +156,27 @@ def _tables(single: bool) -> Show:
             show_verdict(console, answer, short=not single)
 
     return show
+
+
+def _write_sheet(folder: Path, lines: Sequence[Line]) -> None:
+    from inference.sheet import write_sheet
+
+    try:
+        print(f"contact sheet: {write_sheet(folder, lines)}", file=sys.stderr)
+    except OSError as error:  # the answers have been given
+        print(f"no contact sheet in {folder}: {error.strerror}", file=sys.stderr)
+
+
+def _show_summary(lines: Sequence[Line], *, as_json: bool) -> None:
+    if as_json:
+        from inference.batch import summary
+        from utils.verdict_json import dump
+
+        print(dump(summary(lines), pretty=True))
+        return
+    from inference.terminal import Terminal, show_summary
+
+    show_summary(Terminal(), lines)
 
 
 @contextmanager

@@ -160,23 +160,15 @@ class LocalBackend:
 
 
 def write_files(folder: Path, sample: Sample, judgement: Judgement) -> dict[str, Path]:
-    """Heatmaps, the HTML report, and a small picture to show them on (formats that browsers do not know included).
+    """Heatmaps, the HTML report, and a small picture to show them on (for formats that browsers do not know too).
 
     Returns:
         File name -> file.
     """
-    import cv2
-
-    from inference.report import shrink, write_artifacts
+    from inference.report import write_artifacts
 
     # The file's own name would become a folder's: the job's will do.
     plain = replace(sample, source="image")
     written = {Path(path).name: Path(path) for path in write_artifacts(folder, plain, judgement).values()}
-    (record,) = (path for name, path in written.items() if name == "verdict.json")
-    preview = record.with_name("preview.jpg")
-    done, data = cv2.imencode(".jpg", cv2.cvtColor(shrink(sample.upright), cv2.COLOR_RGB2BGR))
-    if done:
-        preview.write_bytes(bytes(data))
-        written["preview.jpg"] = preview
     del written["verdict.json"]  # it names our folders; the verdict itself is the answer
     return written

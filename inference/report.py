@@ -26,7 +26,7 @@ _templates = Environment(loader=PackageLoader("inference"), autoescape=True, tri
 
 
 def write_artifacts(folder: Path, sample: Sample, judgement: Judgement) -> dict[str, str]:
-    """Write heatmaps (PNG), the verdict (JSON) and the report (HTML) into a folder of this image's own.
+    """Write heatmaps (PNG), a preview (JPEG), the verdict (JSON) and the report (HTML) into a folder of its own.
 
     Args:
         folder: is created; each image gets ``<name>-<sha256>`` below it.
@@ -39,7 +39,9 @@ def write_artifacts(folder: Path, sample: Sample, judgement: Judgement) -> dict[
     home = folder / f"{safe_name(name)}-{sample.sha256}"
     home.mkdir(parents=True, exist_ok=True)
     preview = shrink(sample.upright)
-    written: dict[str, str] = {}
+    shown = _encode(".jpg", cv2.cvtColor(preview, cv2.COLOR_RGB2BGR))
+    write_atomic(home / "preview.jpg", shown)
+    written = {"preview": str(home / "preview.jpg")}
     overlays: dict[str, str] = {}
     for name, heatmap in judgement.heatmaps.items():
         picture = colour(orient(heatmap, sample.orientation), preview.shape[1::-1])
@@ -50,7 +52,7 @@ def write_artifacts(folder: Path, sample: Sample, judgement: Judgement) -> dict[
     page = _templates.get_template("report.html.j2").render(
         verdict=verdict,
         words=TIER_WORDS[verdict.tier],
-        preview=_data_url("image/jpeg", _encode(".jpg", cv2.cvtColor(preview, cv2.COLOR_RGB2BGR))),
+        preview=_data_url("image/jpeg", shown),
         overlays=overlays,
         titles=heatmap_titles(),
         opacity=OPACITY,

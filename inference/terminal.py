@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from inference.batch import MOST_SUSPICIOUS_FIRST, Line, counts, in_order
 from inference.words import TIER_WORDS
 from utils.contracts import Reason, Verdict
 from utils.errors import VerifyError
@@ -54,6 +55,22 @@ def show_verdict(console: Console, verdict: Verdict, *, short: bool = False) -> 
     spent = sum(verdict.timings_ms.values())
     measured = sum(value is not None for value in verdict.numbers.values())
     console.print(f"  {measured} of {len(verdict.numbers)} signals measured in {spent:.0f} ms", style="dim")
+
+
+def show_summary(console: Console, lines: Sequence[Line]) -> None:
+    """How many images of each tier, then every image that is not plainly real, the most suspicious first."""
+    found = counts(lines)
+    for tier in MOST_SUSPICIOUS_FIRST:
+        console.print(Text(f"{found[tier]:>7}  {TIER_WORDS[tier]}", style=TIER_STYLES[tier] if found[tier] else "dim"))
+    if found["error"]:
+        console.print(Text(f"{found['error']:>7}  could not be judged", style="red"))
+    for each in in_order(lines):
+        if each.tier in ("ai", "likely_ai", "inconclusive"):
+            head = Text(f"  {each.fusion_prob:.2f}  {TIER_WORDS[each.tier]:<20}", style=TIER_STYLES[each.tier])
+            told = " (by provenance)" if each.decided_by == "provenance" else ""
+            console.print(head.append(f"  {printable(each.source)}{told}", style=""), soft_wrap=True)
+        elif each.error:
+            console.print(Text(f"  {printable(each.source)}: {printable(each.error)}", style="red"), soft_wrap=True)
 
 
 def show_error(console: Console, source: str, error: VerifyError) -> None:

@@ -24,7 +24,8 @@ import numpy as np
 import redis.asyncio
 from PIL import Image
 
-from inference.detector import Ensemble, Verifier
+from inference.detector import Verifier
+from inference.ensemble import Ensemble
 from tests.fakes import FakeDetector, fusion_model
 from utils.contracts import PUBLIC_FEATURES
 from utils.settings import load_settings

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 
 from inference.words import SHAPE_WORDS
+from ingress.decode import Limits, decode
 from utils.contracts import Note, RgbArray, Sample, Stability
 from utils.deliveries import FIXED, deliver, encode_jpeg, shrink
-from utils.image_io import Limits, decode
 
 KEPT = 0.9  # of each side, about the centre: what a careless crop leaves
 ENLARGED = 1.25  # a mild up-scale, as of a messenger or a slide

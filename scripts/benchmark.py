@@ -38,7 +38,8 @@ from rich.console import Console
 from rich.table import Table
 
 import img_ml_verify
-from inference.detector import Part, Verifier, build_verifier
+from inference.detector import Verifier, build_verifier
+from inference.ensemble import Part
 from inference.graphs import GraphDetector, Network
 from inference.parts import load_forensics
 from ingress.sources import Ingress

@@ -26,7 +26,7 @@ from rich.progress import track
 from threadpoolctl import threadpool_limits
 
 from fusion.estimators import FloatArray
-from inference.detector import Ensemble, build_ensemble
+from inference.ensemble import Ensemble, build_ensemble
 from inference.registry import feature_meanings, select_detectors
 from ingress.sources import Ingress
 from training.datasets import read_rows

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusion.estimators import FloatArray
-from inference.detector import Ensemble, build_ensemble
+from inference.ensemble import Ensemble, build_ensemble
 from inference.mantranet_compact import MARKED
 from ingress.sources import Ingress
 from training.datasets import read_rows

@@ -19,7 +19,8 @@ from sklearn.datasets import load_sample_image
 from api.app import create_app
 from api.local import LocalBackend
 from api.metrics import Metrics
-from inference.detector import Ensemble, Verifier
+from inference.detector import Verifier
+from inference.ensemble import Ensemble
 from tests.fakes import FakeDetector, fusion_model
 from utils.contracts import PUBLIC_FEATURES
 from utils.settings import Settings

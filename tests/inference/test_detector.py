@@ -12,7 +12,8 @@ import jsonschema
 import numpy as np
 import pytest
 
-from inference.detector import Ensemble, Verifier, build_verifier
+from inference.detector import Verifier, build_verifier
+from inference.ensemble import Ensemble
 from inference.graphs import GraphDetector
 from inference.limits import LEAST_LONG_SIDE
 from tests.fakes import FakeDetector, flat_sample, forensic, fusion_model

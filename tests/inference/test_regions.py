@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_sample_image
 
-from inference.detector import Ensemble, Verifier
+from inference.detector import Verifier
+from inference.ensemble import Ensemble
 from inference.limits import LEAST_LONG_SIDE
 from inference.regions import find
 from tests.fakes import FakeDetector, fusion_model
@@ -12,25 +13,20 @@ from training.screenshots import draw
 from utils.contracts import PUBLIC_FEATURES, Sample
 
 
-@pytest.fixture(scope="module")
-def photo() -> np.ndarray:
-    return np.asarray(load_sample_image("china.jpg"))
-
-
 def close(found, box, pixels: int) -> bool:
     return all(abs(one - other) <= pixels for one, other in zip(found, box, strict=True))
 
 
-def framed(photo, colour: int, size=(800, 900), at=(120, 150)) -> np.ndarray:
+def framed(photograph, colour: int, size=(800, 900), at=(120, 150)) -> np.ndarray:
     canvas = np.full((*size, 3), colour, np.uint8)
-    canvas[at[0] : at[0] + photo.shape[0], at[1] : at[1] + photo.shape[1]] = photo
+    canvas[at[0] : at[0] + photograph.shape[0], at[1] : at[1] + photograph.shape[1]] = photograph
     return canvas
 
 
 @pytest.mark.parametrize("dark", [True, False])
 @pytest.mark.parametrize("phone", [True, False])
-def test_the_picture_of_a_drawn_screen_is_found(photo, phone, dark):
-    screen = draw(photo, np.random.default_rng(3), phone=phone, dark=dark)
+def test_the_picture_of_a_drawn_screen_is_found(photograph, phone, dark):
+    screen = draw(photograph, np.random.default_rng(3), phone=phone, dark=dark)
     found = find(screen.rgb)
     assert any(close(box, screen.box, screen.rgb.shape[0] // 50) for box in found.boxes), (
         screen.sort,
@@ -40,18 +36,20 @@ def test_the_picture_of_a_drawn_screen_is_found(photo, phone, dark):
 
 
 @pytest.mark.parametrize("colour", [0, 30, 128])
-def test_a_framed_picture_is_found_to_the_pixel_or_two(photo, colour):
-    (box,) = find(framed(photo, colour)).boxes
+def test_a_framed_picture_is_found_to_the_pixel_or_two(photograph, colour):
+    (box,) = find(framed(photograph, colour)).boxes
     assert close(box, (150, 120, 640, 427), 2)
 
 
-def test_a_collage_gives_its_pictures_the_largest_first_and_at_most_three(photo):
+def test_a_collage_gives_its_pictures_the_largest_first_and_at_most_three(photograph):
     canvas = np.full((1000, 1000, 3), 30, np.uint8)
     for top in (20, 520):
         for left in (20, 520):
             side = 460 if (top, left) == (520, 520) else 400
             canvas[top : top + side, left : left + side] = (
-                photo[:side, :side] if side <= 427 else np.kron(photo[:230, :230], np.ones((2, 2, 1), np.uint8))
+                photograph[:side, :side]
+                if side <= 427
+                else np.kron(photograph[:230, :230], np.ones((2, 2, 1), np.uint8))
             )
     boxes = find(canvas).boxes
     assert len(boxes) == 3
@@ -71,10 +69,10 @@ def test_blank_pictures_and_strips_hold_none(shape, level):
     assert find(np.full((*shape, 3), level, np.uint8)).boxes == ()
 
 
-def test_a_round_thing_on_white_is_no_picture(photo):
+def test_a_round_thing_on_white_is_no_picture(photograph):
     rows, columns = np.ogrid[:427, :640]
     disc = ((rows - 213) / 210) ** 2 + ((columns - 320) / 315) ** 2 <= 1
-    canvas = framed(np.where(disc[..., None], photo, 255).astype(np.uint8), 255)
+    canvas = framed(np.where(disc[..., None], photograph, 255).astype(np.uint8), 255)
     assert find(canvas).boxes == ()
 
 
@@ -88,8 +86,10 @@ def judge(rgb):
     return judged.verdict
 
 
-def test_label_and_tier_follow_the_picture_and_the_whole_keeps_its_number(photo):
-    bright = np.clip(photo.astype(int) // 4 + 190, 0, 255).astype(np.uint8)  # the fake detector calls bright things AI
+def test_label_and_tier_follow_the_picture_and_the_whole_keeps_its_number(photograph):
+    bright = np.clip(photograph.astype(int) // 4 + 190, 0, 255).astype(
+        np.uint8
+    )  # the fake detector calls bright things AI
     answer = judge(framed(bright, 8))
     assert answer.fusion_prob < 0.5
     assert (answer.label, answer.tier, answer.decided_by) == ("AI", "ai", "fusion")
@@ -99,8 +99,8 @@ def test_label_and_tier_follow_the_picture_and_the_whole_keeps_its_number(photo)
     assert answer.reasoning[0].code == "region.decides"
 
 
-def test_a_picture_too_small_to_tell_gives_no_tier(photo):
-    small = photo[:200, : LEAST_LONG_SIDE - 60]
+def test_a_picture_too_small_to_tell_gives_no_tier(photograph):
+    small = photograph[:200, : LEAST_LONG_SIDE - 60]
     answer = judge(framed(small, 0, (420, 500), (100, 100)))
     assert len(answer.regions) == 1
     assert answer.tier == "inconclusive"

@@ -6,7 +6,8 @@ import jsonschema
 import numpy as np
 import pytest
 
-from inference.detector import Ensemble, Verifier
+from inference.detector import Verifier
+from inference.ensemble import Ensemble
 from inference.stability import compare, unstable, variants
 from tests.fakes import fusion_model
 from utils.contracts import PUBLIC_FEATURES, Measurement, Sample

@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from fusion.meta_model import FusionModel
-from inference.detector import Ensemble
+from inference.ensemble import Ensemble
 from models.loaders import SHIPPED
 from scripts.evaluate import main
 from training import evaluation, localisation

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from inference.detector import build_ensemble
+from inference.ensemble import build_ensemble
 from ingress.sources import Ingress
 from scripts.extract_features import main
 from training.extraction import KEYS, Measurer, Task

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inference.detector import Ensemble, Verifier
+from inference.detector import Verifier
+from inference.ensemble import Ensemble
 from tests.fakes import FakeDetector, fusion_model
 from tests.sites import Site, fetch_without_guard
 from tests.worker.conftest import answered

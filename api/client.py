@@ -34,9 +34,19 @@ class Refused(Exception):
 class Client:
     """Use as a context manager, or close it. Threads may share it."""
 
-    def __init__(self, url: str = "http://127.0.0.1:8000", key: str = "", timeout_seconds: float = 120.0) -> None:
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8000",
+        key: str = "",
+        timeout_seconds: float = 120.0,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        """
+        Args:
+            transport: how requests travel; None: over the network.
+        """
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_seconds)
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_seconds, transport=transport)
 
     def __enter__(self) -> Self:
         return self

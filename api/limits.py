@@ -31,9 +31,8 @@ PUBLIC = (
     "/v1/schema",
 )  # no key is asked
 BATCH = "/v1/verify/batch"
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _FORM_BYTES = 64 << 10  # boundaries, names and options around the images
-_MOST_CALLERS = 10_000  # addresses whose rate is remembered
 
 
 def new_key() -> tuple[str, str]:
@@ -80,7 +79,12 @@ class KeyRing:
 class RateLimiter:
     """A token bucket per caller: a minute's worth at once, then the steady rate."""
 
-    def __init__(self, per_minute: int) -> None:
+    def __init__(self, per_minute: int, most_callers: int = 10_000) -> None:
+        """
+        Args:
+            most_callers: that are remembered; of more, those that called longest ago are forgotten.
+        """
+        self._most_callers = most_callers
         self._most = float(per_minute)
         self._per_second = per_minute / 60
         self._buckets: dict[str, tuple[float, float]] = {}  # caller -> tokens, and when
@@ -109,7 +113,7 @@ class RateLimiter:
     def _keep(self, caller: str, tokens: float) -> None:
         self._buckets.pop(caller, None)
         self._buckets[caller] = (tokens, time.monotonic())
-        if len(self._buckets) > _MOST_CALLERS:  # the one that called longest ago has a full bucket, or nearly
+        if len(self._buckets) > self._most_callers:  # the one that called longest ago has a full bucket, or nearly
             del self._buckets[next(iter(self._buckets))]
 
 
@@ -145,8 +149,8 @@ class Gate:
         self._metrics = metrics
         self._origins = frozenset(settings.origins)
         self._hosts = frozenset(settings.hosts)
-        if not self._hosts and settings.host in _LOOPBACK:
-            self._hosts = frozenset(_LOOPBACK)  # else a page could reach us by a name that it points here
+        if not self._hosts and settings.host in LOOPBACK:
+            self._hosts = frozenset(LOOPBACK)  # else a page could reach us by a name that it points here
         # Base64 takes 4 bytes for 3.
         self._most = {BATCH: settings.batch_mb << 20}
         self._most_single = max_bytes * 4 // 3 + _FORM_BYTES

@@ -29,7 +29,6 @@ import time
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Self
 
 import numpy as np
@@ -56,7 +55,7 @@ except ImportError:  # Windows
 
 log = logging.getLogger(__name__)
 
-_IMAGES_PER_CHILD = 500  # leaks and fragmentation end with the child; starting one takes about 0.3 s
+IMAGES_PER_CHILD = 500  # leaks and fragmentation end with the child; starting one takes about 0.3 s
 _START_SECONDS = 60.0
 _HEADER_BYTES = 1 << 16
 _METADATA_BYTES = 1 << 26  # ingress.metadata reads 8 Mi characters at most; escaped, the worst of them take 6 bytes
@@ -88,7 +87,10 @@ def decode_in_child(raw: bytes, source: str, limits: Limits, memory_mb: int, sec
 
 
 class DecodeChild:
-    """One long-lived decoding process, started at the first image, replaced after a kill; threads may share it."""
+    """One long-lived decoding process, started at the first image, replaced after a kill; threads may share it.
+
+    ``process`` is the one that runs, None when none does; ``seconds`` holds from the next image on.
+    """
 
     def __init__(self, memory_mb: int, seconds: float) -> None:
         """
@@ -99,15 +101,15 @@ class DecodeChild:
         if resource is None:
             _say_what_is_missing()
         self._memory_mb = memory_mb
-        self._seconds = seconds
-        self._process: subprocess.Popen[bytes] | None = None
+        self.seconds = seconds
+        self.process: subprocess.Popen[bytes] | None = None
         self._answered = 0
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -125,7 +127,7 @@ class DecodeChild:
         with self._lock:
             process = self._running()
             expired = threading.Event()
-            alarm = threading.Timer(self._seconds, _kill, (process, expired))
+            alarm = threading.Timer(self.seconds, _kill, (process, expired))
             alarm.start()
             try:
                 sample = _exchange(process, raw, source, limits)
@@ -134,7 +136,7 @@ class DecodeChild:
                 raise
             except (OSError, EOFError) as error:
                 self._stop()
-                raise DecoderKilled(_cause(process, expired.is_set(), self._seconds, self._memory_mb)) from error
+                raise DecoderKilled(_cause(process, expired.is_set(), self.seconds, self._memory_mb)) from error
             except BaseException as error:
                 if not isinstance(error, InputError):  # e.g. KeyboardInterrupt, half-way through an answer
                     self._stop()
@@ -145,17 +147,17 @@ class DecodeChild:
             return sample
 
     def _running(self) -> subprocess.Popen[bytes]:
-        if self._process is not None and (self._process.poll() is not None or self._answered >= _IMAGES_PER_CHILD):
+        if self.process is not None and (self.process.poll() is not None or self._answered >= IMAGES_PER_CHILD):
             self._stop()
-        if self._process is None:
-            self._process = _start(self._memory_mb, self._seconds)
+        if self.process is None:
+            self.process = start_child(self._memory_mb, self.seconds)
             self._answered = 0
-        return self._process
+        return self.process
 
     def _stop(self) -> None:
-        if self._process is None:
+        if self.process is None:
             return
-        process, self._process = self._process, None
+        process, self.process = self.process, None
         process.kill()
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
@@ -172,7 +174,7 @@ def _say_what_is_missing() -> None:
     )
 
 
-def _start(memory_mb: int, seconds: float) -> subprocess.Popen[bytes]:
+def start_child(memory_mb: int, seconds: float) -> subprocess.Popen[bytes]:
     environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     root = str(Path(__file__).resolve().parent.parent)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
@@ -293,7 +295,7 @@ def _nonsense(what: str) -> DecoderKilled:
 
 
 def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
-    assert pipe is not None  # both are opened in _start
+    assert pipe is not None  # both are opened in start_child
     return pipe
 
 

@@ -23,6 +23,7 @@ from sklearn.datasets import load_sample_image
 from ingress.decode import decode, read_file
 from ingress.sources import limits_of
 from scripts import fuzz
+from tests.pictures import png_chunk
 from utils.contracts import Sample
 from utils.errors import (
     EmptyInput,
@@ -46,10 +47,6 @@ def photo_as(kind: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def chunk(name: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-
 def segment(marker: int, data: bytes) -> bytes:
     return struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data
 
@@ -69,7 +66,7 @@ def packed_zeros(count: int) -> bytes:
 def black_png(width: int, height: int) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     pixels = packed_zeros((1 + width * 3) * height)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", pixels) + png_chunk(b"IEND", b"")
 
 
 def gif_of(frames: int, side: int) -> bytes:
@@ -176,10 +173,10 @@ def test_16_bits_and_cmyk_are_decoded_to_what_they_show() -> None:
 
 
 BOMBS: dict[str, Callable[[bytes, bytes], bytes]] = {
-    "zTXt before": lambda png, bomb: png[:33] + chunk(b"zTXt", b"key\0\0" + bomb) + png[33:],
-    "zTXt after": lambda png, bomb: png[:-12] + chunk(b"zTXt", b"key\0\0" + bomb) + png[-12:],
-    "iCCP": lambda png, bomb: png[:33] + chunk(b"iCCP", b"key\0\0" + bomb) + png[33:],
-    "iTXt": lambda png, bomb: png[:33] + chunk(b"iTXt", b"key\0\1\0\0\0" + bomb) + png[33:],
+    "zTXt before": lambda png, bomb: png[:33] + png_chunk(b"zTXt", b"key\0\0" + bomb) + png[33:],
+    "zTXt after": lambda png, bomb: png[:-12] + png_chunk(b"zTXt", b"key\0\0" + bomb) + png[-12:],
+    "iCCP": lambda png, bomb: png[:33] + png_chunk(b"iCCP", b"key\0\0" + bomb) + png[33:],
+    "iTXt": lambda png, bomb: png[:33] + png_chunk(b"iTXt", b"key\0\1\0\0\0" + bomb) + png[33:],
 }
 
 
@@ -215,7 +212,7 @@ def jpeg_of_many_scans() -> bytes:
 
 def png_of_many_chunks() -> bytes:
     png = photo_as("PNG")
-    return png[:33] + chunk(b"abCd", b"") * (SIZE // 12) + png[33:]
+    return png[:33] + png_chunk(b"abCd", b"") * (SIZE // 12) + png[33:]
 
 
 def gif_of_one_byte_blocks() -> bytes:

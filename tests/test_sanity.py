@@ -15,6 +15,7 @@ from sklearn.datasets import load_sample_images
 
 from inference.detector import Verifier, build_verifier
 from ingress.sources import Ingress
+from tests.pictures import encode
 from tests.provenance.test_c2pa import action, sign
 from training.metrics import auroc
 from utils.contracts import RgbArray, Verdict
@@ -67,12 +68,6 @@ def crops() -> list[RgbArray]:
 def cut(rgb: RgbArray, rng: np.random.Generator) -> RgbArray:
     top, left = (int(rng.integers(0, side - SIDE + 1)) for side in rgb.shape[:2])
     return rgb[top : top + SIDE, left : left + SIDE]
-
-
-def encode(rgb: RgbArray, format: str, **options: object) -> bytes:
-    out = BytesIO()
-    Image.fromarray(rgb).save(out, format, **options)
-    return out.getvalue()
 
 
 def pixels_of(raw: bytes) -> RgbArray:

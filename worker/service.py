@@ -35,7 +35,7 @@ MakeHandlerOf = Callable[[Settings, Metrics, Client], AbstractAsyncContextManage
 
 _CALLBACK_SECONDS = 15.0  # the upper end of what Standard Webhooks recommends for one attempt
 _CALLBACKS_AT_ONCE = 16
-_CALLBACK_RETRY_SECONDS = 5.0
+CALLBACK_RETRY_SECONDS = 5.0
 _CHECK_AGAIN_SECONDS = 2.0
 
 
@@ -185,7 +185,7 @@ class Service:
             ports=frozenset(self._fetch.ports),
         )
         queue = self._queue((self._keys.callbacks,), self._settings.callback_attempts)
-        fewer = replace(self._limits, max_jobs=_CALLBACKS_AT_ONCE, retry_seconds=_CALLBACK_RETRY_SECONDS)
+        fewer = replace(self._limits, max_jobs=_CALLBACKS_AT_ONCE, retry_seconds=CALLBACK_RETRY_SECONDS)
         return Loop(queue, CallbackJobs(), Sender(post, key, self.metrics), fewer, self.metrics)
 
     async def _check_server(self) -> bool:

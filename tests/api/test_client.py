@@ -54,9 +54,7 @@ def test_the_client_waits_when_a_busy_server_says_so_and_asks_for_slow_jobs():
         httpx.Response(202, json={"status": "running", "links": {"self": "/v1/jobs/1"}}),
         httpx.Response(200, json={"status": "done", "verdict": {"tier": "real"}}),
     ]
-    client = Client()
-    client._http = httpx.Client(transport=httpx.MockTransport(lambda _: answers.pop(0)), base_url="http://server")
-    with client:
+    with Client(transport=httpx.MockTransport(lambda _: answers.pop(0))) as client:
         assert client.verify(b"image") == {"tier": "real"}
     assert not answers
 

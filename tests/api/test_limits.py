@@ -112,7 +112,7 @@ def test_a_batch_costs_as_much_as_its_images(serve):
     assert serve(work, api_rate_per_minute=5) == [200, 200, 429]
 
 
-def test_tokens_come_back_with_time_and_callers_are_forgotten(monkeypatch):
+def test_tokens_come_back_with_time(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(limits.time, "monotonic", lambda: now[0])
     limiter = RateLimiter(60)
@@ -123,9 +123,20 @@ def test_tokens_come_back_with_time_and_callers_are_forgotten(monkeypatch):
     assert refused.value.seconds == pytest.approx(1)
     now[0] = 1.0
     limiter.take("a")
-    for caller in range(limits._MOST_CALLERS + 10):
-        limiter.take(str(caller))
-    assert len(limiter._buckets) == limits._MOST_CALLERS
+
+
+def test_of_too_many_callers_the_one_that_called_longest_ago_is_forgotten(monkeypatch):
+    monkeypatch.setattr(limits.time, "monotonic", lambda: 0.0)
+    limiter = RateLimiter(1, most_callers=2)
+    limiter.take("a")
+    limiter.take("b")
+    for known in ("a", "b"):
+        with pytest.raises(RateExceeded):
+            limiter.take(known)
+    limiter.take("c")
+    limiter.take("a")
+    with pytest.raises(RateExceeded):
+        limiter.take("c")
 
 
 def test_an_ipv6_customer_cannot_change_his_address_to_get_more():

@@ -11,6 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from forensics import ela
+from tests.pictures import noise
 from utils.contracts import Sample
 
 PHOTOGRAPHS = ("china.jpg", "flower.jpg")
@@ -24,10 +25,6 @@ def compressed(rgb, quality, subsampling=2):
     buffer = BytesIO()
     Image.fromarray(rgb).save(buffer, "JPEG", quality=quality, subsampling=subsampling)
     return np.array(Image.open(buffer))
-
-
-def noise(height, width):
-    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("name", PHOTOGRAPHS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from io import BytesIO
 
-import cv2
 import numpy as np
 import pytest
 from numpy.lib.stride_tricks import sliding_window_view
@@ -14,6 +13,7 @@ from scipy.stats import binom
 from sklearn.datasets import load_sample_image
 
 from forensics import grid
+from tests.pictures import never_compressed, noise
 from utils.contracts import Sample
 
 PHOTOGRAPHS = ("china.jpg", "flower.jpg")
@@ -27,15 +27,6 @@ def through(rgb, format, **options):
     buffer = BytesIO()
     Image.fromarray(rgb).save(buffer, format, **options)
     return np.asarray(Image.open(buffer).convert("RGB"))
-
-
-def never_compressed(name):
-    """Scaled by a factor that keeps no trace of the 8 x 8 blocks."""
-    return cv2.resize(load_sample_image(name), None, fx=0.83, fy=0.83, interpolation=cv2.INTER_AREA)
-
-
-def noise(height, width):
-    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def codes(measurement):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from io import BytesIO
 
-import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,14 +11,10 @@ from scipy.fft import dctn
 from sklearn.datasets import load_sample_image
 
 from forensics import jpeg
+from tests.pictures import never_compressed
 from utils.contracts import Sample
 
 PHOTOGRAPHS = ("china.jpg", "flower.jpg")
-
-
-def fresh(name):
-    """A photograph scaled by a factor that keeps no trace of the 8 x 8 blocks."""
-    return cv2.resize(load_sample_image(name), None, fx=0.83, fy=0.83, interpolation=cv2.INTER_AREA)
 
 
 def saved(pixels, **options):
@@ -90,7 +85,7 @@ def test_a_grey_jpeg_has_no_chroma_and_says_so():
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
 @pytest.mark.parametrize("quality", [60, 75, 90, 95, 100])
 def test_one_compression_shows_no_earlier_one(name, quality):
-    found = jpeg.measure(saved(fresh(name), quality=quality))
+    found = jpeg.measure(saved(never_compressed(name), quality=quality))
     assert found.features["jpeg.double_score"] < 0.5
     assert found.features["jpeg.ghost_depth"] < 0.1
     assert not found.notes
@@ -99,7 +94,7 @@ def test_one_compression_shows_no_earlier_one(name, quality):
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
 @pytest.mark.parametrize(("first", "last"), [(60, 85), (75, 90), (80, 95), (75, 100)])
 def test_a_better_second_compression_shows_the_first_and_its_quality(name, first, last):
-    once = saved(fresh(name), quality=first)
+    once = saved(never_compressed(name), quality=first)
     found = jpeg.measure(saved(once.rgb, quality=last))
     assert found.features["jpeg.double_score"] > jpeg.DOUBLE_NOTE
     assert found.features["jpeg.ghost_depth"] > 0.2
@@ -109,7 +104,7 @@ def test_a_better_second_compression_shows_the_first_and_its_quality(name, first
 
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
 def test_a_much_coarser_second_compression_is_not_claimed_to_be_seen(name):
-    once = saved(fresh(name), quality=95)
+    once = saved(never_compressed(name), quality=95)
     assert not jpeg.measure(saved(once.rgb, quality=60)).notes
 
 

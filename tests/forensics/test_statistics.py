@@ -11,7 +11,6 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from sklearn.datasets import load_sample_image
 
 from forensics import statistics
 from utils.contracts import RgbArray, Sample
@@ -32,31 +31,28 @@ def _grey(values: NDArray[Any]) -> RgbArray:
     return np.repeat(np.asarray(values, dtype=np.uint8)[..., None], 3, axis=2)
 
 
-@pytest.fixture(scope="module")
-def china() -> RgbArray:
-    return np.asarray(load_sample_image("china.jpg"))
-
-
 @pytest.mark.parametrize(("levels", "bits"), [(1, 0.0), (2, 1.0), (16, 4.0), (256, 8.0)])
 def test_the_entropy_of_equally_used_levels_is_their_logarithm(levels: int, bits: float) -> None:
     values = np.tile(np.arange(levels) * (256 // levels), 4096 // levels).reshape(64, 64)
     assert _pixels(_grey(values))["image_entropy"] == pytest.approx(bits, abs=1e-12)
 
 
-def test_a_lossless_file_has_no_compression_level_and_jpeg_has_more_the_harder_it_compresses(china: RgbArray) -> None:
-    lossless = _encoded(china, "PNG", compress_level=1)
-    good, poor = (_encoded(china, "JPEG", quality=quality) for quality in (95, 50))
+def test_a_lossless_file_has_no_compression_level_and_jpeg_has_more_the_harder_it_compresses(
+    photograph: RgbArray,
+) -> None:
+    lossless = _encoded(photograph, "PNG", compress_level=1)
+    good, poor = (_encoded(photograph, "JPEG", quality=quality) for quality in (95, 50))
     levels = [statistics.measure(sample).features["compression_level"] for sample in (lossless, good, poor)]
     assert levels[0] < 0.1 < levels[1] < levels[2] < 1
 
 
-def test_metadata_thumbnails_and_trailers_do_not_change_the_compression_level(china: RgbArray) -> None:
-    plain = _encoded(china, "JPEG", quality=80)
-    commented = _encoded(china, "JPEG", quality=80, comment=b"x" * 60_000)
+def test_metadata_thumbnails_and_trailers_do_not_change_the_compression_level(photograph: RgbArray) -> None:
+    plain = _encoded(photograph, "JPEG", quality=80)
+    commented = _encoded(photograph, "JPEG", quality=80, comment=b"x" * 60_000)
     trailing = Sample("test", plain.raw + b"x" * 90_000, plain.rgb, "JPEG", trailing_bytes=90_000)
     text = PngInfo()
     text.add_text("prompt", "x" * 60_000)
-    png, png_with_text = _encoded(china[:64, :64], "PNG"), _encoded(china[:64, :64], "PNG", pnginfo=text)
+    png, png_with_text = _encoded(photograph[:64, :64], "PNG"), _encoded(photograph[:64, :64], "PNG", pnginfo=text)
     for sample, padded in ((plain, commented), (plain, trailing), (png, png_with_text)):
         expected = statistics.measure(sample).features["compression_level"]
         assert statistics.measure(padded).features["compression_level"] == expected
@@ -85,31 +81,31 @@ def test_colour_statistics_follow_their_definitions() -> None:
     assert features["statistics.unique_colours"] == 1 / 1024
 
 
-def test_a_grey_photograph_has_no_colour_and_fully_correlated_channels(china: RgbArray) -> None:
-    features = _pixels(_grey(china[..., 1]))
+def test_a_grey_photograph_has_no_colour_and_fully_correlated_channels(photograph: RgbArray) -> None:
+    features = _pixels(_grey(photograph[..., 1]))
     assert features["statistics.saturation_mean"] == features["statistics.colourfulness"] == 0
     assert features["statistics.channel_correlation"] == pytest.approx(1, abs=1e-4)
     assert not any(math.isnan(value) for value in features.values())
 
 
-def test_stretching_the_contrast_leaves_a_comb_in_the_histogram(china: RgbArray) -> None:
-    stretched = np.clip(china.astype(np.float32) * 1.4 - 30, 0, 255).astype(np.uint8)
+def test_stretching_the_contrast_leaves_a_comb_in_the_histogram(photograph: RgbArray) -> None:
+    stretched = np.clip(photograph.astype(np.float32) * 1.4 - 30, 0, 255).astype(np.uint8)
     comb = "statistics.histogram_comb"
-    assert _pixels(stretched)[comb] > _pixels(china)[comb] + 0.2
+    assert _pixels(stretched)[comb] > _pixels(photograph)[comb] + 0.2
 
 
-def test_blur_lowers_sharpness_and_chroma_subsampling_lowers_chroma_detail(china: RgbArray) -> None:
-    blurred = np.asarray(Image.fromarray(china).resize((213, 142)).resize((640, 427)))
+def test_blur_lowers_sharpness_and_chroma_subsampling_lowers_chroma_detail(photograph: RgbArray) -> None:
+    blurred = np.asarray(Image.fromarray(photograph).resize((213, 142)).resize((640, 427)))
     sharpness, chroma = "statistics.sharpness", "statistics.chroma_detail"
-    assert _pixels(blurred)[sharpness] < _pixels(china)[sharpness] - 0.5
-    noisy = (china // 2 + np.random.default_rng(0).integers(0, 60, china.shape)).astype(np.uint8)
+    assert _pixels(blurred)[sharpness] < _pixels(photograph)[sharpness] - 0.5
+    noisy = (photograph // 2 + np.random.default_rng(0).integers(0, 60, photograph.shape)).astype(np.uint8)
     full, halved = (_encoded(noisy, "JPEG", quality=95, subsampling=mode).rgb for mode in (0, 2))
     assert _pixels(halved)[chroma] < _pixels(full)[chroma] - 0.5
 
 
-def test_co_occurrence_tells_shuffled_pixels_from_a_photograph(china: RgbArray) -> None:
-    shuffled = np.random.default_rng(0).permutation(china.reshape(-1, 3)).reshape(china.shape)
-    before, after = _pixels(china), _pixels(shuffled)
+def test_co_occurrence_tells_shuffled_pixels_from_a_photograph(photograph: RgbArray) -> None:
+    shuffled = np.random.default_rng(0).permutation(photograph.reshape(-1, 3)).reshape(photograph.shape)
+    before, after = _pixels(photograph), _pixels(shuffled)
     assert after["statistics.cooccurrence_entropy"] > before["statistics.cooccurrence_entropy"] + 1
     assert after["statistics.equal_neighbours"] < before["statistics.equal_neighbours"]
     same = "statistics.cross_band_information"  # blind to place, so the shuffle leaves it as it is
@@ -128,8 +124,8 @@ def test_odd_shapes_are_finite_or_missing_with_a_reason(shape: tuple[int, int], 
     assert (measured.skipped is None) == (content == "noise" and min(shape) >= 8)
 
 
-def test_measuring_twice_gives_the_same(china: RgbArray) -> None:
-    assert _pixels(china) == _pixels(china.copy())
+def test_measuring_twice_gives_the_same(photograph: RgbArray) -> None:
+    assert _pixels(photograph) == _pixels(photograph.copy())
 
 
 def test_moments_are_means_and_covariances() -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from formats import jpeg, tiff
 from formats.kinds import describe, supported_format, tiff_storage
+from tests.pictures import encode
 from utils.errors import NotAnImage, UnsupportedFormat
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
@@ -18,9 +19,7 @@ PICTURE = Image.fromarray(PIXELS)
 
 
 def saved(kind: str, image: Image.Image = PICTURE, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
+    return encode(image, kind, **options)
 
 
 def tiff_of(*pages: dict[int, int | bytes], order: str = "<") -> bytes:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from fusion.explain import LEAST_LOG_ODDS, MOST_REASONS, explain, rarity
@@ -53,7 +54,7 @@ def test_the_families_and_the_rest_add_up_to_the_raw_log_odds(
     models: dict[str, FusionModel], kind: str, features: dict[str, float]
 ) -> None:
     model = models[kind]
-    row = model._row(features)
+    row = np.array([[features.get(name, np.nan) for name in model.inputs]])
     told = families(explain(model, features, MEANINGS))
     assert sum(reason.contribution or 0 for reason in told) == pytest.approx(float(model.log_odds(row)[0]), abs=1e-4)
     assert told[-1].code == "family.rest"

@@ -10,27 +10,18 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import save_file
-from sklearn.datasets import load_sample_image
 from torchvision.transforms import functional
 
 from inference.clip_b16 import BLOCKS, SIDE, WIDTH, ClipB16Detector, load_tower, view
 from inference.graphs import graph_weights
 from models.loaders import Weights, shipped
 from models.quantised import SCALE
+from tests.pictures import sample_of
 from utils.contracts import Sample
 from utils.errors import WeightsCorrupt, WeightsMismatch
 from utils.persistence import sha256_file
 
 GRAPH = shipped("clip_b16_graph")
-
-
-@pytest.fixture(scope="module")
-def photograph() -> NDArray[np.uint8]:
-    return np.ascontiguousarray(load_sample_image("china.jpg"), dtype=np.uint8)
-
-
-def sample_of(rgb: NDArray[np.uint8], orientation: int = 1) -> Sample:
-    return Sample("x", b"", np.ascontiguousarray(rgb), "JPEG", orientation=orientation)
 
 
 def probability(detector: ClipB16Detector, sample: Sample) -> float:

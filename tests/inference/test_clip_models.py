@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from sklearn.datasets import load_sample_image
 from torch import Tensor
 from torch.nn import functional
 
@@ -30,18 +29,10 @@ from inference.clip_models import (
 from inference.registry import DETECTORS
 from models.loaders import Weights, cards
 from scripts.embed_clip_prompts import main as embed_clip_prompts
+from tests.inference.installing import install
+from tests.pictures import sample_of
 from utils.contracts import Sample
 from utils.errors import BackboneMismatch, WeightsCorrupt, WeightsMismatch, WeightsMissing
-from utils.persistence import sha256_file
-
-
-def sample_of(rgb: np.ndarray, orientation: int = 1) -> Sample:
-    return Sample("x", b"", np.ascontiguousarray(rgb, dtype=np.uint8), "JPEG", orientation=orientation)
-
-
-@pytest.fixture(scope="module")
-def photograph() -> np.ndarray:
-    return load_sample_image("china.jpg")
 
 
 @pytest.fixture(scope="module")
@@ -50,19 +41,11 @@ def clip() -> open_clip.CLIP:
     return open_clip.CLIP(**TINY).eval().requires_grad_(False)
 
 
-def install(folder: Path, state: dict[str, Tensor], sha256: str = "") -> Weights:
-    path = folder / "clip_h14.safetensors"
-    save_file(state, path)
-    card = f'[clip_h14]\nsize = {path.stat().st_size}\nsha256 = "{sha256 or sha256_file(path)}"\n'
-    (folder / "weights.toml").write_text(card)
-    return Weights.at(folder)
-
-
 @pytest.fixture(scope="module")
 def installation(clip: open_clip.CLIP, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The published key layout, small, with text embeddings made by the script that a user runs."""
     folder = tmp_path_factory.mktemp("weights")
-    install(folder, clip.state_dict())
+    install(folder, "clip_h14", clip.state_dict())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ClipH14Detector, "CONFIG", TINY)
         patch.setenv("IMGV_WEIGHTS_DIR", str(folder))
@@ -227,7 +210,7 @@ def test_missing_parts_name_their_commands(
 ) -> None:
     monkeypatch.setattr(ClipH14Detector, "CONFIG", TINY)
     with pytest.raises(WeightsMissing, match=r"python -m scripts\.embed_clip_prompts clip_h14"):
-        ClipH14Detector.load(install(tmp_path, clip.state_dict()), "cpu")
+        ClipH14Detector.load(install(tmp_path, "clip_h14", clip.state_dict()), "cpu")
     with pytest.raises(WeightsMissing, match=r"python -m scripts\.embed_clip_prompts clip_bigg"):
         ClipBigGDetector.load(Weights.at(tmp_path), "cpu")
     with pytest.raises(WeightsMissing, match=r"python -m scripts\.download_weights clip_bigg"):
@@ -236,11 +219,8 @@ def test_missing_parts_name_their_commands(
 
 def test_text_embeddings_of_another_checkpoint_are_refused(installed: Weights, clip: open_clip.CLIP) -> None:
     before = installed.card("clip_h14").sha256
-    text_card = installed.card("clip_h14_text")
     folder = installed.folders[0]
-    other = install(folder, {key: value + 1 for key, value in clip.state_dict().items()})
-    with (folder / "weights.toml").open("a") as file:
-        file.write(f'[clip_h14_text]\nfile = "{text_card.file}"\nsha256 = "{text_card.sha256}"\n')
+    other = install(folder, "clip_h14", {key: value + 1 for key, value in clip.state_dict().items()})
     after = other.card("clip_h14").sha256
     with pytest.raises(BackboneMismatch, match=rf"{before}.*{after}.*embed_clip_prompts clip_h14"):
         ClipH14Detector.load(Weights.at(folder), "cpu")
@@ -262,14 +242,11 @@ def test_each_thing_wrong_with_the_checkpoint_is_named(
     tmp_path: Path, clip: open_clip.CLIP, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ClipH14Detector, "CONFIG", TINY)
-    monkeypatch.setattr(ClipH14Detector, "_check", lambda *_: None)
 
     def load(state: dict[str, Tensor], sha256: str = "") -> None:
-        install(tmp_path, state, sha256)
-        path = tmp_path / "text.safetensors"
-        embeddings().save(path)
-        with (tmp_path / "weights.toml").open("a") as file:
-            file.write(f'[clip_h14_text]\nfile = "text.safetensors"\nsha256 = "{sha256_file(path)}"\n')
+        checkpoint = install(tmp_path, "clip_h14", state, sha256=sha256).card("clip_h14").sha256
+        text = replace(embeddings(), checkpoint_sha256=checkpoint, prompts_sha256=Prompts.read().sha256)
+        text.install("clip_h14_text", tmp_path)
         ClipH14Detector.load(Weights.at(tmp_path), "cpu")
 
     with pytest.raises(WeightsCorrupt, match=r"clip_h14\.safetensors: expected sha256 0{64}"):
@@ -283,7 +260,7 @@ def test_each_thing_wrong_with_the_checkpoint_is_named(
     wrong = clip.state_dict()
     del wrong["ln_final.bias"]
     with pytest.raises(WeightsMismatch, match=r"1 missing: ln_final\.bias"):
-        ClipH14Detector.text_tower(install(tmp_path, wrong))
+        ClipH14Detector.text_tower(install(tmp_path, "clip_h14", wrong))
 
 
 def test_a_command_without_the_checkpoint_names_the_next_one(

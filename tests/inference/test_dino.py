@@ -10,9 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from sklearn.datasets import load_sample_image
-from torch import Tensor
+from safetensors.torch import load_file
 from transformers import (
     AutoModel,
     Dinov2Config,
@@ -28,6 +26,8 @@ from inference.dino import DinoDetector, Head, load_backbone, views
 from inference.heads import Linear
 from inference.registry import DETECTORS
 from models.loaders import Weights, record_card
+from tests.inference.installing import install
+from tests.pictures import sample_of
 from utils.contracts import Sample
 from utils.errors import BackboneMismatch, WeightsCorrupt, WeightsMismatch, WeightsMissing
 from utils.persistence import read_arrays, save_model, sha256_file
@@ -38,15 +38,6 @@ CONFIGS = {
     "plain": Dinov2Config(**SIZES, layerscale_value=0.7),
     "registers": Dinov2WithRegistersConfig(**SIZES, layerscale_value=0.7, num_register_tokens=4),
 }
-
-
-def sample_of(rgb: np.ndarray, orientation: int = 1) -> Sample:
-    return Sample("x", b"", np.ascontiguousarray(rgb, dtype=np.uint8), "JPEG", orientation=orientation)
-
-
-@pytest.fixture(scope="module")
-def photograph() -> np.ndarray:
-    return load_sample_image("china.jpg")
 
 
 @pytest.fixture(params=CONFIGS, scope="module")
@@ -62,14 +53,6 @@ def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return folder
 
 
-def install(folder: Path, state: dict[str, Tensor], sha256: str = "") -> Weights:
-    path = folder / "dinov2_base.safetensors"
-    save_file(state, path)
-    card = f'[dinov2_base]\nsize = {path.stat().st_size}\nsha256 = "{sha256 or sha256_file(path)}"\n'
-    (folder / "weights.toml").write_text(card)
-    return Weights.at(folder)
-
-
 # --- the embedding
 
 
@@ -81,7 +64,7 @@ def test_the_published_layout_is_the_one_the_facts_name(published: Path) -> None
 
 @pytest.mark.parametrize("side", [70, 224])
 def test_the_embedding_is_what_transformers_gives(published: Path, tmp_path: Path, side: int) -> None:
-    weights = install(tmp_path, load_file(published / "model.safetensors"))
+    weights = install(tmp_path, "dinov2_base", load_file(published / "model.safetensors"))
     images = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(0))
     reference = AutoModel.from_pretrained(published, local_files_only=True).eval()
     with torch.inference_mode():
@@ -95,7 +78,7 @@ def test_the_embedding_is_what_transformers_gives(published: Path, tmp_path: Pat
 
 
 def test_the_embedding_is_the_input_of_transformers_own_linear_classifier(published: Path, tmp_path: Path) -> None:
-    weights = install(tmp_path, load_file(published / "model.safetensors"))
+    weights = install(tmp_path, "dinov2_base", load_file(published / "model.safetensors"))
     classes = {"plain": Dinov2ForImageClassification, "registers": Dinov2WithRegistersForImageClassification}
     kind = "registers" if "registers" in published.name else "plain"
     classifier = classes[kind](CONFIGS[kind]).eval()
@@ -165,7 +148,7 @@ def install_head(folder: Path, head: Head) -> Weights:
 
 @pytest.fixture
 def installed(published: Path, tmp_path: Path) -> Weights:
-    return install(tmp_path, load_file(published / "model.safetensors"))
+    return install(tmp_path, "dinov2_base", load_file(published / "model.safetensors"))
 
 
 def test_an_installed_detector_loads_and_scores(installed: Weights, photograph: np.ndarray) -> None:
@@ -269,16 +252,16 @@ def test_a_head_survives_the_disk(tmp_path: Path) -> None:
 def test_each_thing_wrong_with_the_checkpoint_is_named(published: Path, tmp_path: Path) -> None:
     state = load_file(published / "model.safetensors")
     with pytest.raises(WeightsCorrupt, match=r"dinov2_base\.safetensors: expected sha256 0{64}"):
-        load_backbone(install(tmp_path, state, "0" * 64), "dinov2_base")
+        load_backbone(install(tmp_path, "dinov2_base", state, sha256="0" * 64), "dinov2_base")
     wrong = dict(state)
     wrong["layernorm.wait"] = wrong.pop("layernorm.weight")
     with pytest.raises(WeightsMismatch, match=r"1 missing: model\.layernorm\.weight; 1 unexpected: model.layernorm\.w"):
-        load_backbone(install(tmp_path, wrong), "dinov2_base")
+        load_backbone(install(tmp_path, "dinov2_base", wrong), "dinov2_base")
     wrong = state | {"encoder.layer.1.attention.attention.key.bias": torch.ones(3)}
     with pytest.raises(WeightsMismatch, match=r"layer\.1\.attention\.k_proj\.bias \(file \(3,\), network \(128,\)\)"):
-        load_backbone(install(tmp_path, wrong), "dinov2_base")
+        load_backbone(install(tmp_path, "dinov2_base", wrong), "dinov2_base")
     with pytest.raises(WeightsMismatch, match="not a DINOv2 checkpoint"):
-        load_backbone(install(tmp_path, {"conv.weight": torch.ones(3)}), "dinov2_base")
+        load_backbone(install(tmp_path, "dinov2_base", {"conv.weight": torch.ones(3)}), "dinov2_base")
 
 
 def test_the_table_of_detectors_says_the_same() -> None:

@@ -10,28 +10,18 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
-from sklearn.datasets import load_sample_image
 from torch import Tensor
 
 from inference.effnet import MIN_SIDE, EffNetDetector, reduced, views
 from models.loaders import Weights, shipped
+from tests.inference.installing import install, register
+from tests.pictures import sample_of
 from training.detectors import as_graph
 from training.export import EXPORTED, OnPixels
 from utils.contracts import Sample
 from utils.errors import WeightsCorrupt, WeightsMismatch, WeightsMissing
-from utils.persistence import sha256_file
 
 METADATA = {"architecture": "efficientnet_lite0", "temperature": "1.7"}
-
-
-def sample_of(rgb: np.ndarray, orientation: int = 1) -> Sample:
-    return Sample("x", b"", np.ascontiguousarray(rgb, dtype=np.uint8), "JPEG", orientation=orientation)
-
-
-@pytest.fixture(scope="module")
-def photograph() -> np.ndarray:
-    return load_sample_image("china.jpg")
 
 
 @pytest.fixture(scope="module")
@@ -111,24 +101,12 @@ def test_the_score_is_the_mean_logit_over_the_temperature(photograph: np.ndarray
 # --- weights
 
 
-def installed(folder: Path, state: dict[str, Tensor], metadata: dict[str, str], sha256: str = "") -> Weights:
-    path = folder / "effnet.safetensors"
-    save_file(state, path, metadata)
-    register(path, sha256 or sha256_file(path))
-    return Weights.at(folder)
-
-
-def register(path: Path, sha256: str) -> None:
-    card = f'[effnet]\nfile = "{path.name}"\nsize = {path.stat().st_size}\nsha256 = "{sha256}"\n'
-    (path.parent / "weights.toml").write_text(card)
-
-
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 0.01)])
 def test_a_trained_file_scores_as_the_network_that_was_trained(
     tmp_path: Path, network: OnPixels, photograph: np.ndarray, dtype: torch.dtype, tolerance: float
 ) -> None:
     state = {key: value.to(dtype) if value.ndim else value for key, value in network.network.state_dict().items()}
-    detector = EffNetDetector.load(installed(tmp_path, state, METADATA))
+    detector = EffNetDetector.load(install(tmp_path, "effnet", state, METADATA))
     expected = probability(EffNetDetector(as_graph(network, "cpu"), "x", 1.7), sample_of(photograph))
     assert probability(detector, sample_of(photograph)) == pytest.approx(expected, abs=tolerance)
     assert detector.version.startswith("effnet@sha256:")
@@ -138,12 +116,12 @@ def test_each_thing_wrong_with_the_weights_is_named(tmp_path: Path, network: OnP
     state = network.network.state_dict()
 
     def load(metadata: dict[str, str], sha256: str = "", **changed: Tensor) -> None:
-        EffNetDetector.load(installed(tmp_path, state | changed, metadata, sha256))
+        EffNetDetector.load(install(tmp_path, "effnet", state | changed, metadata, sha256))
 
     with pytest.raises(WeightsMissing, match="effnet"):
         EffNetDetector.load(Weights(Weights.at(tmp_path).cards, (tmp_path,)))
     with pytest.raises(WeightsMissing, match=r"scripts\.export_graphs"):
-        EffNetDetector.load(Weights(installed(tmp_path, state, METADATA).cards, (tmp_path,)))
+        EffNetDetector.load(Weights(install(tmp_path, "effnet", state, METADATA).cards, (tmp_path,)))
     with pytest.raises(WeightsCorrupt, match=r"expected sha256 0{64}"):
         load(METADATA, "0" * 64)
     with pytest.raises(WeightsMismatch, match=r"1 unexpected: blocks\.extra"):
@@ -157,13 +135,13 @@ def test_each_thing_wrong_with_the_weights_is_named(tmp_path: Path, network: OnP
             load(METADATA | {"temperature": temperature})
     path = tmp_path / "effnet.safetensors"
     torch.save(state, path)
-    register(path, sha256_file(path))
+    register(tmp_path, "effnet", path)
     with pytest.raises(WeightsCorrupt, match="not a safetensors file"):
         EffNetDetector.load(Weights.at(tmp_path))
 
 
 def test_a_damaged_graph_is_refused(tmp_path: Path, network: OnPixels) -> None:
-    weights = installed(tmp_path, network.network.state_dict(), METADATA)
+    weights = install(tmp_path, "effnet", network.network.state_dict(), METADATA)
     (tmp_path / "effnet").mkdir()
     (tmp_path / "effnet" / "graph.onnx").write_bytes(shipped("effnet_graph").read_bytes()[:-1] + b"?")
     with pytest.raises(WeightsCorrupt, match=r"graph\.onnx: expected sha256"):

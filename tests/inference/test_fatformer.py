@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.datasets import load_sample_image
 from torch import Tensor
 from torchvision import transforms
 
@@ -20,18 +19,10 @@ from inference.registry import DETECTORS
 from models.fatformer_net import TINY, FatFormer
 from models.loaders import Weights
 from tests.models.test_fatformer_net import official_state
+from tests.pictures import sample_of
 from utils.contracts import Sample
 from utils.errors import WeightsCorrupt, WeightsMismatch, WeightsMissing
 from utils.persistence import sha256_file
-
-
-def sample_of(rgb: np.ndarray, orientation: int = 1) -> Sample:
-    return Sample("x", b"", np.ascontiguousarray(rgb, dtype=np.uint8), "JPEG", orientation=orientation)
-
-
-@pytest.fixture(scope="module")
-def photograph() -> np.ndarray:
-    return load_sample_image("china.jpg")
 
 
 def probability(detector: FatFormerDetector, sample: Sample) -> float:

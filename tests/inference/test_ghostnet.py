@@ -8,31 +8,19 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
-from sklearn.datasets import load_sample_image
-from torch import Tensor
 
 from inference.ghostnet import CELL, MAX_TILES, PATCH, TILE, GhostNetDetector, assemble, cut, pool, tile_origins
 from models.ghostnet_net import PATCH as NETWORK_PATCH
 from models.ghostnet_net import GhostNetForensics
 from models.ghostnet_net import pool as network_pool
 from models.loaders import Weights
+from tests.inference.installing import install
+from tests.pictures import sample_of
 from training.detectors import as_graph
 from training.export import GhostNetOnPixels
-from utils.contracts import Sample
 from utils.errors import WeightsCorrupt, WeightsMismatch, WeightsMissing
-from utils.persistence import sha256_file
 
 SHAPES = [(1, 1), (31, 4000), (4000, 31), (256, 256), (257, 511), (427, 640), (1024, 1024), (3000, 4001), (1, 90_000)]
-
-
-def sample_of(rgb: np.ndarray, orientation: int = 1) -> Sample:
-    return Sample("x", b"", np.ascontiguousarray(rgb, dtype=np.uint8), "JPEG", orientation=orientation)
-
-
-@pytest.fixture(scope="module")
-def photograph() -> np.ndarray:
-    return load_sample_image("china.jpg")
 
 
 def brightness(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -109,19 +97,10 @@ def test_pooling_is_the_networks_own() -> None:
 # --- weights
 
 
-def installed(folder: Path, state: dict[str, Tensor], sha256: str = "") -> Weights:
-    path = folder / "ghostnet.safetensors"
-    save_file(state, path)
-    (folder / "weights.toml").write_text(
-        f'[ghostnet]\nfile = "{path.name}"\nsize = {path.stat().st_size}\nsha256 = "{sha256 or sha256_file(path)}"\n'
-    )
-    return Weights.at(folder)
-
-
 def test_trained_weights_load_and_score(tmp_path: Path, photograph: np.ndarray) -> None:
     torch.manual_seed(1)
     network = GhostNetForensics().eval()
-    detector = GhostNetDetector.load(installed(tmp_path, network.state_dict()))
+    detector = GhostNetDetector.load(install(tmp_path, "ghostnet", network.state_dict()))
     sample = sample_of(photograph[:256, :300])
     found = detector.measure(sample).features["ghostnet_score"]
     trained = GhostNetDetector(as_graph(GhostNetOnPixels(network), "cpu"), "x")
@@ -136,9 +115,9 @@ def test_each_thing_wrong_with_the_weights_is_named(tmp_path: Path) -> None:
         GhostNetDetector.load(Weights(Weights.at(tmp_path).cards, (tmp_path,)))
     state = GhostNetForensics().state_dict()
     with pytest.raises(WeightsCorrupt, match=r"expected sha256 0{64}"):
-        GhostNetDetector.load(installed(tmp_path, state, "0" * 64))
+        GhostNetDetector.load(install(tmp_path, "ghostnet", state, sha256="0" * 64))
     with pytest.raises(WeightsMismatch, match=r"head\.weight \(file \(2, 960, 1, 1\), network \(1, 960, 1, 1\)\)"):
-        GhostNetDetector.load(installed(tmp_path, state | {"head.weight": torch.zeros(2, 960, 1, 1)}))
+        GhostNetDetector.load(install(tmp_path, "ghostnet", state | {"head.weight": torch.zeros(2, 960, 1, 1)}))
     del state["backbone.conv_stem.weight"]
     with pytest.raises(WeightsMismatch, match=r"1 missing: backbone\.conv_stem\.weight"):
-        GhostNetDetector.load(installed(tmp_path, state))
+        GhostNetDetector.load(install(tmp_path, "ghostnet", state))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -148,14 +148,15 @@ def test_a_network_that_gives_nan_gives_no_number() -> None:
 def test_a_full_memory_is_a_coded_error_and_another_failure_is_not_taken_for_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    class Full:
-        def run(self, outputs: None, inputs: Mapping[str, object]) -> None:
+    class Full(onnxruntime.InferenceSession):
+        def run(self, *_: object) -> None:
             raise RuntimeError("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Conv: std::bad_alloc")
 
     graph = Graph(*some())
     with pytest.raises(Exception, match="INVALID_ARGUMENT"):
         graph(np.zeros((1, 8, 8), np.uint8))
-    monkeypatch.setattr(graph, "_session", Full())
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Full)
+    graph = Graph(*some())
     with pytest.raises(DeviceBusy, match="mantranet_compact: not enough memory for 8 x 8 pixels"):
         graph(np.zeros((1, 8, 8, 3), np.uint8))
 

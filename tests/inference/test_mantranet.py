@@ -7,25 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_sample_image
 from torch import Tensor
 
 from inference.mantranet import ManTraNetDetector
 from models.loaders import Weights
 from models.mantranet_net import COMPACT, ManTraNet
 from tests.models.test_mantranet_net import official_state, write_keras
+from tests.pictures import sample_of
 from utils.contracts import Sample, orient
 from utils.errors import WeightsCorrupt, WeightsMismatch, WeightsMissing
 from utils.persistence import sha256_file
-
-
-def sample_of(rgb: np.ndarray, orientation: int = 1) -> Sample:
-    return Sample("x", b"", np.ascontiguousarray(rgb, dtype=np.uint8), "JPEG", orientation=orientation)
-
-
-@pytest.fixture(scope="module")
-def photograph() -> np.ndarray:
-    return load_sample_image("china.jpg")
 
 
 def test_the_heatmap_lies_on_the_stored_pixels(photograph: np.ndarray) -> None:

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
-from sklearn.datasets import load_sample_image
 
 from inference.mantranet_compact import (
     LONGEST,
@@ -19,22 +17,13 @@ from inference.mantranet_compact import (
     described,
     within_budget,
 )
-from models.loaders import Weights
 from models.mantranet_net import COMPACT, ManTraNet
-from utils.contracts import Sample, orient
+from tests.inference.installing import install
+from tests.pictures import sample_of
+from utils.contracts import orient
 from utils.errors import WeightsMismatch
-from utils.persistence import sha256_file
 
 BUDGET = 2**19
-
-
-def sample_of(rgb: np.ndarray, orientation: int = 1) -> Sample:
-    return Sample("x", b"", np.ascontiguousarray(rgb, dtype=np.uint8), "JPEG", orientation=orientation)
-
-
-@pytest.fixture(scope="module")
-def photograph() -> np.ndarray:
-    return load_sample_image("china.jpg")
 
 
 # --- the budget
@@ -116,19 +105,11 @@ def test_the_heatmap_lies_on_the_stored_pixels(photograph: np.ndarray) -> None:
 # --- weights
 
 
-def installed(folder: Path, network: ManTraNet) -> Weights:
-    path = folder / "mantranet_compact.safetensors"
-    save_file(network.state_dict(), path)
-    size, sha256 = path.stat().st_size, sha256_file(path)
-    card = f'[mantranet_compact]\nfile = "{path.name}"\nsize = {size}\nsha256 = "{sha256}"\n'
-    (folder / "weights.toml").write_text(card)
-    return Weights.at(folder)
-
-
 def test_a_trained_file_gives_the_networks_map_also_when_that_is_tiled(tmp_path: Path, photograph: np.ndarray) -> None:
     torch.manual_seed(0)
     network = ManTraNet(COMPACT).eval()
-    measured = CompactManTraNetDetector.load(installed(tmp_path, network)).measure(sample_of(photograph))
+    weights = install(tmp_path, "mantranet_compact", network.state_dict())
+    measured = CompactManTraNetDetector.load(weights).measure(sample_of(photograph))
     with torch.inference_mode():
         images = torch.from_numpy(photograph.copy()).permute(2, 0, 1).float()[None]
         whole, tiled = network(images).sigmoid()[0, 0].numpy(), network.tiled(images, 256).sigmoid()[0, 0].numpy()
@@ -139,5 +120,6 @@ def test_a_trained_file_gives_the_networks_map_also_when_that_is_tiled(tmp_path:
 
 
 def test_weights_of_another_width_are_refused(tmp_path: Path) -> None:
+    weights = install(tmp_path, "mantranet_compact", ManTraNet().state_dict())
     with pytest.raises(WeightsMismatch, match=r"sigma_F \(file \(1, 64, 1, 1\), network \(1, 16, 1, 1\)\)"):
-        CompactManTraNetDetector.load(installed(tmp_path, ManTraNet()))
+        CompactManTraNetDetector.load(weights)

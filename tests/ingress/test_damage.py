@@ -15,19 +15,12 @@ from sklearn.datasets import load_sample_image
 
 from formats import jpeg, png, tiff
 from ingress.decode import Limits, decode
+from tests.pictures import encode, png_chunk
 from utils.contracts import Sample
 from utils.errors import Undecodable
 
 LIMITS = Limits(max_bytes=1 << 24, max_pixels=1 << 22, max_frames=4, max_animation_pixels=1 << 22)
 PHOTO = Image.fromarray(load_sample_image("china.jpg")).resize((320, 212))
-
-
-def encode(image: Image.Image, kind: str, **options: object) -> bytes:
-    if kind == "HEIF":
-        pytest.importorskip("pillow_heif", reason="pip install pillow-heif").register_heif_opener()
-    buffer = io.BytesIO()
-    image.copy().save(buffer, kind, **({"speed": 10} if kind == "AVIF" else {}), **options)
-    return buffer.getvalue()
 
 
 def read(raw: bytes) -> Sample:
@@ -52,10 +45,6 @@ def flipped(raw: bytes, share: float) -> bytes:
     for at in range(int(len(raw) * share), int(len(raw) * share) + 40, 5):
         changed[at] ^= 0x41
     return bytes(changed)
-
-
-def chunk(name: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
 def drawing() -> Image.Image:
@@ -129,7 +118,7 @@ def adam7(image: Image.Image) -> bytes:
     passes = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
     rows = b"".join(b"\0" + row.tobytes() for x, y, dx, dy in passes for row in pixels[y::dy, x::dx])
     header = struct.pack(">IIBBBBB", *image.size, 8, 2, 0, 0, 1)
-    data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    data = png_chunk(b"IHDR", header) + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
     return png.SIGNATURE + data
 
 
@@ -220,7 +209,12 @@ def test_a_file_with_hardly_a_pixel_left_is_undecodable(encoder: str) -> None:
 
 def png_of(*pieces: bytes, name: bytes = b"IDAT") -> bytes:
     header = struct.pack(">IIBBBBB", *PHOTO.size, 8, 2, 0, 0, 0)
-    return png.SIGNATURE + chunk(b"IHDR", header) + b"".join(chunk(name, each) for each in pieces) + chunk(b"IEND", b"")
+    return (
+        png.SIGNATURE
+        + png_chunk(b"IHDR", header)
+        + b"".join(png_chunk(name, each) for each in pieces)
+        + png_chunk(b"IEND", b"")
+    )
 
 
 PNG_ROWS = zlib.compress(b"".join(b"\0" + row.tobytes() for row in np.asarray(PHOTO)))

@@ -17,6 +17,7 @@ from PIL import Image, ImageCms, ImageFile
 from sklearn.datasets import load_sample_image
 
 from ingress.decode import Limits, decode, read_file, read_stream
+from tests.pictures import encode, png_chunk
 from utils.contracts import Sample, orient
 from utils.errors import FileMissing, ImageTooLarge, NotAnImage, TooManyBytes, Undecodable, UnsupportedFormat
 
@@ -28,20 +29,9 @@ def photo() -> Image.Image:
     return Image.fromarray(load_sample_image("china.jpg")).resize((320, 212))
 
 
-def encode(image: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    fast = {"speed": 10} if kind == "AVIF" else {}
-    image.copy().save(buffer, kind, **fast, **options)
-    return buffer.getvalue()
-
-
 def animation(image: Image.Image, kind: str, count: int, **options: object) -> bytes:
     frames = [image.rotate(5 * number) for number in range(count)]
     return encode(frames[0], kind, save_all=True, append_images=frames[1:], **options)
-
-
-def chunk(name: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
 def read(raw: bytes, limits: Limits = LIMITS) -> Sample:
@@ -120,7 +110,12 @@ def test_big_endian_16_bit_tiff_is_scaled() -> None:
 def test_16_bit_rgb_png_keeps_the_high_bytes() -> None:
     rows = b"".join(b"\0" + bytes((200, 77, 100, 3, 50, 255)) * 4 for _ in range(2))
     header = struct.pack(">IIBBBBB", 4, 2, 16, 2, 0, 0, 0)
-    raw = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    raw = (
+        b"\x89PNG\r\n\x1a\n"
+        + png_chunk(b"IHDR", header)
+        + png_chunk(b"IDAT", zlib.compress(rows))
+        + png_chunk(b"IEND", b"")
+    )
     assert read(raw).rgb[0, 0].tolist() == [200, 100, 50]
 
 
@@ -294,7 +289,7 @@ def test_a_file_without_any_pixel_is_undecodable(photo: Image.Image, kind: str, 
 
 def test_a_png_with_a_broken_text_checksum_keeps_its_pixels(photo: Image.Image) -> None:
     raw = encode(photo, "PNG")
-    broken = raw[:33] + chunk(b"tEXt", b"key\0value")[:-1] + b"?" + raw[33:]
+    broken = raw[:33] + png_chunk(b"tEXt", b"key\0value")[:-1] + b"?" + raw[33:]
     sample = read(broken)
     assert np.array_equal(sample.rgb, np.asarray(photo))
     assert not sample.truncated

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
@@ -11,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -21,16 +21,12 @@ from sklearn.datasets import load_sample_image
 from ingress import sandbox
 from ingress.decode import Limits, decode
 from ingress.sandbox import DecodeChild, decode_in_child
+from tests.pictures import encode
+from utils.contracts import Sample
 from utils.errors import BadSettings, DecoderKilled, EmptyInput, ImageTooLarge, NotAnImage, UnsupportedFormat
 
 LIMITS = Limits(max_bytes=1 << 24, max_pixels=1 << 25, max_frames=4, max_animation_pixels=1 << 22)
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS and /proc need Linux")
-
-
-def encode(image: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.copy().save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +46,8 @@ def child() -> Iterator[DecodeChild]:
 
 
 def process_of(child: DecodeChild) -> subprocess.Popen[bytes]:
-    assert child._process is not None
-    return child._process
+    assert child.process is not None
+    return child.process
 
 
 def test_the_child_answers_as_decode_does(child: DecodeChild, photo: Image.Image, jpeg: bytes) -> None:
@@ -65,20 +61,7 @@ def test_the_child_answers_as_decode_does(child: DecodeChild, photo: Image.Image
         assert (here.alpha is None) == (there.alpha is None)
         assert here.alpha is None or there.alpha is None or np.array_equal(here.alpha, there.alpha)
         assert all(np.array_equal(a, b) for a, b in zip(here.frames, there.frames, strict=True))
-        names = (
-            "source",
-            "raw",
-            "format",
-            "mode",
-            "orientation",
-            "frame_count",
-            "trailing_bytes",
-            "truncated",
-            "missing",
-            "top",
-            "whole_height",
-            "warnings",
-        )
+        names = [field.name for field in fields(Sample) if field.name not in ("rgb", "alpha", "frames")]
         assert [getattr(here, name) for name in names] == [getattr(there, name) for name in names]
 
 
@@ -110,7 +93,7 @@ def test_a_slow_image_is_killed_on_time(photo: Image.Image, jpeg: bytes) -> None
     with DecodeChild(memory_mb=1024, seconds=0.05) as child:
         with pytest.raises(DecoderKilled, match=r"longer than 0\.05 s"):
             child.decode(large, "", LIMITS)
-        child._seconds = 20
+        child.seconds = 20
         assert child.decode(jpeg, "", LIMITS).width == 160
 
 
@@ -138,7 +121,7 @@ def test_a_child_that_died_between_images_is_replaced_silently(jpeg: bytes) -> N
 
 
 def test_the_child_is_recycled(jpeg: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "_IMAGES_PER_CHILD", 2)
+    monkeypatch.setattr(sandbox, "IMAGES_PER_CHILD", 2)
     with DecodeChild(memory_mb=1024, seconds=20) as child:
         pids = []
         for _ in range(4):
@@ -195,7 +178,7 @@ def test_the_child_ends_when_its_parent_is_gone(jpeg: bytes) -> None:
     script = (
         "import sys, time; from ingress.sandbox import DecodeChild; from ingress.decode import Limits\n"
         "child = DecodeChild(1024, 20); child.decode(bytes.fromhex(sys.argv[1]), '', Limits(1<<24, 1<<25, 4, 1<<22))\n"
-        "print(child._process.pid, flush=True); time.sleep(60)"
+        "print(child.process.pid, flush=True); time.sleep(60)"
     )
     small = encode(Image.new("RGB", (8, 8)), "PNG").hex()
     with subprocess.Popen([sys.executable, "-c", script, small], stdout=subprocess.PIPE) as parent:
@@ -256,6 +239,6 @@ def test_nonsense_from_the_child_is_not_believed(
     liar = subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, start_new_session=True
     )
-    monkeypatch.setattr(sandbox, "_start", lambda memory_mb, seconds: liar)
+    monkeypatch.setattr(sandbox, "start_child", lambda memory_mb, seconds: liar)
     with DecodeChild(memory_mb=1024, seconds=20) as child, pytest.raises(DecoderKilled, match="nonsense"):
         child.decode(jpeg[:100], "", LIMITS)

@@ -5,21 +5,15 @@ from io import BytesIO
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.datasets import load_sample_image
 
 from training.deliveries import deliver_at_random
 from utils.deliveries import FIXED, deliver, nearest
 
 
-@pytest.fixture(scope="module")
-def photo():
-    return np.asarray(load_sample_image("china.jpg"))
-
-
 @pytest.mark.parametrize("name", FIXED)
-def test_a_fixed_delivery_has_its_side_and_quality(photo, name):
+def test_a_fixed_delivery_has_its_side_and_quality(photograph, name):
     side, quality = FIXED[name]
-    large = np.kron(photo, np.ones((2, 2, 1), np.uint8))
+    large = np.kron(photograph, np.ones((2, 2, 1), np.uint8))
     with Image.open(BytesIO(deliver(large, name))) as image:
         assert max(image.size) == side
         expected = BytesIO()
@@ -28,15 +22,16 @@ def test_a_fixed_delivery_has_its_side_and_quality(photo, name):
             assert image.quantization == reference.quantization
 
 
-def test_a_small_image_is_not_enlarged(photo):
-    with Image.open(BytesIO(deliver(photo[:100, :200], "web"))) as image:
+def test_a_small_image_is_not_enlarged(photograph):
+    with Image.open(BytesIO(deliver(photograph[:100, :200], "web"))) as image:
         assert image.size == (200, 100)
 
 
 @pytest.mark.parametrize("compressed_before", [True, False])
-def test_a_random_delivery_repeats_with_its_seed_and_varies_with_another(photo, compressed_before):
+def test_a_random_delivery_repeats_with_its_seed_and_varies_with_another(photograph, compressed_before):
     draw = [
-        deliver_at_random(photo, np.random.default_rng(seed), compressed_before=compressed_before) for seed in (1, 1, 2)
+        deliver_at_random(photograph, np.random.default_rng(seed), compressed_before=compressed_before)
+        for seed in (1, 1, 2)
     ]
     assert draw[0] == draw[1] != draw[2]
 

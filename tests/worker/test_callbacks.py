@@ -54,7 +54,7 @@ def loopback_allowed(monkeypatch, receiver):
         "policy_for",
         lambda ports: Policy(allowed_ports={receiver.server_port}, denied_networks=AddressTable(())),
     )
-    monkeypatch.setattr(service, "_CALLBACK_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(service, "CALLBACK_RETRY_SECONDS", 0.05)
 
 
 def test_the_signature_is_the_specifications():

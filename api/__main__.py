@@ -19,8 +19,6 @@ from utils.profiles import DEFAULT_PROFILE, PROFILES
 if TYPE_CHECKING:  # imported where used: --help answers at once
     from utils.settings import Settings
 
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
-
 NOTES = """\
 keys        python -m api --new-key NAME prints one, and the line for IMGV_API_KEYS; without keys anyone may call
 queue       with REDIS_URL images go to workers (python -m worker); without it this process judges them
@@ -34,8 +32,8 @@ log = logging.getLogger("api")
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("python -m api", "Serve verdicts and a page over HTTP.", NOTES)
-    parser.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, help="port to listen on (default: 8000; 0: any free one)")
+    parser.add_argument("--host", help="address to listen on (default: IMGV_API_HOST)")
+    parser.add_argument("--port", type=int, help="port to listen on; 0: any free one (default: IMGV_API_PORT)")
     parser.add_argument("--profile", choices=tuple(PROFILES), help=f"which detectors run (default: {DEFAULT_PROFILE})")
     parser.add_argument("--new-key", metavar="NAME", help="print a fresh API key for NAME and exit")
     return parser.parse_args(argv)
@@ -66,13 +64,14 @@ def serve(settings: Settings) -> int:
     import uvicorn
 
     from api.app import create_app
+    from api.limits import LOOPBACK
     from api.queued import QueueBackend
     from worker.http import PunctualProtocol
     from worker.logs import configure_worker_logging
 
     configure_worker_logging(settings.log.level, as_json=settings.log.as_json)
     logging.getLogger("api.access").setLevel(logging.INFO)
-    if settings.api.host not in _LOOPBACK and not settings.api.keys:
+    if settings.api.host not in LOOPBACK and not settings.api.keys:
         log.warning("anyone who reaches %s may call: IMGV_API_KEYS is empty", settings.api.host)
     app = create_app(settings)
 

@@ -45,7 +45,8 @@ _ARTIFACT_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".html": "text/htm
 
 AppStatus.enable_automatic_graceful_drain = False  # a stopping server's streams wait for their verdict; see _events
 
-router = APIRouter()
+router = APIRouter(responses=PROBLEMS)
+aliases = APIRouter(tags=["aliases"])  # the names that older clients know
 Given = Annotated[Options, Query()]
 
 
@@ -61,7 +62,7 @@ def _json(value: Json, status: int = 200, headers: dict[str, str] | None = None)
     tags=["verdicts"],
     summary="Judge one image",
     response_model=Verdict,
-    responses={202: ACCEPTED, **PROBLEMS},
+    responses={202: ACCEPTED},
     openapi_extra=image_body(VerifyRequest),
 )
 async def verify(request: Request, given: Given) -> Response:
@@ -87,7 +88,6 @@ async def verify(request: Request, given: Given) -> Response:
             "description": "one JSON object a line, as images are done",
             "content": {"application/x-ndjson": {"schema": {"$ref": "#/components/schemas/BatchLine"}}},
         },
-        **PROBLEMS,
     },
     openapi_extra=image_body(BatchRequest, many=True),
 )
@@ -171,9 +171,7 @@ def _job_answer(job: Job, request_id: str = "") -> dict[str, Json]:
     }
 
 
-@router.get(
-    "/v1/jobs/{job_id}", tags=["jobs"], summary="Where a job stands", response_model=JobAnswer, responses=PROBLEMS
-)
+@router.get("/v1/jobs/{job_id}", tags=["jobs"], summary="Where a job stands", response_model=JobAnswer)
 async def get_job(request: Request, job_id: str) -> Response:
     return _json(_job_answer(await server_of(request).backend.find(job_id), request.state.request_id))
 
@@ -183,10 +181,7 @@ async def get_job(request: Request, job_id: str) -> Response:
     tags=["jobs"],
     summary="A job's stages as they begin, then its verdict",
     response_class=EventSourceResponse,
-    responses={
-        200: {"description": "events: stage, then verdict or error", "content": {"text/event-stream": {}}},
-        **PROBLEMS,
-    },
+    responses={200: {"description": "events: stage, then verdict or error", "content": {"text/event-stream": {}}}},
 )
 async def get_events(request: Request, job_id: str) -> Response:
     server = server_of(request)
@@ -228,7 +223,6 @@ def _event(name: str, data: Json) -> ServerSentEvent:
                 "text/html": {"schema": {"type": "string"}},
             },
         },
-        **PROBLEMS,
     },
 )
 async def get_artifact(request: Request, job_id: str, name: str) -> Response:
@@ -244,17 +238,17 @@ async def get_artifact(request: Request, job_id: str, name: str) -> Response:
 # ----------------------------------------------------------------------------------------------------- about the server
 
 
-@router.get("/v1/models", tags=["about"], summary="What judges here", response_model=Models, responses=PROBLEMS)
+@router.get("/v1/models", tags=["about"], summary="What judges here", response_model=Models)
 async def get_models(request: Request) -> Response:
     return _json(server_of(request).models.model_dump())
 
 
-@router.get("/v1/schema", tags=["about"], summary="JSON Schema of a verdict", responses=PROBLEMS)
+@router.get("/v1/schema", tags=["about"], summary="JSON Schema of a verdict")
 async def get_schema() -> dict[str, Any]:
     return json_schema()
 
 
-@router.get("/healthz", tags=["about"], summary="The process answers", response_model=Health, responses=PROBLEMS)
+@router.get("/healthz", tags=["about"], summary="The process answers", response_model=Health)
 async def get_health() -> Response:
     return _json({"status": "ok", "reason": ""})
 
@@ -264,7 +258,7 @@ async def get_health() -> Response:
     tags=["about"],
     summary="Images can be judged",
     response_model=Health,
-    responses={503: {"model": Health}, **{code: each for code, each in PROBLEMS.items() if code != 503}},
+    responses={503: {"model": Health}},
 )
 async def get_readiness(request: Request) -> Response:
     reason = await server_of(request).backend.trouble()
@@ -276,13 +270,13 @@ async def get_readiness(request: Request) -> Response:
     tags=["about"],
     summary="Numbers for Prometheus",
     response_class=Response,
-    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **PROBLEMS},
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 async def get_metrics(request: Request) -> Response:
     return Response(server_of(request).metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-# ------------------------------------------------------------------------------------ the names that older clients know
+# -------------------------------------------------------------------------------------------------------------- aliases
 
 
 async def _judged(request: Request, image: Image) -> dict[str, Json]:
@@ -303,37 +297,27 @@ def _classification(verdict: dict[str, Json]) -> Response:
     return _json({"classification": word, "confidence": verdict["confidence"]})
 
 
-@router.post(
-    "/classify",
-    tags=["aliases"],
-    summary="Judge one image, in short",
-    response_model=Classification,
-    responses=PROBLEMS,
-    openapi_extra=image_body(VerifyRequest),
-)
+_IMAGE = image_body(VerifyRequest)
+_URL = body_of({"application/json": UrlRequest.model_json_schema()})
+
+
+@aliases.post("/classify", summary="Judge one image, in short", response_model=Classification, openapi_extra=_IMAGE)
 async def classify(request: Request) -> Response:
     return _classification(await _judged_upload(request))
 
 
-@router.post(
-    "/classify_url",
-    tags=["aliases"],
-    summary="Judge the image behind a URL, in short",
-    response_model=Classification,
-    responses=PROBLEMS,
-    openapi_extra=body_of({"application/json": UrlRequest.model_json_schema()}),
+@aliases.post(
+    "/classify_url", summary="Judge the image behind a URL, in short", response_model=Classification, openapi_extra=_URL
 )
 async def classify_url(request: Request) -> Response:
     return _classification(await _judged(request, await read_url(request)))
 
 
-@router.post(
+@aliases.post(
     "/predict",
-    tags=["aliases"],
     summary="Judge one image, in short, with its probability",
     response_model=Prediction,
-    responses=PROBLEMS,
-    openapi_extra=image_body(VerifyRequest),
+    openapi_extra=_IMAGE,
 )
 async def predict(request: Request) -> Response:
     verdict = await _judged_upload(request)
@@ -341,14 +325,12 @@ async def predict(request: Request) -> Response:
     return _json({name: verdict[field] for name, field in names.items()})
 
 
-@router.get("/health", tags=["aliases"], summary="As /healthz", response_model=Health, responses=PROBLEMS)
+@aliases.get("/health", summary="As /healthz", response_model=Health)
 async def get_health_alias() -> Response:
     return await get_health()
 
 
-@router.get(
-    "/model_info", tags=["aliases"], summary="/v1/models, in short", response_model=ModelInfo, responses=PROBLEMS
-)
+@aliases.get("/model_info", summary="/v1/models, in short", response_model=ModelInfo)
 async def get_model_info(request: Request) -> Response:
     models = server_of(request).models
     info = ModelInfo(
@@ -360,3 +342,6 @@ async def get_model_info(request: Request) -> Response:
         features=len(models.fusion.inputs),
     )
     return _json(info.model_dump())
+
+
+router.include_router(aliases)

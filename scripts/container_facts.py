@@ -24,8 +24,8 @@ from rich.progress import track
 from ingress.sources import Ingress
 from training.cleaning import Seen
 from training.confounds import held_out_accuracy
-from training.datasets import DATASET, read_rows
-from training.extraction import LABELS, Task, delivered
+from training.datasets import DATASET, LABELS, read_rows
+from training.extraction import Task, delivered
 from utils.deliveries import DELIVERIES
 from utils.errors import DatasetMissing, VerifyError
 from utils.exits import Exit, command, command_parser

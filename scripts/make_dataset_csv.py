@@ -27,12 +27,12 @@ from rich.progress import track
 
 from ingress.sources import IMAGE_SUFFIXES
 from training.cleaning import Seen, copies, look_at_all
-from training.datasets import BY_IMAGE, DATASET
+from training.datasets import BY_IMAGE, DATASET, LABELS
 from utils.errors import DatasetMissing
 from utils.exits import Exit, command, command_parser
 
 COLUMNS = ("filepath", "label", "split", "source", "generator", "delivery")
-LABELS = {
+FOLDER_LABELS = {
     **dict.fromkeys(("real", "nature", "human", "0_real"), "real"),
     **dict.fromkeys(("ai", "fake", "generated", "1_fake"), "ai"),
 }
@@ -108,9 +108,10 @@ def find(folder: Path, loose: str = "") -> list[Found]:
         if not path.name.lower().endswith(IMAGE_SUFFIXES) or not path.is_file():
             continue
         parents = path.relative_to(folder).parts[:-1]
-        labels = [LABELS[name.lower()] for name in (folder.resolve().name, *parents) if name.lower() in LABELS]
+        above = (name.lower() for name in (folder.resolve().name, *parents))
+        labels = [FOLDER_LABELS[name] for name in above if name in FOLDER_LABELS]
         if labels:
-            names = [name for name in (*parents, loose) if name.lower() not in ("", *LABELS, *SPLIT_FOLDERS)]
+            names = [name for name in (*parents, loose) if name.lower() not in ("", *FOLDER_LABELS, *SPLIT_FOLDERS)]
             found.append(Found(path, labels[-1], names[0] if names else ""))
     return found
 
@@ -121,7 +122,7 @@ def group_the_loose(images: Sequence[Found], folder: Path, jobs: int = 1) -> lis
     It is named after the first of the images that show nearly the same, as a path from ``folder``.
     """
     named = {(each.label, each.source) for each in images if each.source}
-    few = {label for label in ("real", "ai") if sum(of == label for of, _ in named) < FEWEST_SOURCES}
+    few = {label for label in LABELS if sum(of == label for of, _ in named) < FEWEST_SOURCES}
     loose = [index for index, each in enumerate(images) if not each.source or each.label in few]
     if not loose:
         return list(images)
@@ -149,13 +150,13 @@ def split_sources(images: Iterable[Found], share: float, seed: int) -> dict[str,
     """
     images = list(images)
     splits = {each.source: "val" if _draw(seed, each.source) < share else "train" for each in images}
-    for label in ("real", "ai"):
+    for label in LABELS:
         sizes = Counter(each.source for each in images if each.label == label)
         sides = {splits[source] for source in sizes}
         if len(sides) == 1 < len(sizes) and 0 < share < 1:
             smallest = min(sizes, key=lambda source: (sizes[source], _draw(seed, source)))
             splits[smallest] = "train" if sides == {"val"} else "val"
-    for label in ("real", "ai"):  # a label's only source is for training
+    for label in LABELS:  # a label's only source is for training
         if len(only := {each.source for each in images if each.label == label}) == 1:
             splits[only.pop()] = "train"
     return splits

@@ -20,6 +20,7 @@ from rich.progress import track
 from inference.detector import Verifier, build_verifier
 from inference.regions import Box, find
 from ingress.sources import Ingress
+from training.datasets import LABELS
 from training.limits_study import AI, REAL
 from training.limits_study import draw as choose
 from training.screenshots import Screenshot, draw, encode
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     settings = load_settings()
     rows = choose(arguments.manifest, arguments.split, max(arguments.screens, arguments.photographs))
-    real, ai = ([row for row in rows if row["label"] == label] for label in ("real", "ai"))
+    real, ai = ([row for row in rows if row["label"] == label] for label in LABELS)
     half = arguments.screens // 2
     mixed = [row for pair in zip(real[:half], ai[:half], strict=False) for row in pair]
     with Ingress(settings.decode) as ingress:
@@ -63,7 +64,7 @@ def _screens(rows: Sequence[dict[str, str]], arguments: Namespace, ingress: Ingr
 
 
 def _hit(screen: Screenshot, saved: Sample) -> bool:
-    return any(_overlap(box, screen.box) >= HIT for box in find(saved.rgb).boxes)
+    return any(overlap(box, screen.box) >= HIT for box in find(saved.rgb).boxes)
 
 
 def _sides(label: str, saved: Sample, verifier: Verifier) -> Counter[str]:
@@ -97,7 +98,7 @@ def _read(rows: Sequence[dict[str, str]], folder: Path, ingress: Ingress) -> Ite
             print(f"left out: {row['filepath']}: {error}", file=sys.stderr)
 
 
-def _overlap(one: Box, other: Box) -> float:
+def overlap(one: Box, other: Box) -> float:
     """Intersection over union of two boxes (x, y, width, height)."""
     sides = [max(0, min(one[at] + one[at + 2], other[at] + other[at + 2]) - max(one[at], other[at])) for at in (0, 1)]
     shared = sides[0] * sides[1]

@@ -39,7 +39,7 @@ from training.feature_table import IntArray, Table, source_weights
 from training.fusion_card import markdown_table
 from training.heads import log_odds, plain_head
 from training.meta_models import fit_calibration
-from training.metrics import evaluate, log_loss, plain
+from training.metrics import THRESHOLD, evaluate, log_loss, plain
 from utils.contracts import Sample
 from utils.deliveries import DELIVERIES
 from utils.device import get_device
@@ -47,8 +47,6 @@ from utils.errors import TableError
 from utils.exits import Exit, command, command_parser
 from utils.persistence import WEIGHTS, sha256_file
 from utils.settings import load_settings
-
-THRESHOLD = 0.5  # where the metrics are measured; fusion, not this head, decides
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ingress.sources import Ingress
+from training.datasets import LABELS
 from utils.contracts import RgbArray, Sample
 from utils.errors import VerifyError
 from utils.settings import load_settings
@@ -70,7 +71,7 @@ def clean(
                 decisions.append(Decision(row["filepath"], "moved", f"its source is in {splits[row['source']]} too"))
     usable.sort(key=lambda index: splits[rows[index]["source"]] != "val")  # the copy in val stays
     first: dict[int, tuple[int, str]] = {}  # row -> the earlier row it repeats, and how
-    judged = [index for index in usable if rows[index]["label"] in ("real", "ai")]  # a forgery resembles its original
+    judged = [index for index in usable if rows[index]["label"] in LABELS]  # a forgery resembles its original
     for index, other, how in copies(judged, seen, near):
         first[index] = (other, how)
     conflicting = {other for index, (other, _) in first.items() if rows[index]["label"] != rows[other]["label"]}

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from training.cleaning import Seen
+from training.datasets import LABELS
 from training.feature_table import source_weights
 
 FACTS = ("jpeg", "png", "webp", "square", "side_of_64", "log2_pixels", "bits_per_pixel")
@@ -14,7 +15,7 @@ FACTS = ("jpeg", "png", "webp", "square", "side_of_64", "log2_pixels", "bits_per
 
 def confounds(rows: Sequence[Mapping[str, str]], seen: Sequence[Seen]) -> str:
     """Markdown: each container fact by label, and how well all of them together find the label of unseen sources."""
-    chosen = [index for index, row in enumerate(rows) if row["label"] in ("real", "ai")]
+    chosen = [index for index, row in enumerate(rows) if row["label"] in LABELS]
     labels = np.array([rows[index]["label"] == "ai" for index in chosen], np.int64)
     if len(np.unique(labels)) < 2:
         return "No confound report: the rows that stay have one label only.\n"

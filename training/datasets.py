@@ -12,6 +12,7 @@ from utils.errors import TableError, TooFewImages
 DATASET = "dataset.csv"  # what the commands write, clean and train from when nobody names a table
 # How the source of an image begins whose origin nobody states: the image itself, with what nearly repeats it.
 BY_IMAGE = "image:"
+LABELS = ("real", "ai")  # by what a network calls them, 0 and 1; a manifest may have others, which are left out
 FEWEST_IMAGES = 20  # of a label: below it, 95 % of the real ones is all of them, and a threshold has nothing to rest on
 
 
@@ -64,7 +65,7 @@ def check_enough(rows: Sequence[Mapping[str, str]]) -> None:
     sources = Counter(
         (split, label) for split, label, _ in {(row["split"], row["label"], row["source"]) for row in rows}
     )
-    for label in ("real", "ai"):
+    for label in LABELS:
         if images["train", label] < FEWEST_IMAGES or sources["train", label] < 2:
             raise TooFewImages(
                 f"{images['train', label]} images of {sources['train', label]} sources are labelled {label} in train,"

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from training.build_dataset import CAP, LONGEST, SMALLEST
 from training.cleaning import HASH_SIDE, NEAR
+from training.datasets import LABELS
 from training.sources import SPLITS, Source, read_catalogue, vocabulary
 from training.splits import SHARES
 from utils.exits import Exit, command
@@ -113,7 +114,7 @@ cards of that month are therefore not comparable.
 
 def page(sources: Sequence[Source]) -> str:
     """The whole page, as Markdown."""
-    by_label = {label: [each for each in sources if each.label == label] for label in ("real", "ai")}
+    by_label = {label: [each for each in sources if each.label == label] for label in LABELS}
     ai = by_label["ai"]
     licences = Counter(each.licence for each in sources)
     return PAGE.format(
@@ -158,7 +159,7 @@ def _by_label(
         found = [each for each in sources if getattr(each, column) == word]
         if found:
             cells = []
-            for label in ("real", "ai"):
+            for label in LABELS:
                 ours = [each for each in found if each.label == label]
                 cells += [str(len(ours)), str(_images(ours))]
             name = f"`{word}`: {meanings[word]}" if meanings else word

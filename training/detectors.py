@@ -22,9 +22,10 @@ from torch.nn import functional
 
 from inference.graphs import Network
 from ingress.sources import Ingress
+from training.datasets import LABELS
 from training.deliveries import LOSSY, deliver_at_random
-from training.loop import LABELS, Picture, Recipe, check_labels, prepare, read_datasets
-from training.metrics import evaluate, plain
+from training.loop import Picture, Recipe, check_labels, prepare, read_datasets
+from training.metrics import THRESHOLD, evaluate, plain
 from utils.contracts import RgbArray, Sample
 from utils.errors import VerifyError
 from utils.exits import command_parser
@@ -33,7 +34,6 @@ from utils.settings import load_settings
 TRIES = 4
 WINDOW = 1024  # px; how much of an image is kept at native size, larger than most deliveries
 SMOOTHING = 0.1  # of the labels; some of the sources' own claims are wrong
-THRESHOLD = 0.5  # where metrics are measured; fusion, not one detector, decides
 
 Load: TypeAlias = Callable[[Path], tuple[RgbArray, bool]]
 Logits: TypeAlias = Mapping[str, NDArray[np.float64]]  # delivery -> one logit per picture
@@ -67,7 +67,7 @@ def load_native(path: Path) -> tuple[RgbArray, bool]:
 
 
 def load_pictures(
-    arguments: argparse.Namespace, load: Load, validation: Load | None = None, labels: Collection[str] = tuple(LABELS)
+    arguments: argparse.Namespace, load: Load, validation: Load | None = None, labels: Collection[str] = LABELS
 ) -> tuple[list[Picture], list[Picture]]:
     """The training and the validation pictures of the command line, decoded.
 

@@ -19,7 +19,7 @@ from rich.progress import track
 
 from ingress.decode import read_file
 from ingress.sources import Ingress
-from training.datasets import check_splits, read_rows
+from training.datasets import LABELS, check_splits, read_rows
 from training.feature_table import Table
 from utils.contracts import Sample
 from utils.deliveries import FIXED, deliver
@@ -47,7 +47,7 @@ def embed_manifest(
     Raises:
         TableError: the manifest or the cache cannot be used, a source is in both splits, or a label has no image.
     """
-    rows = [row for row in read_rows(manifest) if row["label"] in ("real", "ai") and row["split"] in SPLITS]
+    rows = [row for row in read_rows(manifest) if row["label"] in LABELS and row["split"] in SPLITS]
     check_splits((row["source"], row["split"]) for row in rows)
     known = _read_cache(cache)
     kept: list[tuple[dict[str, str], str, NDArray[np.float32]]] = []

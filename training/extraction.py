@@ -29,7 +29,7 @@ from fusion.estimators import FloatArray
 from inference.ensemble import Ensemble, build_ensemble
 from inference.registry import feature_meanings, select_detectors
 from ingress.sources import Ingress
-from training.datasets import read_rows
+from training.datasets import LABELS, read_rows
 from training.deliveries import LOSSY, deliver_at_random
 from training.feature_table import PARQUET, numbers, read_columns
 from utils.contracts import Json, Sample
@@ -38,7 +38,6 @@ from utils.errors import BadSettings, TableError, VerifyError
 from utils.settings import DecodeSettings, ModelSettings
 from utils.threads import limit_library_threads
 
-LABELS = ("real", "ai")
 KEYS = ("filepath", "delivery", "label", "source", "split", "generator", "models")  # models: versions that measured
 RAY_BLOCK = 16  # images at most that a Ray actor answers for at a time: what a stopped run measures again
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusion.estimators import FloatArray, clean
+from training.datasets import LABELS
 from utils.errors import TableError
 
 IntArray: TypeAlias = NDArray[np.int64]
@@ -93,7 +94,7 @@ def read_table(path: Path, inputs: Sequence[str] = ("*",), exclude: Sequence[str
 def usable(columns: Columns) -> NDArray[np.bool_]:
     """Which rows of a table ``read_table`` takes."""
     labels, splits = np.array(columns["label"], np.str_), np.array(columns["split"], np.str_)
-    return np.isin(labels, ("real", "ai")) & ~(("fusion" in splits) & (splits == "train"))
+    return np.isin(labels, LABELS) & ~(("fusion" in splits) & (splits == "train"))
 
 
 def read_columns(path: Path) -> Columns:

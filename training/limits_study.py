@@ -17,7 +17,7 @@ from fusion.decision import decide
 from inference.detector import Verifier
 from inference.limits import limits
 from ingress.sources import Ingress
-from training.datasets import read_rows
+from training.datasets import LABELS, read_rows
 from utils.contracts import Label, Tier
 from utils.deliveries import encode_jpeg, shrink
 
@@ -48,7 +48,7 @@ class Copy:
 def draw(manifest: Path, split: str, images: int) -> list[dict[str, str]]:
     """``images`` rows of each label: one of every source in turn, in the order of the manifest."""
     chosen: list[dict[str, str]] = []
-    for label in ("real", "ai"):
+    for label in LABELS:
         rows = [row for row in read_rows(manifest) if row["label"] == label and split in ("all", row["split"])]
         turn: dict[str, int] = {}
         for row in rows:
@@ -99,7 +99,7 @@ def _table(what: str, rows: Sequence[tuple[str, Sequence[Copy]]]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for title, copies in rows:
-        real, ai = ([copy for copy in copies if copy.label == label] for label in ("real", "ai"))
+        real, ai = ([copy for copy in copies if copy.label == label] for label in LABELS)
         cells = [
             title,
             str(len(real)),

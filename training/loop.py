@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.utils.data import DataLoader, Dataset
 
-from training.datasets import check_splits, read_rows
+from training.datasets import LABELS, check_splits, read_rows
 from utils.contracts import RgbArray
 from utils.errors import BadSettings, TableError, TrainingDiverged
 from utils.persistence import save_model, write_atomic
 
-LABELS = {"real": 0, "ai": 1}
+NUMBERS = {label: number for number, label in enumerate(LABELS)}
 CHECKPOINT, LOG, PLOT = "checkpoint.pt", "log.jsonl", "curve.png"
 
 Batch: TypeAlias = tuple[Tensor, ...]
@@ -59,7 +59,7 @@ class Picture:
         return np.asarray(np.load(self.path, mmap_mode="r", allow_pickle=False))
 
 
-def read_datasets(paths: Iterable[Path], labels: Collection[str] = tuple(LABELS)) -> list[Picture]:
+def read_datasets(paths: Iterable[Path], labels: Collection[str] = LABELS) -> list[Picture]:
     """Every image of these labels in one or more CSVs with filepath, label and source; split and content if they have.
 
     A file path is looked up from its CSV's own folder. Without a split, a row is for training.
@@ -71,7 +71,7 @@ def read_datasets(paths: Iterable[Path], labels: Collection[str] = tuple(LABELS)
     for path in paths:
         for row in read_rows(path):
             if row["label"] in labels:
-                label, content, group = LABELS[row["label"]], row.get("content") or "", row.get("group") or ""
+                label, content, group = NUMBERS[row["label"]], row.get("content") or "", row.get("group") or ""
                 place, source = path.parent / row["filepath"], row["source"]
                 found.append(Picture(place, label, source, row["split"], content, group or source))
     check_labels(found, labels)
@@ -84,7 +84,7 @@ def check_labels(pictures: Iterable[Picture], labels: Collection[str]) -> None:
     Raises:
         TableError: a label has no image to train on.
     """
-    if {each.label for each in pictures if each.split == "train"} != {LABELS[name] for name in labels}:
+    if {each.label for each in pictures if each.split == "train"} != {NUMBERS[name] for name in labels}:
         raise TableError(f"training needs {' and '.join(labels)} images with split train that can be read")
 
 

@@ -16,6 +16,7 @@ from training.feature_table import IntArray, NameArray, source_weights
 
 ECE_BINS = 15  # equal width, as in Guo et al. 2017
 RESAMPLES = 300
+THRESHOLD = 0.5  # where a detector by itself is measured; fusion, not one detector, decides
 
 
 @dataclass(frozen=True, slots=True)

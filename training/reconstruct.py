@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from models.loaders import load_into, load_state
 from training.detectors import read_sample
-from training.loop import LABELS, Picture, read_datasets, some_of_each
+from training.loop import NUMBERS, Picture, read_datasets, some_of_each
 from utils.contracts import RgbArray
 from utils.exits import Exit, command, command_parser
 
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--per-source", type=int, default=4, help="images of one source (default: %(default)s)")
     arguments = parser.parse_args(argv)
     found = read_datasets(arguments.dataset)
-    real = [each for each in found if each.label == LABELS["real"] and each.split == "train"]
+    real = [each for each in found if each.label == NUMBERS["real"] and each.split == "train"]
     networks = [
         load_into(build(), load_state(path)).to(memory_format=torch.channels_last)
         for build, path in ((encoder, arguments.encoder), (decoder, arguments.decoder))

@@ -42,6 +42,7 @@ from training.clip_head import (
     together,
 )
 from training.clip_tokens import Look, View, tokens_of
+from training.datasets import LABELS
 from training.detectors import measure
 from training.extraction import Key, fill, read_keys
 from training.loop import Picture, read_datasets, some_of_each
@@ -212,7 +213,7 @@ def further_rows(
         filepath = picture.path.relative_to(folder).as_posix()
         if filepath in known:
             continue
-        about = {"label": ("real", "ai")[picture.label], "source": picture.source, "split": "fusion"}
+        about = {"label": LABELS[picture.label], "source": picture.source, "split": "fusion"}
         for delivery, seen in tokens.items():
             log_odds = best.held_out.log_odds(seen[np.newaxis], np.array([picture.group])) / best.temperature
             found[filepath, delivery] = float(sigmoid(log_odds[0])), about

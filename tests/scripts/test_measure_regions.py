@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from scripts.measure_regions import _overlap, main
+from scripts.measure_regions import main, overlap
 
 
 def test_drawn_screens_and_photographs_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -23,4 +23,4 @@ def test_drawn_screens_and_photographs_are_counted(tmp_path: Path, capsys: pytes
     ("other", "expected"), [((0, 0, 10, 10), 1.0), ((5, 0, 10, 10), 1 / 3), ((20, 20, 5, 5), 0.0), ((0, 0, 5, 10), 0.5)]
 )
 def test_overlap_is_intersection_over_union(other, expected):
-    assert _overlap((0, 0, 10, 10), other) == pytest.approx(expected)
+    assert overlap((0, 0, 10, 10), other) == pytest.approx(expected)

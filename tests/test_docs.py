@@ -1,16 +1,20 @@
-"""What the documentation lists is what the code has."""
+"""What the documentation and the page list is what the code has."""
 
 import re
 from pathlib import Path
 from typing import get_args
 
+from api.jobs import Stage
 from inference.registry import feature_meanings
+from provenance import claims, exif
 from scripts.signals_table import table
+from tests.fakes import flat_sample
 from utils import errors
 from utils.contracts import GRADES, PUBLIC_FEATURES, Tier
 
 README = Path(__file__).parent.parent / "README.md"
 DOCS = README.with_name("docs")
+PAGE = README.parent / "api" / "static"
 
 
 def test_every_error_code_is_documented_with_its_kind():
@@ -48,3 +52,15 @@ def test_the_glossary_defines_each_word_once_and_names_files_that_exist():
     assert len(words) == len(set(words)) > 40
     assert [place for _, _, place in rows if not (README.parent / place).exists()] == []
     assert all(meaning.endswith(".") for _, meaning, _ in rows)
+
+
+def test_the_page_has_words_for_every_stage_of_a_job():
+    table = re.search(r"const STAGES = \{(.*)\};", (PAGE / "page.js").read_text())
+    assert table
+    assert set(get_args(Stage)) - {"failed"} <= set(re.findall(r"(\w+): \"", table[1]))
+
+
+def test_the_page_shows_every_fact_of_a_files_origin():
+    chain = re.search(r"const chain = \[(.*?)\]", (PAGE / "evidence.js").read_text())
+    facts = {name for module in (claims, exif) for name in module.measure(flat_sample(9)).facts}
+    assert chain and set(re.findall(r'"(\w+)"', chain[1])) == facts

@@ -20,7 +20,7 @@ from utils.profiles import DEFAULT_PROFILE, PROFILES
 
 if TYPE_CHECKING:  # imported where used: --help and --schema answer without numpy or OpenCV
     from inference.batch import Line
-    from inference.pipeline import Pipeline, Verifies
+    from inference.pipeline import Pipeline, Request, Verifies
     from utils.contracts import Verdict
     from utils.errors import VerifyError
     from utils.settings import Settings
@@ -34,7 +34,8 @@ NOTES = "settings    environment variables and .env; .env.example lists them\n"
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("img_ml_verify.py", "Tell whether images are AI-generated, and show why.", NOTES)
-    parser.add_argument("inputs", nargs="*", metavar="INPUT", help="image file, folder, http(s) URL, or - for stdin")
+    kinds = "image file, folder, http(s) or data: URL, or - for stdin"
+    parser.add_argument("inputs", nargs="*", metavar="INPUT", help=kinds)
     parser.add_argument("--json", action="store_true", help="print JSON: one object, or a line each for several images")
     parser.add_argument(
         "--artifacts",
@@ -198,6 +199,7 @@ async def judge(
         SetupError: no image can be judged.
     """
     from inference.pipeline import Pipeline
+    from ingress.sources import shown
 
     waiting = iter(sources)
     with Pipeline(settings.pipeline, settings.decode, settings.fetch, {"": verifier}) as pipeline:
@@ -209,19 +211,17 @@ async def judge(
                 if not coming:
                     return
                 source, task = coming.popleft()
-                yield source, await task
+                yield shown(source), await task
         finally:
             for _, task in coming:
                 task.cancel()
 
 
 async def _answer(source: str, pipeline: Pipeline, artifacts: Path | None) -> Verdict | VerifyError:
-    from inference.pipeline import Request
-    from ingress.sources import is_url
     from utils.errors import Internal, SetupError, VerifyError
 
-    request = Request(source, url=source) if is_url(source) else Request(source, path=Path(source))
     try:
+        request = _request(source)
         with pipeline.place(request) as place:
             raw = await pipeline.read(request, place)
             sample, judgement = await pipeline.judge(request, raw, place)
@@ -238,6 +238,15 @@ async def _answer(source: str, pipeline: Pipeline, artifacts: Path | None) -> Ve
     except Exception:  # a bug of ours must not cost the other images their answer
         log.exception("cannot judge %s", source)
         return Internal("a bug of ours, not your image's fault; please report the traceback above")
+
+
+def _request(source: str) -> Request:
+    from inference.pipeline import Request
+    from ingress.sources import from_data_uri, is_data_uri, is_url, shown
+
+    if is_data_uri(source):
+        return Request(shown(source), raw=from_data_uri(source))
+    return Request(source, url=source) if is_url(source) else Request(source, path=Path(source))
 
 
 if __name__ == "__main__":

@@ -61,6 +61,7 @@ _OTHERS: Final = (  # start of file -> what we call it when we refuse it, or fin
     (b"FOVb", "camera raw (Sigma X3F)"),
     (b"II\x1a\0\0\0HEAPCCDR", "camera raw (Canon CRW)"),
     (b"\0\5\x16\7", "side file of macOS (AppleDouble)"),
+    (b"\0\0\0\1Bud1", "side file of macOS (.DS_Store)"),
     (b"\xd0\xcf\x11\xe0", "OLE document"),
     (b"\x1aE\xdf\xa3", "Matroska/WebM video"),
     (b"PK\3\4", "ZIP"),
@@ -70,7 +71,8 @@ _OTHERS: Final = (  # start of file -> what we call it when we refuse it, or fin
     (b"\x7fELF", "ELF program"),
     (b"MZ", "Windows program"),
 )
-_NO_IMAGES: Final = ("text", "HTML", "XML", "zeros", "unknown data", "side file of macOS (AppleDouble)")
+_SIDE_FILE: Final = "side file of macOS"
+_NO_IMAGES: Final = ("text", "HTML", "XML", "zeros", "unknown data")
 _NETPBM: Final = re.compile(rb"P[1-6]\s+(#|\d)|P7\nWIDTH|P[fF]\n\d")
 
 _CFA, _LINEAR_RAW = 32803, 34892  # PhotometricInterpretation: TIFF/EP, DNG 1.7
@@ -119,7 +121,7 @@ def supported_format(raw: bytes) -> str:
     if kind and not found:
         return kind
     found = found or describe(raw[:4096])
-    if found in _NO_IMAGES:
+    if found in _NO_IMAGES or found.startswith(_SIDE_FILE):
         raise NotAnImage(f"{found}, not an image; give the address or the bytes of the image itself")
     raise unsupported(found)
 

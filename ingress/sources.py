@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import logging
 import os
 import re
@@ -13,7 +15,7 @@ from typing import Self
 from ingress.decode import Limits, decode, read_file, read_stream
 from ingress.sandbox import DecodeChild
 from utils.contracts import Sample
-from utils.errors import FileMissing
+from utils.errors import FileMissing, NotAnImage
 from utils.settings import DecodeSettings, FetchSettings
 
 log = logging.getLogger(__name__)
@@ -24,6 +26,9 @@ IMAGE_SUFFIXES = (
     *(".gif", ".tif", ".tiff", ".bmp", ".avif", ".heic", ".heif"),
 )
 
+# What systems leave in a folder of images.
+_SIDE_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store")
+
 _DATA_URI = re.compile(rb"data:[^,]{0,200};base64,", re.IGNORECASE)  # RFC 2397
 
 
@@ -31,22 +36,72 @@ def expand(inputs: Iterable[str]) -> Iterator[str]:
     """Replace each folder by the image files below it, sorted. Everything else passes as it is.
 
     So does a folder without images: read like a file, it has its own error among the answers for the others. What
-    systems put beside images under an image's name is passed over, and the log has the count.
+    systems put beside images is passed over, and the log has the count.
     """
     for given in inputs:
         found: list[str] = []
         if not is_url(given) and os.path.isdir(given):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
-            named = (path for path in Path(given).rglob("*") if path.name.lower().endswith(IMAGE_SUFFIXES))
-            files = sorted(path for path in named if path.is_file())
-            found = [str(path) for path in files if not _is_side_file(path)]
-            if passed := len(files) - len(found):
-                log.warning("%s: %d side files of macOS (._*) passed over", given, passed)
+            side = 0
+            for path in sorted(_files_below(Path(given))):
+                if _is_side_file(path):
+                    side += 1
+                elif path.name.lower().endswith(IMAGE_SUFFIXES):
+                    found.append(str(path))
+            if side:
+                log.warning("%s: %d side files of the system (._*, Thumbs.db and the like) passed over", given, side)
         yield from found or [given]
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Files at any depth, links to files too; links to folders are not followed, so none is searched twice.
+
+    What may not be entered or vanishes meanwhile is left out; a file that may not be looked at is not: reading it gives
+    the reason. Path.rglob and os.walk recurse, and end with a RecursionError at some hundred folders.
+    """
+    waiting = [folder]
+    while waiting:
+        try:
+            entries = list(os.scandir(waiting.pop()))
+        except OSError as error:
+            log.warning("%s: %s; passed over", error.filename, error.strerror)
+            continue
+        for entry in entries:
+            try:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(Path(entry.path))
+                elif entry.is_file():
+                    yield Path(entry.path)
+            except OSError:
+                yield Path(entry.path)
 
 
 def _is_side_file(path: Path) -> bool:
     """macOS keeps attributes of x.jpg as ._x.jpg on foreign disks, and below __MACOSX in archives."""
-    return path.name.startswith("._") or "__MACOSX" in path.parts
+    return path.name.startswith("._") or "__MACOSX" in path.parts or path.name.lower() in _SIDE_FILES
+
+
+def from_data_uri(source: str) -> bytes:
+    """The bytes that a ``data:`` URI holds.
+
+    Raises:
+        NotAnImage: no base64 in it.
+    """
+    match = _DATA_URI.match(given := os.fsencode(source))
+    try:
+        if match:
+            return base64.b64decode(given[match.end() :], validate=True)
+    except binascii.Error:
+        pass
+    raise NotAnImage("a data: URI without base64; write data:image/png;base64, and the image's bytes in base64")
+
+
+def shown(source: str) -> str:
+    """A name for people: of a ``data:`` URI its beginning, else what was given."""
+    return f"{source.partition(',')[0][:100]},…" if is_data_uri(source) else source
+
+
+def is_data_uri(source: str) -> bool:
+    return source[:5].lower() == "data:"
 
 
 def without_data_uri(encoded: bytes) -> bytes:

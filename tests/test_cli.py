@@ -1,5 +1,6 @@
 """The command line as a user meets it: answers, JSON, exit codes, and what goes where."""
 
+import base64
 import json
 import os
 import shutil
@@ -180,6 +181,15 @@ def test_a_refused_url_is_answered_without_a_traceback(capsys):
     code, out, _ = run(capsys, "http://127.0.0.1/a.jpg", "--json")
     assert code == 3
     assert json.loads(out)["error"]["code"] == "url_refused"
+
+
+def test_a_data_uri_is_judged_and_a_broken_one_refused(capsys, small):
+    uri = "data:image/png;base64," + base64.b64encode(small.read_bytes()).decode()
+    code, out, _ = run(capsys, uri, "data:image/png;base64,?", small, "--json")
+    judged, refused, same = map(json.loads, out.splitlines())
+    assert (code, refused["error"]["code"]) == (3, "not_an_image")
+    assert judged["source"] == refused["source"] == "data:image/png;base64,…"
+    assert (judged["sha256"], judged["fusion_prob"]) == (same["sha256"], same["fusion_prob"])
 
 
 def test_the_threshold_moves_the_label(capsys, small):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import secrets
 import sys
 from collections import deque
@@ -18,7 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ingress.decode import read_file
-from ingress.sources import expand, is_url
+from ingress.sources import expand, is_data_uri, is_url, shown
 from utils.contracts import Json
 from utils.errors import InputError, QueueFull, QueueUnreachable
 from utils.exits import Exit, command, command_parser
@@ -164,17 +165,19 @@ class Submitter:
                     raise
                 await asyncio.sleep(0.5)
 
-    def _fields(self, source: str) -> dict[str, str | bytes]:
+    def _fields(self, source: str) -> dict[str, bytes]:
         if is_url(source):
-            return {"source": source}
+            return {"source": os.fsencode(source)}
+        if is_data_uri(source):
+            return {"image_base64": os.fsencode(source), "filename": os.fsencode(shown(source))}
         path = Path(source)  # the worker may be another machine, so the bytes travel
-        return {"image": read_file(path, self._max_bytes), "filename": path.name}
+        return {"image": read_file(path, self._max_bytes), "filename": os.fsencode(path.name)}
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = command_parser("python -m worker.submit", "Queue images and wait for verdicts.")
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image file, folder or http(s) URL")
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image file, folder, http(s) or data: URL")
     parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     parser.add_argument("--profile", choices=tuple(PROFILES), help="as the job's field")
     parser.add_argument("--priority", choices=PRIORITIES, default="normal")
@@ -200,7 +203,7 @@ async def run(args: argparse.Namespace, submitter: Submitter, client: Client) ->
                     progress.advance(task)
                     if "error" in answer:
                         status = Exit.FAILED
-                    print(dump(answer) if args.json else line(source, answer), flush=True)
+                    print(dump(answer) if args.json else line(shown(source), answer), flush=True)
     except BrokenPipeError:  # of stdout; the server's comes as a RedisError
         raise
     except (RedisError, OSError) as error:

@@ -399,5 +399,19 @@ def test_head_answers_as_get_does_without_the_body(serve, path):
     assert head.content == b""
 
 
+def test_head_of_a_job_its_events_and_its_artifacts_answers_as_get_does(serve):
+    async def work(client):
+        taken = await client.post("/v1/verify", files={"file": flat_png()}, params={"artifacts": True})
+        paths = [f"/v1/jobs/{taken.json()['job_id']}", *taken.json()["artifacts"].values()]
+        return [(path, await client.get(path), await client.head(path)) for path in (*paths, f"{paths[0]}/events")]
+
+    answers = serve(work)
+    assert len(answers) > 3
+    for path, got, head in answers:
+        assert (head.status_code, head.content) == (got.status_code, b""), path
+        assert head.headers["content-type"] == got.headers["content-type"], path
+        assert head.headers.get("content-length") == got.headers.get("content-length"), path
+
+
 def test_head_is_not_a_way_to_post(serve):
     assert serve(lambda client: client.head("/v1/verify")).status_code == 405

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 import redis
@@ -54,6 +55,19 @@ def test_dead_letters_are_listed_shown_replayed_and_purged(db, keys, server, run
     assert admin.main(["dead", "purge", "--all"]) == 0
     assert db.xlen(keys.dead) == 0
     assert admin.main(["dead", "show", "1-1"]) == 3
+
+
+def test_names_and_addresses_that_are_no_text_are_submitted(start_process, environment, capsysbinary, tmp_path):
+    start_process()
+    odd = os.fsencode(tmp_path) + b"/caf\xe9.png"
+    Path(os.fsdecode(odd)).write_bytes(b"ok")
+    inputs = [os.fsdecode(odd), os.fsdecode(b"https://host.org/\xe9.png"), "data:image/png;base64,b2s="]
+    assert submit.main([*inputs, "--json"]) == 3
+    answers = list(map(json.loads, capsysbinary.readouterr().out.splitlines()))
+    refused = [each["error"] for each in answers if "error" in each]
+    assert [each["code"] for each in refused] == ["bad_message"]
+    assert "UTF-8" in refused[0]["message"]
+    assert len(answers) == 3
 
 
 def test_status_tells_what_waits_and_who_works(db, keys, server, run_worker, environment, capsys):

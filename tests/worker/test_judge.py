@@ -1,6 +1,7 @@
 """The real handler with a real conductor of fake detectors: fetch, decode, batches, cache, artifacts."""
 
 import asyncio
+import base64
 import hashlib
 import json
 import time
@@ -17,6 +18,7 @@ from tests.fakes import FakeDetector, fusion_model
 from tests.sites import Site, fetch_without_guard
 from tests.worker.conftest import answered
 from utils.contracts import PUBLIC_FEATURES
+from worker import jobs
 from worker.cache import RedisCache, fingerprint
 from worker.judge import Judge
 from worker.stream import Keys
@@ -139,6 +141,19 @@ def test_an_image_that_breaks_its_batch_does_not_cost_the_others_theirs(db, keys
     assert verdict(db, keys, "13")["error"]["code"] == "internal"
 
 
+def test_base64_in_a_data_uri_and_a_file_name_of_any_encoding_are_judged(db, keys, server, run_worker):
+    uri = b"data:image/png;base64," + base64.b64encode(png(200))
+    db.xadd(keys.streams[1], {"image_base64": uri, "filename": b"caf\xe9.png", "job_id": "uri"})
+    db.xadd(keys.streams[1], {"image": b"text", "filename": b"caf\xe9.png", "job_id": "refused"})
+    found, _ = run_worker(judging(verifier()), lambda s: answered(s, server.url, keys, 2))
+    assert found == {"uri": ["ok"], "refused": ["error"]}
+    assert verdict(db, keys, "uri")["source"] == "caf\ufffd.png"
+    assert verdict(db, keys, "uri")["sha256"] == hashlib.sha256(png(200)).hexdigest()
+    assert verdict(db, keys, "refused")["source"] == "caf\ufffd.png"
+    assert verdict(db, keys, "refused")["error"]["code"] == "not_an_image"
+    assert db.xlen(keys.dead) == 0
+
+
 def test_a_path_below_an_opened_folder_is_read(db, keys, server, run_worker, tmp_path):
     (tmp_path / "a.png").write_bytes(png(200))
     db.xadd(keys.streams[1], {"path": str(tmp_path / "a.png"), "job_id": "inside"})
@@ -146,6 +161,32 @@ def test_a_path_below_an_opened_folder_is_read(db, keys, server, run_worker, tmp
     run_worker(judging(verifier()), lambda s: answered(s, server.url, keys, 2), queue_paths=str(tmp_path))
     assert verdict(db, keys, "inside")["label"] == "AI"
     assert verdict(db, keys, "missing")["error"]["code"] == "file_not_found"
+
+
+@pytest.mark.parametrize("swapped", ["folder", "file"])
+def test_a_link_that_is_swapped_in_after_the_look_at_the_path_leads_nowhere(
+    db, keys, server, run_worker, tmp_path, monkeypatch, swapped
+):
+    root, outside = tmp_path / "open", tmp_path / "outside"
+    for folder in (root / "in", outside):
+        folder.mkdir(parents=True)
+        (folder / "a.png").write_bytes(png(200))
+    look = jobs._below_roots
+
+    def look_and_swap(source, roots):
+        found = look(source, roots)
+        (root / "in" / "a.png").unlink()
+        if swapped == "folder":
+            (root / "in").rmdir()
+            (root / "in").symlink_to(outside)
+        else:
+            (root / "in" / "a.png").symlink_to(outside / "a.png")
+        return found
+
+    monkeypatch.setattr(jobs, "_below_roots", look_and_swap)
+    db.xadd(keys.streams[1], {"path": str(root / "in" / "a.png"), "job_id": "a"})
+    run_worker(judging(verifier()), lambda s: answered(s, server.url, keys, 1), queue_paths=str(root))
+    assert verdict(db, keys, "a")["error"]["code"] == "file_not_found"
 
 
 def test_a_private_url_is_refused(db, keys, server, run_worker):

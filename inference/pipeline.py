@@ -59,6 +59,7 @@ class Request:
     raw: bytes | None = None
     url: str | None = None
     path: Path | None = None
+    below: Path | None = None  # a folder that must hold the file, without links
     caller: str = ""  # shares the downloads with others
     profile: str = ""  # of the verifiers
     job_id: str | None = None
@@ -331,7 +332,7 @@ class Pipeline:
         if request.url is not None:
             raw = await self._download(request, request.url, tell)
         else:
-            raw = await asyncio.to_thread(_read_path, request.path or Path(), self._max_bytes)
+            raw = await asyncio.to_thread(_read_path, request.path or Path(), self._max_bytes, request.below)
         place.hold(len(raw))
         return raw
 
@@ -372,9 +373,9 @@ class Pipeline:
                 self._ingresses.append(ingress)
 
 
-def _read_path(path: Path, max_bytes: int) -> bytes:
+def _read_path(path: Path, max_bytes: int, below: Path | None) -> bytes:
     if str(path) != "-":
-        return read_file(path, max_bytes)
+        return read_file(path, max_bytes, below)
     if sys.stdin is None:
         raise FileMissing("standard input is closed; pipe an image into it")
     return read_stream(sys.stdin.buffer, max_bytes)

@@ -73,8 +73,11 @@ class Limits:
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
-def read_file(path: Path, max_bytes: int) -> bytes:
+def read_file(path: Path, max_bytes: int, below: Path | None = None) -> bytes:
     """Read a regular file.
+
+    Args:
+        below: a folder that must hold it, without any link on the way: both paths absolute, without links themselves.
 
     Raises:
         FileMissing: there is none, it may not be read, or it is a folder.
@@ -82,7 +85,7 @@ def read_file(path: Path, max_bytes: int) -> bytes:
         TooManyBytes: known before reading; counted again while reading, because files grow.
     """
     try:
-        descriptor = os.open(path, _READ)
+        descriptor = os.open(path, _READ) if below is None else _open_below(below, path)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         reason = error.strerror if isinstance(error, OSError) else "not a file name"
         raise FileMissing(f"cannot read {path}: {reason}; check the path") from error
@@ -100,6 +103,23 @@ def read_file(path: Path, max_bytes: int) -> bytes:
             return read_stream(file, max_bytes)
     finally:
         os.close(descriptor)
+
+
+def _open_below(folder: Path, path: Path) -> int:
+    """Open step by step, each in the folder opened before: whoever may write there could swap a folder for a link
+    between a look at the path and its use.
+    """
+    if os.open not in os.supports_dir_fd:  # Windows
+        return os.open(path, _READ)
+    *folders, name = path.relative_to(folder).parts
+    at = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for each in folders:
+            before, at = at, os.open(each, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=at)
+            os.close(before)
+        return os.open(name, _READ | os.O_NOFOLLOW, dir_fd=at)
+    finally:
+        os.close(at)
 
 
 def read_stream(stream: IO[bytes], max_bytes: int) -> bytes:

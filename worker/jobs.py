@@ -56,6 +56,7 @@ class Job(NamedTuple):
     profile: str
     url: str | None = None
     path: Path | None = None
+    root: Path | None = None  # the opened folder that holds ``path``
     raw: bytes | None = None
     callback_url: str = ""
     artifacts: bool = False
@@ -164,6 +165,7 @@ def parse(entry: Entry, rules: Rules) -> Job:
         _profile(fields, rules) if b"profile" in fields else rules.profiles[0],
         url,
         path,
+        next((root for root in rules.roots if path and path.is_relative_to(root)), None),
         raw,
         _callback_url(fields, rules) if b"callback_url" in fields else "",
         _artifacts(fields, rules) if b"artifacts" in fields else False,

@@ -104,6 +104,7 @@ class Judge:
             job.raw,
             job.url,
             job.path,
+            job.root,
             caller=job.caller or (job.url or "//").split("/")[2],  # else the host
             profile=job.profile,
             job_id=job.job_id,

@@ -158,12 +158,7 @@ class DecodeChild:
         if self.process is None:
             return
         process, self.process = self.process, None
-        process.kill()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
-        process.wait()
+        _end(process)
 
 
 @functools.cache  # once in a process, however many children it has
@@ -192,15 +187,24 @@ def start_child(memory_mb: int, seconds: float) -> subprocess.Popen[bytes]:
     alarm.start()
     try:
         _read_header(_pipe(process.stdout))
-    except (OSError, EOFError) as error:
-        process.kill()
-        _pipe(process.stdin).close()
-        _pipe(process.stdout).close()
-        process.wait()
-        raise BadSettings(f"no decoder starts within {memory_mb} MiB; raise IMGV_DECODE_MEMORY_MB") from error
+    except BaseException as error:  # Ctrl-C too: nobody else knows the child yet
+        _end(process)
+        if isinstance(error, OSError | EOFError):
+            needs = f"{memory_mb} MiB (IMGV_DECODE_MEMORY_MB) and {_START_SECONDS:g} s"
+            raise BadSettings(f"no decoder starts within {needs}; allow it more memory") from error
+        raise
     finally:
         alarm.cancel()
     return process
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
+    process.wait()
 
 
 def _kill(process: subprocess.Popen[bytes], expired: threading.Event) -> None:

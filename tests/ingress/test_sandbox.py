@@ -162,6 +162,20 @@ def test_too_little_memory_to_start_is_a_setup_error(jpeg: bytes) -> None:
 
 
 @ON_LINUX
+def test_a_child_whose_start_is_interrupted_does_not_live_on(jpeg: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    start = subprocess.Popen
+
+    def interrupt(pipe: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **more: started.append(start(*args, **more)) or started[-1])
+    monkeypatch.setattr(sandbox, "_read_header", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        decode_in_child(jpeg, "x", LIMITS, 1024, 10)
+    assert started[0].returncode == -signal.SIGKILL
+
+
 def test_the_child_is_confined_and_gets_no_secrets(jpeg: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMGV_API_KEY", "secret")
     with DecodeChild(memory_mb=1024, seconds=20) as child:

@@ -24,6 +24,7 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
 )
 from pydantic.fields import FieldInfo
@@ -34,9 +35,13 @@ from utils.profiles import DEFAULT_PROFILE, PROFILES
 
 T = TypeVar("T")
 
-PREFIX, ENV_FILE = "IMGV_", ".env"
+PREFIX = "IMGV_"
+# The program's own, not that of the folder it is called in: whoever packed that folder would choose our settings.
+ENV_FILE = Path(__file__).resolve().parents[1] / ".env"
 REDIS_URL = "REDIS_URL"  # without our prefix: what platforms set
-LARGEST = 2**40  # of any number: C's integers and clocks overflow beyond, far from the setting that is to blame
+LARGEST = 2**40  # of any number: C's integers overflow beyond, far from the setting that is to blame
+LONGEST_SECONDS = 10**9  # likewise: a thread waits for 292 years at most
+LONGEST_MESSAGE = 300  # characters of a refusal, which may repeat what was given
 
 
 # ---------------------------------------------------------------------------------------------------------------- types
@@ -66,6 +71,14 @@ def _is_a_profile(name: str) -> str:
     return name
 
 
+def _from_home(path: Path) -> Path:
+    """``~`` and ``~user`` expanded."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:  # no such user
+        raise ValueError(f"{path}: {error}") from None
+
+
 def _none_if_empty(given: object) -> object:
     return None if given == "" else given
 
@@ -73,7 +86,7 @@ def _none_if_empty(given: object) -> object:
 Words = Annotated[tuple[str, ...], _split(",")]
 Sites = Annotated[tuple[Annotated[str, AfterValidator(lambda site: site.rstrip("/"))], ...], _split(",")]
 Ports = Annotated[tuple[Annotated[int, Field(ge=1, le=65535)], ...], Field(min_length=1), _split(",")]
-Home = Annotated[Path, AfterValidator(Path.expanduser)]  # a path that may begin with ~
+Home = Annotated[Path, AfterValidator(_from_home)]  # a path that may begin with ~
 Folders = Annotated[tuple[Home, ...], _split(":")]
 Keys = Annotated[Mapping[str, str], BeforeValidator(_keys)]
 Profile = Annotated[str, AfterValidator(_is_a_profile)]
@@ -101,9 +114,10 @@ class Section(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _not_too_large(cls, value: T) -> T:
-        if isinstance(value, int | float) and value > LARGEST:
-            raise ValueError(f"at most {LARGEST}")
+    def _not_too_large(cls, value: T, field: ValidationInfo) -> T:
+        most = LONGEST_SECONDS if str(field.field_name).endswith("seconds") else LARGEST
+        if isinstance(value, int | float) and value > most:
+            raise ValueError(f"at most {most}")
         return value
 
 
@@ -122,7 +136,7 @@ class ModelSettings(Section):
     weights_dir: Home = Field(Path("~/.cache/img_ml_verify"), description="where downloaded weights live")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of the networks; bfloat16 halves memory")
-    threads: int = Field(0, ge=0, description="threads that measure images; 0: one per core")
+    threads: int = Field(0, ge=0, le=1024, description="threads that measure images; 0: one per core")
     c2pa_trust_anchors: Home | None = Field(
         None, description="PEM file of trusted C2PA authorities; empty: none is trusted"
     )
@@ -176,7 +190,7 @@ class PipelineSettings(Section):
     max_jobs: int = Field(64, gt=0, description="images that one worker or API holds at a time")
     max_mb: int = Field(512, gt=0, description="bytes of files and pixels that it holds at a time, in MiB")
     batch: int = Field(8, gt=0, description="images judged together")
-    decoders: int = Field(2, gt=0, description="images decoded at the same time, each in a process of its own")
+    decoders: int = Field(2, gt=0, le=256, description="images decoded at the same time, each in a process of its own")
     stuck_seconds: float = Field(
         300.0, gt=0, description="models that take longer for a batch are stuck: the worker ends, the API is unready"
     )
@@ -194,7 +208,7 @@ class QueueSettings(Section):
     prefix: str = Field(
         "image_verify", pattern=r"^\S{1,100}$", description="start of every key; for Redis Cluster: {image_verify}"
     )
-    lease_seconds: float = Field(30.0, gt=0, description="a job not renewed for this long goes to another worker")
+    lease_seconds: float = Field(30.0, ge=0.1, description="a job not renewed for this long goes to another worker")
     attempts: int = Field(4, ge=2, description="how often a job is tried before it is dead-lettered")
     retry_seconds: float = Field(2.0, gt=0, description="first retry delay at most; it doubles, with full jitter")
     max_waiting: int = Field(100_000, gt=0, description="producers refuse to add a job when this many wait")
@@ -286,7 +300,7 @@ def _names_of(field: FieldInfo) -> list[str]:
 
 
 def load_settings(**given: object) -> Settings:
-    """Read the environment and .env; what the command line gave comes first.
+    """Read the environment and the .env beside the program; what the command line gave comes first.
 
     Raises:
         BadSettings: a value is out of range or not understood, or there is no such setting; the message names it.
@@ -294,14 +308,15 @@ def load_settings(**given: object) -> Settings:
     try:
         file = dotenv_values(ENV_FILE)
     except (OSError, UnicodeDecodeError) as error:
-        raise BadSettings(f"{ENV_FILE} in this folder cannot be read: {error}; mend or move it") from error
+        raise BadSettings(f"{ENV_FILE} cannot be read: {error}; mend or move it") from error
     _refuse_unknown({*file, *os.environ, *(PREFIX + name for name in given)})
     try:
         older = from_older({**file, **os.environ})
         return Settings.of(**older | _named(file) | _named(os.environ) | given)
     except ValidationError as error:
         first = error.errors()[0]
-        raise BadSettings(f"{PREFIX}{str(first['loc'][0]).upper()}: {first['msg']}; see .env.example") from error
+        text = f"{PREFIX}{str(first['loc'][0]).upper()}: {first['msg']}"
+        raise BadSettings(f"{text[:LONGEST_MESSAGE]}; see .env.example") from error
 
 
 def _named(source: Mapping[str, str | None]) -> dict[str, Any]:

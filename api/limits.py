@@ -8,7 +8,9 @@ import hmac
 import ipaddress
 import secrets
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers
@@ -127,6 +129,37 @@ def caller_of(scope: Scope) -> str:
     return str(ipaddress.ip_network((address, 64), strict=False)) if address.version == 6 else str(address)
 
 
+class _Budget:
+    """What all callers share: open requests, or bytes of their bodies.
+
+    One caller has at most three quarters, so that bodies which never end lock nobody else out.
+    """
+
+    def __init__(self, most: int, what: str, least: int = 1) -> None:
+        """
+        Args:
+            least: what one caller may have at any rate: one request of the largest kind.
+        """
+        self._most, self._per_caller = most, max(most - most // 4, least)
+        self._taken: Counter[str] = Counter()
+        self._what = what
+
+    def check(self, caller: str, size: int) -> None:
+        """
+        Raises:
+            QueueFull: no room for so much more.
+        """
+        if self._taken.total() + size > self._most or self._taken[caller] + size > self._per_caller:
+            raise QueueFull(f"as many {self._what} as this server takes; try again shortly")
+
+    def take(self, caller: str, size: int) -> None:
+        self._taken[caller] += size
+
+    def give_back(self, caller: str, size: int) -> None:
+        self._taken[caller] -= size
+        self._taken += Counter()  # forgets who has none
+
+
 class Gate:
     """ASGI middleware that refuses before a body is read what can be refused then, and the rest while it streams."""
 
@@ -154,10 +187,10 @@ class Gate:
         # Base64 takes 4 bytes for 3.
         self._most = {BATCH: settings.batch_mb << 20}
         self._most_single = max_bytes * 4 // 3 + _FORM_BYTES
-        self._most_held = max(pipeline.max_mb << 20, self._most_single, *self._most.values())
-        self._most_requests = pipeline.max_jobs
+        largest = max(self._most_single, *self._most.values())
+        self._bytes = _Budget(max(pipeline.max_mb << 20, largest), "bytes are in work", largest)
+        self._requests = _Budget(pipeline.max_jobs, "requests are open")
         self._seconds = settings.upload_seconds
-        self._requests = self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -172,13 +205,15 @@ class Gate:
         if scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
-        body = _Body(receive, self._reserve, self._most.get(scope["path"], self._most_single), self._seconds)
-        self._requests += 1
+        caller = state["caller"]
+        reserve = partial(self._reserve, caller)
+        body = _Body(receive, reserve, self._most.get(scope["path"], self._most_single), self._seconds)
+        self._requests.take(caller, 1)
         try:
             await self._app(scope, body, send)
         finally:
-            self._requests -= 1
-            self._held -= body.received
+            self._requests.give_back(caller, 1)
+            self._bytes.give_back(caller, body.received)
             self._metrics.received.inc(body.received)
 
     def _check(self, scope: Scope) -> str:
@@ -197,8 +232,7 @@ class Gate:
             announced = headers.get("content-length", "0")
             if announced.isdigit() and int(announced) > most:
                 raise _too_large(most)
-            if self._requests >= self._most_requests:
-                raise QueueFull("as many requests are open as this server takes; try again shortly")
+            self._requests.check(caller, 1)
             self._limiter.take(caller)
         return caller
 
@@ -211,10 +245,9 @@ class Gate:
         if method == "POST" and origin and origin not in self._origins and _parts(origin).netloc != host:
             raise BadRequest("pages of that origin may not call; see IMGV_API_ORIGINS")
 
-    def _reserve(self, size: int) -> None:
-        if self._held + size > self._most_held:
-            raise QueueFull("as many bytes are in work as this server takes; try again shortly")
-        self._held += size
+    def _reserve(self, caller: str, size: int) -> None:
+        self._bytes.check(caller, size)
+        self._bytes.take(caller, size)
 
 
 class _Body:

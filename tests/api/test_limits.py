@@ -256,6 +256,18 @@ def test_bodies_that_arrive_together_share_one_budget(serve):
     assert [first.status_code, third.status_code] == [415, 415]
 
 
+def test_an_upload_that_the_disk_has_no_room_for_is_sent_away_for_a_while(serve, monkeypatch, caplog):
+    """Large files of a form are kept in temporary files while they arrive."""
+
+    def full(*args, **more):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    answer = serve(post(files={"file": ("a.png", flat_png() + bytes(2_000_000))}))
+    assert (answer.status_code, answer.json()["code"]) == (503, "queue_full")
+    assert "No space left" in caplog.text
+
+
 # ---------------------------------------------------------------------------------------------------------- other sites
 
 

@@ -227,9 +227,12 @@ async def _answer(source: str, pipeline: Pipeline, artifacts: Path | None) -> Ve
             sample, judgement = await pipeline.judge(request, raw, place)
             if artifacts is None:
                 return judgement.verdict
-            from inference.report import write_artifacts
+            from inference.report import unwritten, write_artifacts
 
-            written = await pipeline.in_thread(write_artifacts, artifacts, sample, judgement)
+            try:
+                written = await pipeline.in_thread(write_artifacts, artifacts, sample, judgement)
+            except OSError as error:
+                return unwritten(judgement.verdict, error)
             return replace(judgement.verdict, artifacts=written)
     except SetupError:  # no image would fare better
         raise

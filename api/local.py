@@ -16,7 +16,7 @@ from api.jobs import Image, Job
 from api.metrics import Metrics
 from api.problems import BUG
 from inference.pipeline import Pipeline, Place, Request, Verifies
-from utils.contracts import Sample
+from utils.contracts import Sample, Verdict
 from utils.errors import Internal, NotFound, QueueFull, VerifyError
 from utils.settings import DecodeSettings, FetchSettings, PipelineSettings
 from utils.verdict_json import verdict_dict
@@ -130,8 +130,11 @@ class LocalBackend:
                 finally:
                     self._fetching[request.caller] -= request.raw is None
                 sample, judgement = await self._pipeline.judge(request, raw, place, job.advance)
-                files = await self._report(job, sample, judgement) if artifacts else {}
-            job.finish(verdict_dict(judgement.verdict), files)
+                verdict = judgement.verdict
+                files: dict[str, Path] = {}
+                if artifacts:
+                    verdict, files = await self._report(job, sample, judgement)
+            job.finish(verdict_dict(verdict), files)
         except VerifyError as error:
             job.fail(error)
         except Exception:
@@ -140,10 +143,16 @@ class LocalBackend:
         finally:
             self._metrics.jobs.labels(job.stage).inc()
 
-    async def _report(self, job: Job, sample: Sample, judgement: Judgement) -> dict[str, Path]:
+    async def _report(self, job: Job, sample: Sample, judgement: Judgement) -> tuple[Verdict, dict[str, Path]]:
+        from inference.report import unwritten
+
         job.advance("reporting")
         with self._metrics.stage.labels("reporting").time():
-            return await self._pipeline.in_thread(write_files, self._folder / job.id, sample, judgement)
+            try:
+                files = await self._pipeline.in_thread(write_files, self._folder / job.id, sample, judgement)
+            except OSError as error:
+                return unwritten(judgement.verdict, error), {}
+        return judgement.verdict, files
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         job = self._running.pop(task)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,11 @@ from numpy.typing import NDArray
 from inference.detector import Judgement
 from inference.registry import heatmap_titles
 from inference.words import GRADE_WORDS, SHAPE_WORDS, TIER_WORDS
-from utils.contracts import Heatmap, RgbArray, Sample, orient
+from utils.contracts import Heatmap, RgbArray, Sample, Verdict, orient
 from utils.persistence import safe_name, write_atomic
 from utils.verdict_json import dump, verdict_dict
+
+log = logging.getLogger(__name__)
 
 PREVIEW_SIDE = 1024  # px; a report is to be looked at and mailed, the original is the caller's
 OPACITY = 0.6  # of a heatmap over the image
@@ -33,6 +37,9 @@ def write_artifacts(folder: Path, sample: Sample, judgement: Judgement) -> dict[
 
     Returns:
         Artifact name -> path, as the verdict lists them.
+
+    Raises:
+        OSError: the disk is full, or the folder may not be written; see ``unwritten``.
     """
     verdict = judgement.verdict
     name = sample.source.partition("?")[0].rstrip("/").rpartition("/")[2]
@@ -66,6 +73,13 @@ def write_artifacts(folder: Path, sample: Sample, judgement: Judgement) -> dict[
     written |= {"report": str(home / "report.html"), "verdict": str(home / "verdict.json")}
     write_atomic(home / "verdict.json", dump(verdict_dict(verdict) | {"artifacts": written}, pretty=True).encode())
     return written
+
+
+def unwritten(verdict: Verdict, error: OSError) -> Verdict:
+    """The same verdict, which says why it has no artifacts: a full disk does not take it away."""
+    log.error("artifacts cannot be written: %s: %s", error.filename, error.strerror)
+    warning = f"no heatmaps and no report: they cannot be written ({error.strerror})"
+    return replace(verdict, warnings=(*verdict.warnings, warning))
 
 
 def shrink(rgb: RgbArray) -> RgbArray:

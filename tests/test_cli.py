@@ -125,6 +125,17 @@ def test_artifacts_are_written_where_the_verdict_says(capsys, small, tmp_path):
     assert json.loads(Path(written["verdict"]).read_text()) == json.loads(out)
 
 
+def test_a_disk_without_room_for_artifacts_costs_no_verdict(capsys, small, tmp_path, monkeypatch):
+    def full(path, data):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("inference.report.write_atomic", full)
+    code, out, err = run(capsys, small, "--json", "--artifacts", tmp_path / "out")
+    assert (code, json.loads(out)["artifacts"]) == (0, {})
+    assert any("No space left on device" in warning for warning in json.loads(out)["warnings"])
+    assert "No space left" in err
+
+
 def test_the_report_is_self_contained_and_escapes_what_strangers_wrote(capsys, tmp_path):
     nasty = tmp_path / "a&<b>'.png"
     text = PngImagePlugin.PngInfo()

@@ -138,12 +138,15 @@ class Judge:
         for part, milliseconds in verdict.timings_ms.items():
             self._metrics.detector.labels(part).observe(milliseconds / 1000)
         if job.artifacts:
-            from inference.report import write_artifacts
+            from inference.report import unwritten, write_artifacts
 
             assert self._artifacts_dir  # or the job was refused
             folder = self._artifacts_dir / safe_name(job.caller or job.job_id)  # nobody replaces another's report
-            written = await self._pipeline.in_thread(write_artifacts, folder, sample, judgement)
-            verdict = replace(verdict, artifacts=written)
+            try:
+                written = await self._pipeline.in_thread(write_artifacts, folder, sample, judgement)
+                verdict = replace(verdict, artifacts=written)
+            except OSError as error:
+                verdict = unwritten(verdict, error)
         text = dump(verdict_dict(verdict))
         await self._remember(job, sample.sha256, text)
         return text
@@ -157,10 +160,13 @@ class Judge:
         found = await self._cache.get(self._digest(job, hashlib.sha256(raw).hexdigest()))
         if found is None:
             return None
-        self._metrics.cached.inc()
-        verdict: dict[str, Json] = json.loads(found)
+        try:
+            verdict: dict[str, Json] = json.loads(found)
+            verdict["warnings"] = [*verdict["warnings"], _FROM_CACHE]
+        except (ValueError, TypeError, KeyError, RecursionError):  # somebody else's value
+            return None
         verdict["job_id"], verdict["source"] = job.job_id, job.source
-        verdict["warnings"] = [*verdict["warnings"], _FROM_CACHE]
+        self._metrics.cached.inc()
         return dump(verdict)
 
     async def _remember(self, job: Job, sha256: str, verdict: str) -> None:

@@ -245,3 +245,29 @@ def test_artifacts_are_written_where_the_operator_wants_them(db, keys, server, r
     report = verdict(db, keys, "a")["artifacts"]["report"]
     assert report.startswith(f"{tmp_path}/")
     assert ".." not in report
+
+
+def test_a_disk_without_room_for_artifacts_costs_no_verdict(db, keys, server, run_worker, tmp_path, monkeypatch):
+    def full(path, data):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("inference.report.write_atomic", full)
+    db.xadd(keys.streams[1], {"image": png(9), "job_id": "a", "artifacts": "1"})
+    found, _ = run_worker(
+        judging(verifier()), lambda s: answered(s, server.url, keys, 1), queue_artifacts_dir=str(tmp_path)
+    )
+    assert found == {"a": ["ok"]}
+    assert verdict(db, keys, "a")["artifacts"] == {}
+    assert any("No space left" in warning for warning in verdict(db, keys, "a")["warnings"])
+
+
+@pytest.mark.parametrize("value", [b"\xff", b"[]", b"{}", b'{"warnings": 7}', b"[" * 100_000])
+def test_somebody_elses_value_in_the_cache_is_no_verdict(db, keys, server, run_worker, monkeypatch, value):
+    async def get(self, digest):
+        return value
+
+    monkeypatch.setattr(RedisCache, "get", get)
+    db.xadd(keys.streams[1], {"image": png(9), "job_id": "a"})
+    found, _ = run_worker(judging(verifier(), cached=True), lambda s: answered(s, server.url, keys, 1))
+    assert found == {"a": ["ok"]}
+    assert verdict(db, keys, "a")["label"] == "NON-AI"

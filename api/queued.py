@@ -20,7 +20,7 @@ from redis.exceptions import RedisError, ResponseError
 from api.jobs import Image, Job
 from api.metrics import Metrics
 from api.problems import coded
-from utils.errors import NotFound, QueueUnreachable
+from utils.errors import Internal, NotFound, QueueUnreachable
 from utils.settings import QueueSettings
 from worker.connect import connect
 from worker.rights import check_rights, producer_needs
@@ -162,12 +162,16 @@ class QueueBackend:
             self._metrics.running.set(len(self._waiting))
 
     def _end(self, job: Job, answer: str | bytes) -> None:
-        found = json.loads(answer)
-        if error := found.get("error"):
-            job.fail(coded(error["code"], error["message"]))
-            return
-        job.source = found["source"]
-        job.finish(found, self._files(found["artifacts"]))
+        try:
+            found = json.loads(answer)
+            if error := found.get("error"):
+                job.fail(coded(error["code"], error["message"]))
+                return
+            job.source = found["source"]
+            job.finish(found, self._files(found["artifacts"]))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            log.error("%s holds something else than a worker's answer", self._keys.verdict(job.id))
+            job.fail(Internal("something else than the answer stands under the job's key; the server's log names it"))
 
     def _files(self, artifacts: Mapping[str, str]) -> dict[str, Path]:
         """What a worker wrote into the folder that we share with it."""

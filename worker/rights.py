@@ -6,6 +6,7 @@ without effect or refused for its arguments. Whatever a server answers but NOPER
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,6 +17,8 @@ from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissi
 from utils.errors import BadSettings
 from worker.connect import Client
 from worker.stream import Keys, aside, delayed, payloads
+
+log = logging.getLogger(__name__)
 
 _NO_ID, _NOBODY = "0-0", "rights-check"  # no entry, consumer, job, member or field is called so
 _AT_ONCE = 50  # commands in one pipeline
@@ -112,6 +115,18 @@ async def check_rights(client: Client, tries: Sequence[Try]) -> None:
         raise BadSettings(
             f"REDIS_URL: the ACL user lacks {' '.join(missing)}; add what is missing by ACL SETUSER, see docs/worker.md"
         )
+
+
+async def warn_of_eviction(client: Client) -> None:
+    """Log when the server may throw away what was queued. A cluster's nodes are not asked.
+
+    Raises:
+        RedisError, OSError: the server does not answer, or does not tell.
+    """
+    policy = (await client.info("memory")).get("maxmemory_policy", "") if isinstance(client, Redis) else ""
+    if policy and policy != "noeviction":
+        lost = "jobs and answers" if policy.startswith("allkeys") else "answers"
+        log.warning("the server may evict %s (maxmemory-policy %s); set it to noeviction", lost, policy)
 
 
 async def _send(client: Client, commands: Sequence[tuple[str, ...]]) -> list[object]:

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from ingress.fetch import post_async
 from utils.errors import BadSettings, SetupError
@@ -25,7 +25,7 @@ from worker.connect import BLOCK_MS, Client, connect
 from worker.jobs import ImageJobs, Job, Rules
 from worker.loop import Handler, Limits, Loop
 from worker.metrics import Metrics, Page, serve
-from worker.rights import check_rights, worker_needs
+from worker.rights import check_rights, warn_of_eviction, worker_needs
 from worker.stream import Keys, Queue
 
 log = logging.getLogger(__name__)
@@ -198,6 +198,8 @@ class Service:
         needs = worker_needs(self._keys, self.name, callbacks=self._signing_key is not None, cache=caching)
         try:
             await check_rights(self._client, needs)
+            with contextlib.suppress(ResponseError):  # a right that we can do without
+                await warn_of_eviction(self._client)
         except (RedisError, OSError) as error:
             log.warning("the server does not answer yet: %s", error)  # it may come back
             return False

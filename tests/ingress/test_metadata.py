@@ -88,6 +88,12 @@ def test_a_zip_bomb_in_a_png_text_is_cut_off():
     assert time.process_time() - start < 2
 
 
+def test_a_record_behind_thousands_of_short_texts_is_read():
+    chunks = b"".join(png_chunk(b"tEXt", b"note%d\0x" % number) for number in range(5000))
+    found = read(png_with(chunks + png_chunk(b"tEXt", b"parameters\0a cat")), "PNG")
+    assert found.fields[-1].name == "parameters"
+
+
 def test_many_large_texts_stop_at_the_total():
     chunks = b"".join(png_chunk(b"tEXt", b"k%d\0" % i + b"x y " * 2**18) for i in range(20))
     assert 2**20 < sum(len(f.value) for f in read(png_with(chunks), "PNG").fields) <= metadata.MAX_TOTAL_CHARACTERS

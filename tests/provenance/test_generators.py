@@ -1,11 +1,12 @@
 """The table of signatures: every row hits what its generator writes, and none of the known traps."""
 
 import json
+import time
 
 import pytest
 
 from provenance import generators
-from provenance.generators import c2pa_product, find, find_editor, find_tc260, source_type, table
+from provenance.generators import Shelf, c2pa_product, find, find_editor, find_tc260, source_type, table
 from utils.contracts import Field, Metadata
 
 UUID = "2b6e053b-9a65-4ca9-9e13-b6f4465164d4"
@@ -25,7 +26,7 @@ EXAMPLES = [(row, example) for row in table().signature for example in row.examp
 @pytest.mark.parametrize(("row", "example"), EXAMPLES, ids=[row.generator for row, _ in EXAMPLES])
 def test_every_signature_is_found_in_its_examples(row, example):
     fields = carrying(*((*place, text) for place, text in example))
-    decisive = row.find(fields.fields)
+    decisive = row.find(Shelf(fields.fields))
     assert decisive is not None
     hits = {hit.source: hit for hit in find(fields)}
     assert (hits[decisive.source].generator, hits[decisive.source].kind) == (row.generator, row.kind)
@@ -69,6 +70,24 @@ def test_a_mistake_in_the_table_is_refused(old, new, tmp_path, monkeypatch):
     monkeypatch.setattr(generators, "TABLE", tmp_path / "signatures.toml")
     with pytest.raises(ValueError):
         table.__wrapped__()
+
+
+def test_thousands_of_fields_are_gone_through_once_for_each_name():
+    fields = carrying(
+        *(("png_text", f"note{number}", "x" * 20) for number in range(8000)), ("png_text", "Parameters", A1111)
+    )
+    began = time.process_time()
+    (hit,) = find(fields)
+    assert hit.generator == "Stable Diffusion (A1111 record)"
+    assert time.process_time() - began < 2
+
+
+def test_fields_in_several_places_come_in_the_order_of_the_file():
+    fields = [Field("exif", "Software", "a"), Field("png_text", "x", "b"), Field("exif", "software", "c")]
+    places = [("png_text", "*"), ("exif", "software"), ("exif", "*")]
+    assert list(Shelf(fields).at(places)) == fields
+    assert list(Shelf(fields).at(places[1:2])) == [fields[0], fields[2]]
+    assert list(Shelf(fields).at([("xmp", "*")])) == []
 
 
 TRAPS = {

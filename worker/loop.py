@@ -22,7 +22,7 @@ from worker import tracing
 from worker.connect import BLOCK_MS
 from worker.jobs import ATTEMPT, QUEUED_MS, UNREADABLE, attempt_of, job_id_of, log_fields, queued_ms_of
 from worker.metrics import Metrics
-from worker.stream import Ending, Entry, Queue, is_group_missing
+from worker.stream import LONGEST_DELAY_SECONDS, Ending, Entry, Queue, is_group_missing
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -33,7 +33,6 @@ Outcome: TypeAlias = "str | bytes | Exception"  # the verdict as JSON, or why th
 
 # Entries per script, in and out: about 1 ms of the server's time, and while it works on one batch we work on another.
 _AT_ONCE = 128
-_LONGEST_RETRY_SECONDS = 600.0
 _FULL_SECONDS = 0.5  # how soon a full worker looks whether downloads stall, which makes room for other jobs
 _STALLED_PER_JOB = 3  # downloads that stall are cheap to hold, but other workers shall have some too
 _LONGEST_RECONNECT_SECONDS = 5.0
@@ -259,7 +258,7 @@ class Loop(Generic[J]):
         if not isinstance(error, TransientError):
             log.error("job failed", exc_info=error, extra=log_fields(entry) | {"attempt": attempt})
         if attempt < self.queue.attempts:
-            longest = min(self._limits.retry_seconds * 2 ** (attempt - 1), _LONGEST_RETRY_SECONDS)
+            longest = min(self._limits.retry_seconds * 2 ** (attempt - 1), LONGEST_DELAY_SECONDS)
             delay_ms = round(random.uniform(0, longest) * 1000)  # noqa: S311 - spreads load, hides nothing
             log.info("will retry", extra=log_fields(entry) | {"attempt": attempt, "delay_ms": delay_ms})
             self._postponed.append(_Postponed(entry, delay_ms, attempt))

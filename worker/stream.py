@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 PRIORITIES = ("high", "normal", "low")  # one stream each; a stream's number is its position here, from 1 as in Lua
 _PROMOTED_AT_ONCE = _FLUSHED_AT_ONCE = 100
 _PUT_OFF_MS = 5000  # a delayed entry whose stream is not usable
+LONGEST_DELAY_SECONDS = 600.0  # of a retry; an entry that is due later than that was delayed by a clock since set back
 _SHARED = ("owned", "usable", "merged")  # Lua functions, each in a file of its name
 
 
@@ -334,7 +335,8 @@ class Queue:
     async def promote(self) -> int:
         """Bring back delayed entries that are due."""
         keys = (self.delayed, self.payloads, *self.streams)
-        return int(await run_script(self.client, "promote", keys, (_PROMOTED_AT_ONCE, _PUT_OFF_MS)))
+        args = (_PROMOTED_AT_ONCE, _PUT_OFF_MS, round(LONGEST_DELAY_SECONDS * 1000))
+        return int(await run_script(self.client, "promote", keys, args))
 
     async def renew(self, keys: Iterable[tuple[int, str]]) -> list[tuple[int, str]]:
         """Start leases anew. Returns what we own no longer."""

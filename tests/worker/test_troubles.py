@@ -93,6 +93,14 @@ def test_a_delayed_job_that_cannot_be_read_back_is_buried_alone(db, keys, server
     assert db.zcard(f"{low}:delayed") == db.hlen(f"{low}:delayed:payloads") == 0
 
 
+def test_a_retry_that_was_delayed_before_the_servers_clock_was_set_back_comes_back_soon(db, keys, server, run_worker):
+    low, hour_ms = keys.streams[2], 3_600_000
+    db.zadd(f"{low}:delayed", {"2:1-1": db.time()[0] * 1000 + hour_ms})
+    db.hset(f"{low}:delayed:payloads", "2:1-1", db.eval("return cmsgpack.pack(ARGV)", 0, "image", "ok", "job_id", "a"))
+    found, _ = run_worker(obedient(), lambda service: answered(service, server.url, keys, 1))
+    assert found == {"a": ["ok"]}
+
+
 def test_a_dead_letter_of_thousands_of_fields_can_be_replayed(db, keys, server, run_worker, monkeypatch, capsys):
     monkeypatch.setenv("REDIS_URL", server.url)
     monkeypatch.setenv("IMGV_QUEUE_PREFIX", keys.prefix)

@@ -1,5 +1,6 @@
 -- Moves delayed entries that are due back to the end of their streams.
--- KEYS delayed, payloads, streams ...   ARGV most to move, ms to wait for a stream that is not usable   -> how many
+-- KEYS delayed, payloads, streams ...   ARGV most to move, ms to wait for a stream that is not usable, longest delay in ms
+-- -> how many
 -- What cannot be read back goes to its stream with the field 'unreadable', for the worker to bury; the others go on.
 local delayed, payloads = KEYS[1], KEYS[2]
 if not (usable(delayed, 'zset') and usable(payloads, 'hash')) then return 0 end
@@ -18,6 +19,7 @@ local function read(payload)
 end
 
 local due = redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, ARGV[1])
+if #due == 0 then due = redis.call('ZRANGEBYSCORE', delayed, now + ARGV[3], '+inf', 'LIMIT', 0, ARGV[1]) end
 for _, member in ipairs(due) do
   local number = tonumber(member:match('^%d+') or 0)
   local stream = number > 0 and KEYS[2 + number] or KEYS[3]

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 FILE_FIELDS = ("file", "image", "files", "images")
 _MOST_FIELDS = 16  # of a form, besides its files
+_MOST_PARTS = 50_000  # of a JSON body; each may cost an object and an error, and base64 has none of their characters
 _LONGEST_NAME = 200
 _HOW = "send multipart/form-data with `file`, application/json with `url` or `image_base64`, or the bare file"
 
@@ -106,6 +107,8 @@ def _content_type(request: Request) -> str:
 
 async def _json(request: Request, model: type[Body]) -> Body:
     raw = await request.body()
+    if sum(map(raw.count, (b",", b"{", b"["))) > _MOST_PARTS:
+        raise BadRequest(f"JSON of more than {_MOST_PARTS:,} parts; send fewer images at a time")
     try:  # a thread: tens of megabytes of base64 take long enough to be noticed
         return await asyncio.to_thread(model.model_validate_json, raw)
     except ValidationError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import httpx
 import pytest
 
@@ -93,3 +95,21 @@ def test_a_file_name_is_a_name_and_nothing_more(client, name):
     assert verdict["source"].isprintable()
     assert len(verdict["source"]) <= 200
     assert "/" not in verdict["source"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/verify/batch", b'{"images":[' + b"{}," * 3_000_000 + b"{}]}"),
+        ("/v1/verify", b"{" + b",".join(b'"o%d":1' % number for number in range(500_000)) + b"}"),
+        ("/v1/verify", b"[" * 1_000_000),
+    ],
+    ids=["items", "options", "depth"],
+)
+def test_json_of_millions_of_parts_is_refused_before_it_is_taken_apart(client, path, body):
+    """Each part would cost an object and an error: some 100 times the body's size."""
+    began = time.process_time()  # the server is a thread of this process
+    answer = client.post(path, content=body, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["code"]) == (400, "bad_request")
+    assert "parts" in answer.json()["detail"]
+    assert time.process_time() - began < 2

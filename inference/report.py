@@ -77,7 +77,7 @@ def write_artifacts(folder: Path, sample: Sample, judgement: Judgement) -> dict[
 
 def unwritten(verdict: Verdict, error: OSError) -> Verdict:
     """The same verdict, which says why it has no artifacts: a full disk does not take it away."""
-    log.error("artifacts cannot be written: %s: %s", error.filename, error.strerror)
+    log.error("artifacts cannot be written: %s", error)
     warning = f"no heatmaps and no report: they cannot be written ({error.strerror})"
     return replace(verdict, warnings=(*verdict.warnings, warning))
 

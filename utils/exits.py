@@ -45,7 +45,8 @@ def exit_of(error: Exception) -> Exit:
 
 def complain(error: VerifyError) -> None:
     """One line on stderr: the code, which is stable, and the message, which names the next step."""
-    print(f"{error.code}: {error}", file=sys.stderr, flush=True)  # noqa: T201 - for the person at the command line
+    message = " ".join(str(error).splitlines())  # a name in it may have any characters
+    print(f"{error.code}: {message}", file=sys.stderr, flush=True)  # noqa: T201 - for the person at the command line
 
 
 def command(main: Callable[P, int]) -> Callable[P, int]:

@@ -41,6 +41,7 @@ ENV_FILE = Path(__file__).resolve().parents[1] / ".env"
 REDIS_URL = "REDIS_URL"  # without our prefix: what platforms set
 LARGEST = 2**40  # of any number: C's integers overflow beyond, far from the setting that is to blame
 LONGEST_SECONDS = 10**9  # likewise: a thread waits for 292 years at most
+LONGEST_PATH, LONGEST_NAME = 4000, 255
 LONGEST_MESSAGE = 300  # characters of a refusal, which may repeat what was given
 
 
@@ -71,8 +72,16 @@ def _is_a_profile(name: str) -> str:
     return name
 
 
+def _name_of_a_file(text: str) -> str:
+    """Not longer than file systems take: asking for it would raise far from the setting that is to blame."""
+    if len(text) > LONGEST_PATH or any(len(part.encode("utf-8", "replace")) > LONGEST_NAME for part in text.split("/")):
+        raise ValueError(f"a path has at most {LONGEST_PATH} characters, and {LONGEST_NAME} bytes between slashes")
+    return text
+
+
 def _from_home(path: Path) -> Path:
     """``~`` and ``~user`` expanded."""
+    _name_of_a_file(str(path))
     try:
         return path.expanduser()
     except RuntimeError as error:  # no such user
@@ -124,7 +133,7 @@ class Section(BaseModel):
 class ModelSettings(Section):
     profile: Profile = Field(DEFAULT_PROFILE, description=f"which detectors run: {' | '.join(PROFILES)}")
     detectors: Words = Field((), description="further detectors to switch on, comma separated")
-    fusion: str = Field(
+    fusion: Annotated[str, AfterValidator(_name_of_a_file)] = Field(
         "", description="fusion artifact: a folder, or its name in models/saved_models; empty: the profile's"
     )
     threshold: float | None = Field(
@@ -239,7 +248,7 @@ class QueueSettings(Section):
 class ApiSettings(Section):
     model_config = _variables(lambda field: f"api_{field}")
 
-    host: str = Field("127.0.0.1", description="address the HTTP server listens on; 0.0.0.0 for all")
+    host: str = Field("127.0.0.1", max_length=255, description="address the HTTP server listens on; 0.0.0.0 for all")
     port: int = Field(8000, ge=0, le=65535, description="port the HTTP server listens on; 0: any free one")
     keys: Keys = Field(
         {}, description="who may call: name=sha256 of a key, comma separated; python -m api --new-key NAME; empty: all"

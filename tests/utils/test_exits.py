@@ -32,6 +32,15 @@ def test_a_coded_error_is_one_line_and_its_status(capsys, error, status):
     assert capsys.readouterr().err == f"{error.code}: x\n"
 
 
+def test_a_name_with_line_breaks_stays_on_the_line(capsys):
+    @command
+    def main():
+        raise errors.FusionCorrupt("no artifact a\nb")
+
+    assert main() == 4
+    assert capsys.readouterr().err == "fusion_corrupt: no artifact a b\n"
+
+
 def test_a_bug_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         command(lambda: 1 // 0)()

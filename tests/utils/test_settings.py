@@ -31,6 +31,7 @@ def test_the_example_explains_every_setting():
         *[("PROFILE", "huge"), ("THRESHOLD", "2"), ("FETCH_PORTS", "80;443"), ("FETCH_PORTS", "80,65536")],
         *[("FETCH_PORTS", ","), ("QUEUE_PROFILES", "huge"), ("API_KEYS", "alice"), ("QUEUE_BATCH", "0")],
         *[("PIPELINE_DECODERS", str(2**40)), ("THREADS", str(2**40)), ("QUEUE_LEASE_SECONDS", "1e-9")],
+        *[("FUSION", "x" * 300), ("QUEUE_PATHS", "/a:/" + "x" * 300), ("API_HOST", "x" * 300)],
         *[("DECODE_SECONDS", str(10**10)), ("QUEUE_ANSWER_SECONDS", str(10**10)), ("WEIGHTS_DIR", "~nosuchuser/w")],
     ],
 )

@@ -50,7 +50,7 @@ class Shelf:
     """The fields of one file by their places: a file with thousands is not gone through for every condition."""
 
     def __init__(self, fields: Iterable[Field]) -> None:
-        self._found: dict[Place, dict[int, Field]] = {}  # in the order of the file
+        self._found: dict[tuple[str, str], dict[int, Field]] = {}  # in the order of the file
         for number, field in enumerate(fields):
             for name in (field.name.lower(), "*"):
                 self._found.setdefault((field.source, name), {})[number] = field

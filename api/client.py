@@ -57,14 +57,17 @@ class Client:
     def close(self) -> None:
         self._http.close()
 
-    def verify(self, image: Image, *, artifacts: bool = False) -> Answer:
+    def verify(self, image: Image, *, artifacts: bool = False, stability: bool = False) -> Answer:
         """The verdict on one image, however long it takes.
+
+        Args:
+            stability: also find out whether the label holds; the work of five images.
 
         Raises:
             Refused: the image cannot be judged, or we may not ask.
             httpx.HTTPError: no server there.
         """
-        asked = {"params": {"artifacts": artifacts}}
+        asked = {"params": {"artifacts": artifacts, "stability": stability}}
         if isinstance(image, str) and image.startswith(("http://", "https://")):
             answer = self._ask("POST", "/v1/verify", json={"url": image}, **asked)
         else:
@@ -79,14 +82,15 @@ class Client:
         return answer
 
     def verify_many(
-        self, images: Sequence[str | Path | bytes], *, artifacts: bool = False
+        self, images: Sequence[str | Path | bytes], *, artifacts: bool = False, stability: bool = False
     ) -> Iterator[tuple[int, Answer]]:
         """Index and answer, a verdict or ``{"error": …}``, of every file, as they are done.
 
         Raises:
             Refused: the whole batch is too large, or we may not ask.
         """
-        request = {"files": [_part(image) for image in images], "data": {"artifacts": str(artifacts).lower()}}
+        asked = {"artifacts": str(artifacts).lower(), "stability": str(stability).lower()}
+        request = {"files": [_part(image) for image in images], "data": asked}
         with self._http.stream("POST", "/v1/verify/batch", **request) as response:  # type: ignore[arg-type]
             if response.is_error:
                 response.read()

@@ -49,7 +49,7 @@ def image_body(model: type[BaseModel], *, many: bool = False) -> dict[str, Any]:
         "type": "object",
         "required": ["file"],
         "additionalProperties": False,
-        "properties": {"file": files, "artifacts": {"type": "boolean"}},
+        "properties": {"file": files, "artifacts": {"type": "boolean"}, "stability": {"type": "boolean"}},
     }
     body = {"application/json": _inlined(model.model_json_schema()), "multipart/form-data": form}
     if not many:

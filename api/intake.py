@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from api.jobs import Image
-from api.schemas import BatchRequest, Item, Options, UrlRequest, VerifyRequest
+from api.schemas import BatchRequest, Extras, Item, Options, UrlRequest, VerifyRequest
 from ingress.sources import is_url, without_data_uri
 from utils.errors import BadRequest, QueueFull, TooManyBytes
 
@@ -66,8 +66,8 @@ async def read_url(request: Request) -> Image:
 
 async def read_many(
     request: Request, max_bytes: int, most: int
-) -> tuple[list[Image | TooManyBytes | BadRequest], bool]:
-    """The images of a batch, a refused one as its error, and whether artifacts are wanted.
+) -> tuple[list[Image | TooManyBytes | BadRequest], Extras]:
+    """The images of a batch, a refused one as its error, and what is asked of each.
 
     Raises:
         BadRequest: not a batch, or more than ``most`` images.
@@ -82,7 +82,7 @@ async def read_many(
                 images.append(await _image(item, max_bytes))
             except (BadRequest, TooManyBytes) as error:
                 images.append(error)
-        return images, body.artifacts
+        return images, body
     if kind != "multipart/form-data":
         raise BadRequest("send multipart/form-data with many `file`, or application/json with `images`")
     async with _form(request, most_files=most) as form:
@@ -93,7 +93,7 @@ async def read_many(
                 images.append(await _upload(file, max_bytes))
             except TooManyBytes as error:
                 images.append(error)
-        return images, _validated(Options, fields).artifacts
+        return images, _validated(Extras, fields)
 
 
 def _check_count(given: Sequence[object], most: int) -> None:

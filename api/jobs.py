@@ -95,8 +95,11 @@ class Backend(Protocol):
 
     where: str  # "in process" or "workers"
 
-    async def submit(self, image: Image, *, artifacts: bool) -> Job:
+    async def submit(self, image: Image, *, artifacts: bool = False, stability: bool = False) -> Job:
         """
+        Args:
+            stability: also judge the image as delivered otherwise.
+
         Raises:
             QueueFull: no room; nothing was taken.
             QueueUnreachable: the queue's server does not answer.

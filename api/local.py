@@ -84,11 +84,11 @@ class LocalBackend:
         self._pipeline.__exit__()
         await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
 
-    async def submit(self, image: Image, *, artifacts: bool) -> Job:
+    async def submit(self, image: Image, *, artifacts: bool = False, stability: bool = False) -> Job:
         self._check_room(image)
         job = Job(image.source)
         self._jobs[job.id] = job
-        request = Request(image.source, image.raw, image.url, caller=image.caller, job_id=job.id)
+        request = Request(image.source, image.raw, image.url, caller=image.caller, job_id=job.id, stability=stability)
         place = self._pipeline.place(request)
         task = asyncio.create_task(self._run(job, request, place, artifacts))
         self._running[task] = job

@@ -69,7 +69,7 @@ class QueueBackend:
         with contextlib.suppress(RedisError, OSError):
             await check_rights(self._client, producer_needs(self._keys))
 
-    async def submit(self, image: Image, *, artifacts: bool) -> Job:
+    async def submit(self, image: Image, *, artifacts: bool = False, stability: bool = False) -> Job:
         job = Job(image.source)
         fields: dict[str, str | bytes] = (
             {"source": image.url} if image.url else {"image": image.raw or b"", "filename": image.source}
@@ -78,6 +78,8 @@ class QueueBackend:
             fields["caller"] = image.caller
         if artifacts and self._artifacts:
             fields["artifacts"] = "1"
+        if stability:
+            fields["stability"] = "1"
         await self._enqueue(job.id, fields)
         self._await_answer(job)
         return job

@@ -21,6 +21,7 @@ from api.schemas import (
     MAX_WAIT_SECONDS,
     BatchRequest,
     Classification,
+    Extras,
     Health,
     JobAnswer,
     ModelInfo,
@@ -31,6 +32,7 @@ from api.schemas import (
     VerifyRequest,
 )
 from api.server import Server, server_of
+from inference.words import SHAPE_WORDS
 from utils.contracts import Json, Verdict
 from utils.errors import DeadlinePassed, Internal, NotFound, QueueFull, VerifyError
 from utils.verdict_json import dump, json_schema
@@ -70,7 +72,8 @@ async def verify(request: Request, given: Given) -> Response:
     server = server_of(request)
     image, options = await read_one(request, given, server.max_bytes)
     image = replace(image, caller=request.state.caller)
-    job = await server.backend.submit(image, artifacts=options.artifacts)
+    server.limiter.charge(image.caller, _images_of(options) - 1)
+    job = await server.backend.submit(image, artifacts=options.artifacts, stability=options.stability)
     seconds = server.settings.wait_seconds if options.wait_seconds is None else options.wait_seconds
     if options.run_async or not await job.wait(seconds):
         where = f"/v1/jobs/{job.id}"
@@ -94,16 +97,16 @@ async def verify(request: Request, given: Given) -> Response:
 async def verify_batch(request: Request) -> Response:
     """Every image gets a line: its verdict, or the error that says why there is none."""
     server = server_of(request)
-    images, artifacts = await read_many(request, server.max_bytes, server.settings.batch_images)
+    images, extras = await read_many(request, server.max_bytes, server.settings.batch_images)
     caller = request.state.caller
-    server.limiter.charge(caller, len(images) - 1)
+    server.limiter.charge(caller, len(images) * _images_of(extras) - 1)
     images = [replace(each, caller=caller) if isinstance(each, Image) else each for each in images]
-    lines = _batch_lines(server, images, artifacts, request.state.request_id)
+    lines = _batch_lines(server, images, extras, request.state.request_id)
     return StreamingResponse(lines, media_type="application/x-ndjson")
 
 
 async def _batch_lines(
-    server: Server, images: Sequence[Image | VerifyError], artifacts: bool, request_id: str
+    server: Server, images: Sequence[Image | VerifyError], extras: Extras, request_id: str
 ) -> AsyncIterator[str]:
     window = asyncio.Semaphore(server.window)  # one caller's batch must not fill the server
 
@@ -113,7 +116,7 @@ async def _batch_lines(
             source = image.source
             try:
                 async with window:
-                    job = await _submit_patiently(server, image, artifacts)
+                    job = await _submit_patiently(server, image, extras)
                     if not await job.wait(MAX_WAIT_SECONDS):
                         raise DeadlinePassed(f"not judged within {MAX_WAIT_SECONDS:.0f} s; send it on its own, async")
                 return dump({"index": index, "source": source, "verdict": _verdict_of(job)}) + "\n"
@@ -134,7 +137,7 @@ async def _batch_lines(
             task.cancel()
 
 
-async def _submit_patiently(server: Server, image: Image, artifacts: bool) -> Job:
+async def _submit_patiently(server: Server, image: Image, extras: Extras) -> Job:
     """
     Raises:
         QueueFull: no room during the whole wait.
@@ -142,11 +145,16 @@ async def _submit_patiently(server: Server, image: Image, artifacts: bool) -> Jo
     deadline = asyncio.get_running_loop().time() + MAX_WAIT_SECONDS
     while True:
         try:
-            return await server.backend.submit(image, artifacts=artifacts)
+            return await server.backend.submit(image, artifacts=extras.artifacts, stability=extras.stability)
         except QueueFull:
             if asyncio.get_running_loop().time() > deadline:
                 raise
             await asyncio.sleep(_FULL_SECONDS)
+
+
+def _images_of(extras: Extras) -> int:
+    """How many images of work one image is: a caller's rate counts work."""
+    return len(SHAPE_WORDS) if extras.stability else 1
 
 
 def _verdict_of(job: Job) -> dict[str, Json]:
@@ -281,7 +289,7 @@ async def get_metrics(request: Request) -> Response:
 
 async def _judged(request: Request, image: Image) -> dict[str, Json]:
     server = server_of(request)
-    job = await server.backend.submit(replace(image, caller=request.state.caller), artifacts=False)
+    job = await server.backend.submit(replace(image, caller=request.state.caller))
     if not await job.wait(server.settings.wait_seconds):
         raise DeadlinePassed("not judged in time; use /v1/verify, which answers 202 with a job then")
     return _verdict_of(job)

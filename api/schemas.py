@@ -13,13 +13,21 @@ MAX_WAIT_SECONDS = 300.0
 _MOST_TEXT = 8192  # characters of a URL; what browsers and servers accept
 
 
-class Options(BaseModel):
-    """How an answer is given. In the query, or beside the image in the body, which comes first."""
+class Extras(BaseModel):
+    """What an image is asked for beyond a verdict."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
-    run_async: bool = Field(False, alias="async", description="answer 202 with the job at once")
     artifacts: bool = Field(False, description="also make heatmaps, a preview and an HTML report")
+    stability: bool = Field(
+        False, description="also judge the image as delivered otherwise: does the label hold? Counts as five images"
+    )
+
+
+class Options(Extras):
+    """How an answer is given. In the query, or beside the image in the body, which comes first."""
+
+    run_async: bool = Field(False, alias="async", description="answer 202 with the job at once")
     wait_seconds: float | None = Field(
         None,
         ge=0,
@@ -49,13 +57,10 @@ class VerifyRequest(Item, Options):
     """The JSON body of POST /v1/verify."""
 
 
-class BatchRequest(BaseModel):
-    """The JSON body of POST /v1/verify/batch."""
-
-    model_config = ConfigDict(extra="forbid")
+class BatchRequest(Extras):
+    """The JSON body of POST /v1/verify/batch. What is asked for is asked of every image."""
 
     images: list[Item] = Field(min_length=1)
-    artifacts: bool = False
 
 
 class UrlRequest(BaseModel):

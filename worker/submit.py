@@ -180,11 +180,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image file, folder, http(s) or data: URL")
     parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     parser.add_argument("--profile", choices=tuple(PROFILES), help="as the job's field")
+    parser.add_argument("--stability", action="store_true", help="as the job's field")
     parser.add_argument("--priority", choices=PRIORITIES, default="normal")
     args = parser.parse_args(argv)
     settings = load_settings()
     url = find_url(settings.queue.redis_url.get_secret_value(), settings.queue.embedded_dir)
-    client, options = connect(url), {"profile": args.profile} if args.profile else {}
+    fields = {"profile": args.profile, "stability": "1" if args.stability else None}
+    options = {name: value for name, value in fields.items() if value}
+    client = connect(url)
     submitter = Submitter(client, settings.queue, settings.decode.max_bytes, options, args.priority)
     return asyncio.run(run(args, submitter, client))
 

@@ -43,7 +43,7 @@ async function run(image, card, expanded) {
   counts.running++;
   tell();
   try {
-    const verdict = await verify(image, (stage) => card.progress(stage));
+    const verdict = await verify(image, at("stability").checked, (stage) => card.progress(stage));
     card.judged(verdict, expanded);
     counts.checked++;
     counts.tiers[verdict.tier] = (counts.tiers[verdict.tier] ?? 0) + 1;

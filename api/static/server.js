@@ -40,20 +40,20 @@ let running = 0;
 const waiting = [];
 
 /** Sends one image, a File or a URL, and tells its stages until the verdict is there. */
-export async function verify(image, onStage) {
+export async function verify(image, stability, onStage) {
   if (running >= AT_ONCE) await new Promise((resolve) => waiting.push(resolve));
   running++;
   try {
     onStage("sending");
-    return await events(await submit(image), onStage);
+    return await events(await submit(image, stability), onStage);
   } finally {
     running--;
     waiting.shift()?.();
   }
 }
 
-async function submit(image) {
-  const query = "/v1/verify?async=true&artifacts=true";
+async function submit(image, stability) {
+  const query = `/v1/verify?async=true&artifacts=true&stability=${stability}`;
   if (typeof image === "string") {
     const headers = { "Content-Type": "application/json" };
     return (await ask(query, { method: "POST", headers, body: JSON.stringify({ url: image }) })).json();

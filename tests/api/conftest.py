@@ -54,12 +54,12 @@ class Watched(Verifier):
         self.error = error
         self.fails_on = fails_on
 
-    def verify(self, samples, job_ids=None):
+    def verify(self, samples, job_ids=None, stability=()):
         self.batches.append(len(samples))
         assert self.free.wait(30)
         if self.error and any(self.fails_on in (None, sample.source) for sample in samples):
             raise self.error
-        return super().verify(samples, job_ids)
+        return super().verify(samples, job_ids, stability)
 
 
 @pytest.fixture

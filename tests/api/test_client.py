@@ -23,10 +23,11 @@ def test_a_path_and_bytes_are_judged_and_artifacts_fetched(live, tmp_path):
     (tmp_path / "photo.jpg").write_bytes(photo())
     with Client(live.url) as client:
         by_path = client.verify(str(tmp_path / "photo.jpg"), artifacts=True)
-        by_bytes = client.verify(photo())
+        by_bytes = client.verify(photo(), stability=True)
         assert client.artifact(by_path, "ela").startswith(b"\x89PNG")
         assert client.models()["profile"] == "embedded"
-    assert by_path["fusion_prob"] == by_bytes["fusion_prob"]
+    assert by_path["fusion_prob"] == by_bytes["fusion_prob"] == by_bytes["stability"]["probabilities"]["as_is"]
+    assert by_path["stability"] is None
 
 
 def test_a_refusal_has_the_code(live):
@@ -40,12 +41,12 @@ def test_a_refusal_has_the_code(live):
 
 def test_many_files_are_answered_one_by_one(live):
     with Client(live.url) as client:
-        answers = dict(client.verify_many([photo(), b"dear sir", photo("flower.jpg")]))
+        answers = dict(client.verify_many([photo(), b"dear sir", photo("flower.jpg")], stability=True))
         with pytest.raises(Refused, match="bad_request"):
             list(client.verify_many([b"x"] * 101))
     assert answers[0]["tier"]
     assert answers[1]["error"]["code"] == "not_an_image"
-    assert answers[2]["tier"]
+    assert answers[2]["stability"]["probabilities"]
 
 
 def test_the_client_waits_when_a_busy_server_says_so_and_asks_for_slow_jobs():

@@ -112,6 +112,21 @@ def test_a_batch_costs_as_much_as_its_images(serve):
     assert serve(work, api_rate_per_minute=5) == [200, 200, 429]
 
 
+def test_asking_whether_a_verdict_holds_costs_as_much_as_its_work(serve):
+    async def work(client):
+        files = [("file", ("a.png", flat_png()))] * 2
+        held = {"data": {"stability": "1"}}
+        return [
+            (await client.post("/v1/verify", files=PNG, **held)).status_code,
+            (await client.post("/v1/verify", files=PNG)).status_code,
+            (await client.post("/v1/verify/batch", files=files, **held)).status_code,
+            (await client.post("/v1/verify", files=PNG)).status_code,
+        ]
+
+    assert serve(work, api_rate_per_minute=10) == [200, 200, 200, 429]
+    assert serve(work, api_rate_per_minute=5)[1] == 429
+
+
 def test_tokens_come_back_with_time(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(limits.time, "monotonic", lambda: now[0])

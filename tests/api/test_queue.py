@@ -80,17 +80,18 @@ def test_workers_give_the_verdict_that_this_process_gives(redis_url, tmp_path, s
     async def main():
         async with working(settings, Watched()), calling(settings) as client:
             files = [("file", ("photo.png", flat_png())), ("file", ("letter.txt", b"dear sir"))]
-            verdict = await client.post("/v1/verify", files=PNG, params={"artifacts": True})
+            verdict = await client.post("/v1/verify", files=PNG, params={"artifacts": True, "stability": True})
             report = await client.get(verdict.json()["artifacts"]["report"])
             refused = await client.post("/v1/verify", json={"url": "http://127.0.0.1/a.png"})
             batch = await client.post("/v1/verify/batch", files=files)
             return verdict.json(), report, refused, batch, (await client.get("/v1/models")).json()
 
     async def local(client):
-        return (await client.post("/v1/verify", files=PNG)).json()
+        return (await client.post("/v1/verify", files=PNG, params={"stability": True})).json()
 
     verdict, report, refused, batch, models = asyncio.run(main())
     assert {**serve(local), **_apart(verdict)} == verdict
+    assert verdict["stability"]["probabilities"].keys() >= {"web", "hard"}
     assert report.headers["content-disposition"].startswith("attachment")
     assert str(tmp_path) not in json.dumps(verdict)
     assert (refused.status_code, refused.json()["code"]) == (422, "url_refused")

@@ -50,10 +50,33 @@ def test_every_way_to_send_an_image_gives_the_same_verdict(serve):
 
 def test_a_verdict_is_what_the_published_schema_says(serve):
     async def work(client):
-        return (await client.post("/v1/verify", files=upload(photo()))).json(), (await client.get("/v1/schema")).json()
+        asked = await client.post("/v1/verify", files=upload(photo()), data={"stability": "1"})
+        return asked.json(), (await client.get("/v1/schema")).json()
 
     verdict, schema = serve(work)
     jsonschema.validate(verdict, schema)
+
+
+def test_whether_a_verdict_holds_is_asked_in_the_query_the_form_or_the_json(serve):
+    encoded = {"image_base64": base64.b64encode(flat_png()).decode()}
+
+    async def work(client):
+        asked = [
+            await client.post("/v1/verify", files=upload(flat_png()), params={"stability": True}),
+            await client.post("/v1/verify", files=upload(flat_png()), data={"stability": "true"}),
+            await client.post("/v1/verify", json=encoded | {"stability": True}),
+            await client.post("/v1/verify/batch", json={"images": [encoded] * 2, "stability": True}),
+            await client.post("/v1/verify/batch", files=upload(flat_png()), data={"stability": "true"}),
+        ]
+        return asked, (await client.post("/v1/verify", files=upload(flat_png()))).json()
+
+    asked, plain = serve(work)
+    verdicts = [answer.json() for answer in asked[:3]]
+    verdicts += [json.loads(line)["verdict"] for answer in asked[3:] for line in answer.text.splitlines()]
+    assert len(verdicts) == 6
+    for verdict in verdicts:
+        assert list(verdict["stability"]["probabilities"]) == ["as_is", "web", "hard", "crop", "enlarged"]
+    assert plain["stability"] is None
 
 
 @pytest.mark.parametrize(
@@ -240,10 +263,10 @@ def test_a_batch_answers_while_it_works(verifier):
 def test_a_bug_on_one_image_of_a_batch_spares_the_others(serve, monkeypatch, caplog):
     submit = LocalBackend.submit
 
-    async def breaks(self, image, *, artifacts):
+    async def breaks(self, image, **asked):
         if image.source == "bad.png":
             raise KeyError("secret")
-        return await submit(self, image, artifacts=artifacts)
+        return await submit(self, image, **asked)
 
     monkeypatch.setattr(LocalBackend, "submit", breaks)
 

@@ -101,6 +101,14 @@ def test_submit_sends_bytes_and_waits_for_every_answer(keys, start_process, envi
     assert submit.main(["https://host.org/a.png", "--priority", "high", "--json"]) == 0
 
 
+def test_what_submit_is_asked_for_is_in_the_job(db, keys, start_process, environment, tmp_path):
+    start_process()
+    (tmp_path / "a.png").write_bytes(b"ok")
+    assert submit.main([str(tmp_path / "a.png"), "--stability", "--profile", "embedded"]) == 0
+    ((_, fields),) = db.xrange(keys.streams[1])
+    assert (fields[b"stability"], fields[b"profile"]) == (b"1", b"embedded")
+
+
 def test_submit_refuses_above_the_limit(db, keys, environment, monkeypatch, capsys, tmp_path):
     (tmp_path / "a.png").write_bytes(b"ok")
     monkeypatch.setenv("IMGV_QUEUE_MAX_WAITING", "3")

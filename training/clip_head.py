@@ -18,7 +18,7 @@ Tokens: TypeAlias = NDArray[np.float16]  # (n, blocks, width)
 
 FOLDS = 5
 STRENGTHS = (3e-3, 1e-2)  # scikit-learn's C for weights of mean 1; small is strong regularisation
-INVARIANCES = (0.0, 0.3)  # how much stronger directions are held down in which one image's deliveries differ
+INVARIANCES = (0.0, 0.3)  # how much stronger directions are held down in which the two of a pair differ
 BLOCK_SETS: Mapping[str, tuple[int, ...]] = {  # counted from 1, as the papers do
     "6+8+10+12": (6, 8, 10, 12),
     "7-12": tuple(range(7, 13)),
@@ -39,34 +39,26 @@ class Examples:
         tokens: (n, blocks, width).
         labels: n; 1 = AI.
         groups: n; of sources that share an author or motifs: cross-validation keeps them together.
-        images: n; views of one image differ by their delivery alone.
         weights: n, summing to 1.
     """
 
     tokens: Tokens
     labels: IntArray
     groups: NameArray
-    images: NameArray
     weights: FloatArray
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def rows(self, chosen: NDArray[np.bool_]) -> Examples:
+        """Some of them, weighing in all 1 again."""
+        weights = self.weights[chosen]
+        return Examples(self.tokens[chosen], self.labels[chosen], self.groups[chosen], weights / weights.sum())
 
-def balanced(tokens: Tokens, labels: IntArray, sources: NameArray, groups: NameArray, images: NameArray) -> Examples:
+
+def balanced(tokens: Tokens, labels: IntArray, sources: NameArray, groups: NameArray) -> Examples:
     """Examples of which each label weighs the same, and within a label each source."""
-    return Examples(tokens, labels, groups, images, source_weights(labels, sources))
-
-
-def together(main: Examples, pairs: Examples, share: float) -> Examples:
-    """Both, the pairs with ``share`` times the weight of the main examples."""
-    return Examples(
-        np.concatenate([main.tokens, pairs.tokens]),
-        np.concatenate([main.labels, pairs.labels]),
-        np.concatenate([main.groups, pairs.groups]),
-        np.concatenate([main.images, pairs.images]),
-        np.concatenate([main.weights, share * pairs.weights]) / (1 + share),
-    )
+    return Examples(tokens, labels, groups, source_weights(labels, sources))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,9 +84,15 @@ class Recipe:
 
 
 class Points:
-    """Examples as points on the principal axes of their standardised tokens. Labels play no part in the axes."""
+    """Examples as points on the principal axes of their standardised tokens. Labels play no part in the axes.
 
-    def __init__(self, examples: Examples, blocks: str) -> None:
+    Args:
+        examples: as they are taught.
+        blocks: of BLOCK_SETS.
+        pairs: (m, 2, blocks, width); the two of a pair show the same and travelled differently.
+    """
+
+    def __init__(self, examples: Examples, blocks: str, pairs: Tokens | None = None) -> None:
         self.examples = examples
         self._blocks = np.array(BLOCK_SETS[blocks]) - 1
         self._shape = examples.tokens.shape[1:]
@@ -108,11 +106,14 @@ class Points:
         kept = np.flatnonzero(sizes > 1e-6 * sizes[-1])[-AXES:]
         self._axes = inputs.T @ (axes[:, kept] / np.sqrt(sizes[kept])).astype(np.float32)
         self.values: FloatArray = (inputs @ self._axes).astype(float)
+        given = np.empty((0, 2, *self._shape), np.float16) if pairs is None else pairs
+        moved = np.subtract(given[:, 0, self._blocks], given[:, 1, self._blocks], dtype=np.float32)
+        self._moved = (moved.reshape(len(given), inputs.shape[1]) / self._scale @ self._axes).astype(float)
 
     def fit(self, chosen: NDArray[np.bool_], recipe: Recipe) -> Head:
         """Logistic regression on some of the examples, folded back into one weight for each token."""
         points, weights = self.values[chosen], self.examples.weights[chosen]
-        stretch = steadied(points, self.examples.images[chosen], recipe.invariance)
+        stretch = steadied(self._moved, recipe.invariance)
         model = LogisticRegression(C=recipe.strength, max_iter=1000)
         model.fit(points @ stretch, self.examples.labels[chosen], sample_weight=weights * len(weights) / weights.sum())
         coefficients = self._axes.astype(float) @ (stretch @ model.coef_[0]) / self._scale
@@ -121,19 +122,16 @@ class Points:
         return Head(weight, float(model.intercept_[0] - coefficients @ self._mean))
 
 
-def steadied(points: FloatArray, images: NameArray, invariance: float) -> FloatArray:
-    """What to multiply points by, so that a plain penalty holds down what changes with the delivery alone.
+def steadied(moved: FloatArray, invariance: float) -> FloatArray:
+    """What to multiply points by, so that a plain penalty holds down what changes with the way alone.
 
-    With D the covariance of differences between two views of one image, it is (1 + invariance * D)^-1/2: the penalty
-    on a weight w becomes |w|^2 + invariance * w D w (as in within-class covariance normalisation, Hatch et al.,
-    Interspeech 2006).
+    With D the mean of d d' over the differences d between the two of a pair, (m, axes), it is (1 + invariance *
+    D)^-1/2: the penalty on a weight w becomes |w|^2 + invariance * w D w (as in within-class covariance normalisation,
+    Hatch et al., Interspeech 2006).
     """
-    order = np.argsort(images, kind="stable")
-    same = np.flatnonzero(images[order][1:] == images[order][:-1])
-    if not invariance or not len(same):
-        return np.eye(points.shape[1])
-    differences = points[order[same]] - points[order[same + 1]]
-    sizes, axes = np.linalg.eigh(differences.T @ differences / (2 * len(same)))
+    if not invariance or not len(moved):
+        return np.eye(moved.shape[1])
+    sizes, axes = np.linalg.eigh(moved.T @ moved / len(moved))
     return np.asarray((axes / np.sqrt(1 + invariance * sizes.clip(0))) @ axes.T)
 
 

@@ -22,12 +22,15 @@ from threadpoolctl import threadpool_limits
 
 from ingress.decode import read_file
 from ingress.sources import Ingress
-from training.deliveries import LOSSY, deliver_at_random
+from training.deliveries import LOSSY, deliver_at_random, through_jpeg
 from utils.contracts import RgbArray, Sample
-from utils.deliveries import FIXED, deliver
+from utils.deliveries import FIXED, deliver, shrink
 from utils.errors import InputError
 from utils.persistence import write_atomic
 from utils.settings import DecodeSettings, load_settings
+
+PAIR = ("pristine", "recompressed")  # the same small picture without and with one JPEG generation
+PAIR_SIDES = (512, 224)  # px: shrunk to this longest side, which wipes out a file's own history; then the centre of it
 
 Look: TypeAlias = Callable[[RgbArray], NDArray[np.float32]]  # upright pixels -> tokens
 Tokens: TypeAlias = NDArray[np.float16]
@@ -35,7 +38,7 @@ Tokens: TypeAlias = NDArray[np.float16]
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One image file under one delivery: clean, web, hard, or random1, random2, ... that the seed draws."""
+    """One image file under one delivery: clean, web, hard, random1, random2, ... that the seed draws, or of PAIR."""
 
     path: Path
     delivery: str
@@ -117,7 +120,7 @@ class _Worker:
 
 def file_name(digest: str, view: View) -> str:
     """Of the tokens of an image with this SHA-256; the seed counts where something is drawn."""
-    drawn = view.delivery not in ("clean", *FIXED)
+    drawn = view.delivery not in ("clean", *FIXED, PAIR[0])
     return f"{digest}-{view.delivery}-{view.seed}" if drawn else f"{digest}-{view.delivery}"
 
 
@@ -129,8 +132,17 @@ def delivered(sample: Sample, view: View, settings: DecodeSettings) -> RgbArray:
         return _decoded(deliver(sample.upright, view.delivery), view.path, settings).upright
     digest = sha256(f"{view.seed}:{view.delivery}:{sample.sha256}".encode()).digest()
     rng = np.random.default_rng(int.from_bytes(digest[:8]))
+    if view.delivery in PAIR:
+        small = centre(shrink(sample.upright, PAIR_SIDES[0]), PAIR_SIDES[1])
+        return small if view.delivery == PAIR[0] else through_jpeg(small, int(rng.integers(80, 98)), 2)
     raw = deliver_at_random(sample.upright, rng, compressed_before=sample.format in LOSSY)
     return _decoded(raw, view.path, settings).upright
+
+
+def centre(rgb: RgbArray, side: int) -> RgbArray:
+    """The central square of ``side`` px, less where the image is smaller."""
+    top, left = (max(0, each - side) // 2 for each in rgb.shape[:2])
+    return np.ascontiguousarray(rgb[top : top + side, left : left + side])
 
 
 def _decoded(raw: bytes, path: Path, settings: DecodeSettings) -> Sample:

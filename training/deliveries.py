@@ -30,7 +30,7 @@ def deliver_at_random(rgb: RgbArray, rng: np.random.Generator, *, compressed_bef
         compressed_before: the file was already lossy when we got it.
     """
     if not compressed_before and rng.random() < 0.9:
-        rgb = _through_jpeg(rgb, int(rng.integers(75, 99)), int(rng.integers(0, 3)))
+        rgb = through_jpeg(rgb, int(rng.integers(75, 99)), int(rng.integers(0, 3)))
     if rng.random() < 0.5:
         rgb = _crop(rgb, rng)
     if rng.random() < 0.6:
@@ -38,7 +38,7 @@ def deliver_at_random(rgb: RgbArray, rng: np.random.Generator, *, compressed_bef
     if rng.random() < 0.15:
         rgb = _retouch(rgb, rng)
     if rng.random() < 0.25:
-        rgb = _through_jpeg(rgb, int(rng.integers(50, 99)), int(rng.integers(0, 3)))
+        rgb = through_jpeg(rgb, int(rng.integers(50, 99)), int(rng.integers(0, 3)))
     kind = rng.choice(["jpeg", "webp", "png"], p=[0.7, 0.15, 0.15])
     if kind == "jpeg":
         return encode_jpeg(rgb, int(rng.integers(35, 99)), int(rng.choice([0, 2])))
@@ -47,7 +47,8 @@ def deliver_at_random(rgb: RgbArray, rng: np.random.Generator, *, compressed_bef
     return out.getvalue()
 
 
-def _through_jpeg(rgb: RgbArray, quality: int, subsampling: int) -> RgbArray:
+def through_jpeg(rgb: RgbArray, quality: int, subsampling: int) -> RgbArray:
+    """The pixels after one JPEG generation; arguments as of ``encode_jpeg``."""
     with Image.open(BytesIO(encode_jpeg(rgb, quality, subsampling))) as image:
         return np.asarray(image.convert("RGB"))
 

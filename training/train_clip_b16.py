@@ -1,12 +1,14 @@
 """Train the head of clip_b16: python -m training.train_clip_b16 --dataset dataset.csv --out FOLDER --cache FOLDER
 
-The tower stays as OpenAI published it; only the head on its class tokens is learnt. Rows of the splits train and fusion
-make it, seen under random deliveries that do not depend on the label; blocks, penalties and temperature are chosen by
-cross-validation over groups of their sources. Rows of split val only measure it. The same data set and seed give the
-same head.
+The tower stays as OpenAI published it; only the head on its class tokens is learnt, from every source of the data set:
+sources are what it lacks. Images are seen under random deliveries that do not depend on the label. Blocks, penalties
+and temperature are chosen by cross-validation over groups of the sources of splits train and fusion. Rows of split val
+measure the recipe: each is scored by the head of the cross-validation that saw nothing of its group. --hold-out val
+keeps that split out of the head altogether, for what only the whole product can measure. The same data set and seed
+give the same head.
 
---table fills clip_b16_prob into a feature table, so that fusion can be trained without a second run of the tower: for
-rows of split fusion by the heads of the cross-validation, each of which saw nothing of the row's group.
+--table fills clip_b16_prob into a feature table, so that fusion can be trained without a second run of the tower: every
+row by a head that saw nothing of its group.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from fusion.estimators import FloatArray
 from inference.clip_b16 import load_tower, view
 from inference.graphs import sigmoid
 from models.loaders import Weights
@@ -35,13 +38,13 @@ from training.clip_head import (
     Head,
     Points,
     Recipe,
+    Tokens,
     balanced,
     cross_fit,
     loss_of,
     temperature_of,
-    together,
 )
-from training.clip_tokens import Look, View, tokens_of
+from training.clip_tokens import PAIR, Look, View, tokens_of
 from training.datasets import LABELS
 from training.detectors import measure
 from training.extraction import Key, fill, read_keys
@@ -53,10 +56,12 @@ from utils.settings import load_settings
 
 FILE = "head.safetensors"
 COMMAND = "python -m training.train_clip_b16"
-TAUGHT = ("train", "fusion")  # splits: fusion's rows get the scores of heads that did not see them
+VALIDATION = "val"  # the split that no choice looks at
 PER_SOURCE = 6  # images of one source and label: more of the same taught a linear head nothing (docs/LOG.md)
 DELIVERED = 2  # random deliveries of each training image
-PAIRS_SHARE = 0.2  # of the main examples' weight; .375 lost out of fold what .2 gained (docs/LOG.md)
+PAIRS = (
+    400  # images seen as training.clip_tokens.PAIR too: what one more JPEG generation moves, the head shall not read
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +74,26 @@ class Choice:
     loss: float  # nats, after the temperature
 
 
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """Scores each view by a head that did not see its group: one of the cross-validation, or the final one."""
+
+    final: Head
+    choice: Choice
+
+    def __call__(self, tokens: Tokens, group: str) -> FloatArray:
+        """(n, blocks, width) of one group -> n log-odds."""
+        if group not in self.choice.held_out.fold_of:
+            return self.final.log_odds(tokens)
+        return self.choice.held_out.log_odds(tokens, np.full(len(tokens), group)) / self.choice.temperature
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = command_parser(COMMAND, __doc__)
     columns = "CSV: filepath,label,source[,split,content]"
     parser.add_argument("--dataset", type=Path, nargs="+", required=True, help=columns)
-    parser.add_argument("--pairs", type=Path, nargs="*", default=(), help="likewise, of training.reconstruct")
+    parser.add_argument("--hold-out", choices=[VALIDATION], help="a split that teaches the head nothing")
     parser.add_argument("--out", type=Path, required=True, help="folder for the head, its card and its metrics")
     parser.add_argument("--cache", type=Path, required=True, help="folder for tokens, 18 kB per view")
     parser.add_argument("--table", type=Path, help="of scripts.extract_features: its column clip_b16_prob is filled")
@@ -88,28 +107,29 @@ def train(arguments: argparse.Namespace) -> None:
     tower = Weights.at(load_settings().models.weights_dir).card("clip_b16").sha256
     found = read_datasets(arguments.dataset)
     looked_at = some_of_each(found, PER_SOURCE)
-    training = [each for each in looked_at if each.split in TAUGHT]
+    teaching = [each for each in looked_at if each.split != arguments.hold_out]
     drawn = [f"random{number}" for number in range(1, DELIVERED + 1)]
     folder = arguments.cache / tower[:12]
-    taught = look_at(training, drawn, folder, arguments)
-    main = examples = examples_of(taught)
-    if arguments.pairs:
-        pairs = [each for each in read_datasets(arguments.pairs) if each.split == "train"]
-        examples = together(main, examples_of(look_at(pairs, drawn, folder, arguments)), PAIRS_SHARE)
+    taught = look_at(teaching, drawn, folder, arguments)
+    examples = examples_of(taught)
+    pairs = pairs_of(look_at(some(teaching, PAIRS), PAIR, folder, arguments))
+    chooses = np.array([picture.split != VALIDATION for picture, by_delivery in taught for _ in by_delivery])
 
     choices: list[Choice] = []
     for blocks in SEARCHED:
-        points = Points(examples, blocks)
+        points = Points(examples, blocks, pairs)
         recipes = (Recipe(blocks, *each) for each in product(STRENGTHS, INVARIANCES))
-        choices += (tried(points, main, each, arguments.seed) for each in recipes)
+        choices += (tried(points, chooses, each, arguments.seed) for each in recipes)
     best = min(choices, key=lambda each: each.loss)
     everything = np.ones(len(examples), np.bool_)
-    head = Points(examples, best.recipe.blocks).fit(everything, best.recipe).divided(best.temperature)
-    validation = look_at([each for each in looked_at if each.split == "val"], DELIVERIES, folder, arguments)
+    head = Points(examples, best.recipe.blocks, pairs).fit(everything, best.recipe).divided(best.temperature)
+    score = Scorer(head, best)
+    validation = look_at([each for each in looked_at if each.split == VALIDATION], DELIVERIES, folder, arguments)
     metrics = {
+        "sources": len({each.source for each in teaching}),
         "chosen": _row(best),
         "tried": [_row(each) for each in choices],
-        "validation": measured(head, validation),
+        "validation": measured(score, validation),
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
@@ -119,8 +139,8 @@ def train(arguments: argparse.Namespace) -> None:
     save_arrays(path, {"weight": head.weight, "bias": np.array([head.bias], np.float32)}, metadata)
     record_file(arguments.out, "head", FILE, licence="MIT", commercial=True, train=COMMAND)
     if arguments.table:
-        filled = probabilities(arguments.table, found, best, head, folder, arguments)
-        others = further_rows(arguments.table, taught, best, arguments.dataset[0].parent)
+        filled = probabilities(arguments.table, found, score, folder, arguments)
+        others = further_rows(arguments.table, taught, score, arguments.dataset[0].parent)
         fill(arguments.table, "clip_b16_prob", filled, others, f"clip_b16_head@sha256:{sha256_file(path)[:12]}")
 
 
@@ -153,32 +173,45 @@ def examples_of(sights: Sights) -> Examples:
         np.array([picture.label for _, picture in rows], np.int64),
         np.array([picture.source for _, picture in rows]),
         np.array([picture.group for _, picture in rows]),
-        np.array([str(picture.path) for _, picture in rows]),
     )
+
+
+def some(pictures: Sequence[Picture], most: int) -> Sequence[Picture]:
+    """At most ``most`` of them, evenly over their order."""
+    return [pictures[int(each)] for each in np.linspace(0, len(pictures) - 1, min(most, len(pictures)))]
+
+
+def pairs_of(sights: Sights) -> Tokens:
+    """(m, 2, blocks, width)."""
+    return np.stack([np.stack([by_delivery[name] for name in PAIR]) for _, by_delivery in sights])
 
 
 # --- choosing and measuring
 
 
-def tried(points: Points, main: Examples, recipe: Recipe, seed: int) -> Choice:
-    """Pairs help to learn, but how well a recipe judges is measured on the main examples alone."""
+def tried(points: Points, chooses: NDArray[np.bool_], recipe: Recipe, seed: int) -> Choice:
+    """How well a recipe does out of fold on the examples that may choose it."""
     held_out = cross_fit(points, recipe, seed)
-    log_odds = held_out.log_odds(main.tokens, main.groups)
-    temperature = temperature_of(log_odds, main)
-    return Choice(recipe, held_out, temperature, loss_of(log_odds / temperature, main))
+    examples = points.examples.rows(chooses)
+    log_odds = held_out.log_odds(examples.tokens, examples.groups)
+    temperature = temperature_of(log_odds, examples)
+    return Choice(recipe, held_out, temperature, loss_of(log_odds / temperature, examples))
 
 
-def measured(head: Head, sights: Sights) -> Mapping[str, Mapping[str, list[float]]]:
+def measured(score: Scorer, sights: Sights) -> Mapping[str, Mapping[str, list[float]]]:
     """Metrics by delivery, over all pictures and over those of each content; empty without pictures of both labels."""
     pictures = [picture for picture, _ in sights]
     if len({each.label for each in pictures}) < 2:
         return {}
-    logits = {name: head.log_odds(np.stack([tokens[name] for _, tokens in sights])) for name in DELIVERIES}
+    logits = {
+        name: np.concatenate([score(tokens[name][np.newaxis], picture.group) for picture, tokens in sights])
+        for name in DELIVERIES
+    }
     return measure(logits, pictures, temperature=1.0)
 
 
 def probabilities(
-    table: Path, pictures: Sequence[Picture], best: Choice, head: Head, folder: Path, arguments: argparse.Namespace
+    table: Path, pictures: Sequence[Picture], score: Scorer, folder: Path, arguments: argparse.Namespace
 ) -> Mapping[Key, float]:
     """What the detector says of each row of a feature table; by a head that did not see it where there is one."""
     known = {each.path.resolve(): each for each in pictures}
@@ -190,18 +223,12 @@ def probabilities(
     for deliveries, rows in wanted.items():
         for picture, tokens in look_at(list(rows), deliveries, folder, arguments):
             for delivery, seen in tokens.items():
-                views, groups = seen[np.newaxis], np.array([picture.group])
-                log_odds = (
-                    best.held_out.log_odds(views, groups) / best.temperature
-                    if picture.group in best.held_out.fold_of
-                    else head.log_odds(views)
-                )
-                found[rows[picture], delivery] = float(sigmoid(log_odds[0]))
+                found[rows[picture], delivery] = float(sigmoid(score(seen[np.newaxis], picture.group)[0]))
     return found
 
 
 def further_rows(
-    table: Path, taught: Sights, best: Choice, folder: Path
+    table: Path, taught: Sights, score: Scorer, folder: Path
 ) -> Mapping[Key, tuple[float, Mapping[str, str]]]:
     """Scores of held-out heads for what they were taught with and the table lacks: more sources to calibrate fusion on.
 
@@ -211,12 +238,11 @@ def further_rows(
     found: dict[Key, tuple[float, Mapping[str, str]]] = {}
     for picture, tokens in taught:
         filepath = picture.path.relative_to(folder).as_posix()
-        if filepath in known:
+        if filepath in known or picture.split == VALIDATION:
             continue
         about = {"label": LABELS[picture.label], "source": picture.source, "split": "fusion"}
         for delivery, seen in tokens.items():
-            log_odds = best.held_out.log_odds(seen[np.newaxis], np.array([picture.group])) / best.temperature
-            found[filepath, delivery] = float(sigmoid(log_odds[0])), about
+            found[filepath, delivery] = float(sigmoid(score(seen[np.newaxis], picture.group)[0])), about
     return found
 
 

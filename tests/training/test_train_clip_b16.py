@@ -87,15 +87,16 @@ def test_a_data_set_and_a_seed_make_one_head(tmp_path: Path) -> None:
     assert read_tables(first.parent / "card.toml")["head"]["sha256"] == sha256_file(first)
 
 
-def test_pairs_change_the_head_and_their_validation_rows_do_not(tmp_path: Path) -> None:
-    data = dataset(tmp_path)
-    pairs = [dataset(tmp_path, name="pairs.csv"), dataset(tmp_path, ("train",), "fewer.csv")]
-    alone, paired, fewer = (
-        load_arrays(trained(data, tmp_path / str(number), *more))[0]
-        for number, more in enumerate([(), *(("--pairs", str(path)) for path in pairs)])
+def test_validation_sources_teach_the_head_and_choose_nothing(tmp_path: Path) -> None:
+    """Held out they leave another head, and what is searched finds the same heads as in a data set without them."""
+    data, without = dataset(tmp_path), dataset(tmp_path, ("train",), "fewer.csv")
+    everything, held, fewer = (
+        trained(*each)
+        for each in ((data, tmp_path / "a"), (data, tmp_path / "b", "--hold-out", "val"), (without, tmp_path / "c"))
     )
-    assert not same(paired, alone)
-    assert same(paired, fewer)
+    assert not same(load_arrays(everything)[0], load_arrays(held)[0])
+    sources = [json.loads((path.parent / "metrics.json").read_text())["sources"] for path in (everything, held, fewer)]
+    assert sources == [16, 12, 12]
 
 
 def test_a_data_set_of_one_label_is_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

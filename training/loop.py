@@ -43,7 +43,12 @@ Loss: TypeAlias = Callable[[nn.Module, Batch], Mapping[str, Tensor]]  # scalars 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One labelled image file; ``content`` says what it shows (photo, art, face, ...), empty where nobody says."""
+    """One labelled image file.
+
+    Args:
+        content: what it shows (photo, art, face, ...), empty where nobody says.
+        teacher: the probability of AI that a larger detector gives it, which did not see its group; NaN: none.
+    """
 
     path: Path
     label: int  # 1 = AI
@@ -51,6 +56,7 @@ class Picture:
     split: str
     content: str = ""
     group: str = ""  # of sources that share an author or motifs: what cross-validation keeps together
+    teacher: float = math.nan
     lossy: bool = False  # known once it is prepared: its pixels carry a JPEG history
 
     @property
@@ -60,7 +66,8 @@ class Picture:
 
 
 def read_datasets(paths: Iterable[Path], labels: Collection[str] = LABELS) -> list[Picture]:
-    """Every image of these labels in one or more CSVs with filepath, label and source; split and content if they have.
+    """Every image of these labels in one or more CSVs with filepath, label and source; split, content, group and
+    teacher if they have.
 
     A file path is looked up from its CSV's own folder. Without a split, a row is for training.
 
@@ -73,7 +80,8 @@ def read_datasets(paths: Iterable[Path], labels: Collection[str] = LABELS) -> li
             if row["label"] in labels:
                 label, content, group = NUMBERS[row["label"]], row.get("content") or "", row.get("group") or ""
                 place, source = path.parent / row["filepath"], row["source"]
-                found.append(Picture(place, label, source, row["split"], content, group or source))
+                teacher = float(row.get("teacher") or math.nan)
+                found.append(Picture(place, label, source, row["split"], content, group or source, teacher))
     check_labels(found, labels)
     check_splits((each.source, each.split) for each in found)
     return found

@@ -7,6 +7,8 @@ measure the recipe: each is scored by the head of the cross-validation that saw 
 keeps that split out of the head altogether, for what only the whole product can measure. The same data set and seed
 give the same head.
 
+OUT/teacher.csv is the data set with these scores in a column teacher, for the training of a smaller detector.
+
 --table fills clip_b16_prob into a feature table, so that fusion can be trained without a second run of the tower: every
 row by a head that saw nothing of its group.
 """
@@ -14,6 +16,7 @@ row by a head that saw nothing of its group.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -57,11 +60,8 @@ from utils.settings import load_settings
 FILE = "head.safetensors"
 COMMAND = "python -m training.train_clip_b16"
 VALIDATION = "val"  # the split that no choice looks at
-PER_SOURCE = 6  # images of one source and label: more of the same taught a linear head nothing (docs/LOG.md)
+PER_SOURCE = 4  # images of one source and label: more of the same taught a linear head nothing (docs/LOG.md)
 DELIVERED = 2  # random deliveries of each training image
-PAIRS = (
-    400  # images seen as training.clip_tokens.PAIR too: what one more JPEG generation moves, the head shall not read
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def train(arguments: argparse.Namespace) -> None:
     folder = arguments.cache / tower[:12]
     taught = look_at(teaching, drawn, folder, arguments)
     examples = examples_of(taught)
-    pairs = pairs_of(look_at(some(teaching, PAIRS), PAIR, folder, arguments))
+    pairs = pairs_of(look_at(some_of_each(teaching, 1), PAIR, folder, arguments))
     chooses = np.array([picture.split != VALIDATION for picture, by_delivery in taught for _ in by_delivery])
 
     choices: list[Choice] = []
@@ -132,6 +132,7 @@ def train(arguments: argparse.Namespace) -> None:
         "validation": measured(score, validation),
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
+    write_teacher(arguments.out / "teacher.csv", found, score, taught)
     (arguments.out / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
     print(json.dumps(metrics, indent=1))
     path: Path = arguments.out / FILE
@@ -176,13 +177,8 @@ def examples_of(sights: Sights) -> Examples:
     )
 
 
-def some(pictures: Sequence[Picture], most: int) -> Sequence[Picture]:
-    """At most ``most`` of them, evenly over their order."""
-    return [pictures[int(each)] for each in np.linspace(0, len(pictures) - 1, min(most, len(pictures)))]
-
-
 def pairs_of(sights: Sights) -> Tokens:
-    """(m, 2, blocks, width)."""
+    """What one JPEG generation moves, of one image of each source: (m, 2, blocks, width)."""
     return np.stack([np.stack([by_delivery[name] for name in PAIR]) for _, by_delivery in sights])
 
 
@@ -208,6 +204,20 @@ def measured(score: Scorer, sights: Sights) -> Mapping[str, Mapping[str, list[fl
         for name in DELIVERIES
     }
     return measure(logits, pictures, temperature=1.0)
+
+
+def write_teacher(path: Path, pictures: Sequence[Picture], score: Scorer, taught: Sights) -> None:
+    """The data set, with the mean score of a head that did not see the group; empty where nothing was looked at."""
+    scores = {
+        picture.path: float(sigmoid(score(np.stack(list(tokens.values())), picture.group)).mean())
+        for picture, tokens in taught
+    }
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("filepath", "label", "source", "split", "content", "group", "teacher"))
+        for each in pictures:
+            about = (LABELS[each.label], each.source, each.split, each.content, each.group)
+            writer.writerow((each.path.resolve(), *about, scores.get(each.path, "")))
 
 
 def probabilities(

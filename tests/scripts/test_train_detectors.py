@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -136,6 +137,7 @@ def test_random_views_have_one_size_and_range_whatever_the_picture(tmp_path: Pat
             assert view.shape == (3, train_effnet.CROP, train_effnet.CROP)
             assert torch.isfinite(view).all()
             assert label == 1
+            assert train_effnet.target(replace(picture, teacher=0.4)) == pytest.approx(0.7)
             crops, labels = train_ghostnet.random_crops(picture, np.random.default_rng(seed))
             assert crops.shape == (train_ghostnet.CROPS, 3, train_ghostnet.CROP, train_ghostnet.CROP)
             assert 0 <= float(crops.min()) <= float(crops.max()) <= 255

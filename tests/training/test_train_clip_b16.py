@@ -16,6 +16,7 @@ from PIL import Image
 import training.train_clip_b16 as trainer
 from inference.clip_b16 import BLOCKS, WIDTH
 from training.clip_tokens import Look
+from training.loop import read_datasets
 from utils.contracts import RgbArray
 from utils.exits import Exit
 from utils.persistence import load_arrays, read_tables, sha256_file
@@ -97,6 +98,12 @@ def test_validation_sources_teach_the_head_and_choose_nothing(tmp_path: Path) ->
     assert not same(load_arrays(everything)[0], load_arrays(held)[0])
     sources = [json.loads((path.parent / "metrics.json").read_text())["sources"] for path in (everything, held, fewer)]
     assert sources == [16, 12, 12]
+    taught = read_datasets([everything.parent / "teacher.csv"])
+    assert [each.path for each in taught] == [each.path.resolve() for each in read_datasets([data])]
+    means = [np.mean([each.teacher for each in taught if each.label == label]) for label in (0, 1)]
+    assert 0 < means[0] < means[1] < 1
+    untaught = [each for each in read_datasets([held.parent / "teacher.csv"]) if each.split == "val"]
+    assert all(np.isnan(each.teacher) for each in untaught)
 
 
 def test_a_data_set_of_one_label_is_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

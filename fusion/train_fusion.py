@@ -26,7 +26,7 @@ from fusion.decision import Thresholds
 from fusion.estimators import Estimator, FloatArray
 from fusion.meta_model import QUANTILES, FusionModel
 from training import fusion_card as report
-from training.datasets import BY_IMAGE, DATASET, check_enough, check_splits, read_rows
+from training.datasets import BY_IMAGE, DATASET, SPLITS, check_enough, check_splits, fusion_split, read_rows
 from training.feature_table import IntArray, Table, families, read_table, source_weights
 from training.meta_models import KINDS, fit, fit_calibration
 from training.metrics import evaluate, log_loss, plain
@@ -46,8 +46,8 @@ HELD_OUT = (
 )
 TABLE = Path("features.csv")
 EXTRACT_HINT = f"python -m scripts.extract_features --manifest {DATASET} --out {TABLE}"
-# What is measured of each image: as published only to see how the model does there, since it would learn containers.
-MEASURED = {"train": ("web", "hard", "random1"), "val": DELIVERIES}
+# How training images are measured: not as published, since the model would learn containers.
+TAUGHT = ("web", "hard", "random1")
 SAVED_MODELS = Path(__file__).parents[1] / "models" / "saved_models"  # where IMGV_FUSION finds a name
 
 Metrics: TypeAlias = dict[str, list[float]]  # value, low, high
@@ -115,14 +115,16 @@ def _measure(dataset: Path, profile: str, jobs: int) -> tuple[Path, str]:
     from training.extraction import extract  # loads every detector
 
     rows = read_rows(dataset)
-    if others := {row["split"] for row in rows} - set(MEASURED):
-        raise TableError(f"{dataset} has splits other than train and val: {', '.join(sorted(others))}")
+    splits = {row["split"] for row in rows}
+    if others := splits - set(SPLITS):
+        raise TableError(f"{dataset} has splits other than {', '.join(SPLITS)}: {', '.join(sorted(others))}")
     check_enough(rows)
     check_splits((row["source"], row["split"]) for row in rows)
     path = dataset.with_suffix(".features.csv")
     settings = load_settings(profile=profile)
+    deliveries = {fusion_split(splits): TAUGHT, "val": DELIVERIES}
     measured, failures = extract(
-        dataset, path, settings.models, settings.decode, deliveries=MEASURED, jobs=jobs, keep_others=False
+        dataset, path, settings.models, settings.decode, deliveries=deliveries, jobs=jobs, keep_others=False
     )
     for failure in failures[:5]:
         print(f"train_fusion: left out: {failure}", file=sys.stderr)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 
 from utils.errors import TableError, TooFewImages
 
+SPLITS = ("train", "fusion", "val")  # for networks and heads, for what combines them, for measuring
 DATASET = "dataset.csv"  # what the commands write, clean and train from when nobody names a table
 # How the source of an image begins whose origin nobody states: the image itself, with what nearly repeats it.
 BY_IMAGE = "image:"
@@ -38,7 +40,7 @@ def read_rows(path: Path, required: Collection[str] = ("filepath", "label", "sou
 
 
 def check_splits(sources_and_splits: Iterable[tuple[str, str]]) -> None:
-    """Refuse a source that is both trained on and validated on: every number measured then would flatter.
+    """Refuse a source in two splits: every number measured then would flatter.
 
     Raises:
         TableError: naming some of them.
@@ -46,10 +48,16 @@ def check_splits(sources_and_splits: Iterable[tuple[str, str]]) -> None:
     sources: dict[str, set[str]] = {}
     for source, split in sources_and_splits:
         sources.setdefault(split, set()).add(source)
-    if shared := sorted(sources.get("train", set()) & sources.get("val", set())):
-        raise TableError(
-            f"{len(shared)} sources are in train and in val, such as {', '.join(shared[:3])}; keep each in one"
-        )
+    for one, other in combinations(sorted(sources), 2):
+        if shared := sorted(sources[one] & sources[other]):
+            raise TableError(
+                f"{len(shared)} sources are in {one} and in {other}, such as {', '.join(shared[:3])}; keep each in one"
+            )
+
+
+def fusion_split(splits: Collection[str]) -> str:
+    """The split that trains the fusion: ``fusion`` where there is one, since ``train`` trained the networks then."""
+    return "fusion" if "fusion" in splits else "train"
 
 
 def check_enough(rows: Sequence[Mapping[str, str]]) -> None:
@@ -61,15 +69,16 @@ def check_enough(rows: Sequence[Mapping[str, str]]) -> None:
     more = (
         "add images to data/real and data/ai, at best of further origins, then run python -m scripts.make_dataset_csv"
     )
+    training = fusion_split({row["split"] for row in rows})
     images = Counter((row["split"], row["label"]) for row in rows)
     sources = Counter(
         (split, label) for split, label, _ in {(row["split"], row["label"], row["source"]) for row in rows}
     )
     for label in LABELS:
-        if images["train", label] < FEWEST_IMAGES or sources["train", label] < 2:
+        if images[training, label] < FEWEST_IMAGES or sources[training, label] < 2:
             raise TooFewImages(
-                f"{images['train', label]} images of {sources['train', label]} sources are labelled {label} in train,"
-                f" and it takes {FEWEST_IMAGES} of 2: {more}"
+                f"{images[training, label]} images of {sources[training, label]} sources are labelled {label} in"
+                f" {training}, and it takes {FEWEST_IMAGES} of 2: {more}"
             )
     if bool(images["val", "real"]) != bool(images["val", "ai"]):
         raise TooFewImages(f"the val split holds one label only: {more}")

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from training.build_dataset import CAP, LONGEST, SMALLEST
 from training.cleaning import HASH_SIDE, NEAR
-from training.datasets import LABELS
-from training.sources import SPLITS, Source, read_catalogue, vocabulary
+from training.datasets import LABELS, SPLITS
+from training.sources import Source, read_catalogue, vocabulary
 from training.splits import SHARES
 from utils.exits import Exit, command
 

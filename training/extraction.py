@@ -82,7 +82,8 @@ def extract(
     Args:
         out: .parquet, else CSV.
         split: rows of the manifest to measure, or "all".
-        deliveries: of ``utils.deliveries.DELIVERIES``, or random1, random2, ...; a mapping has those of each split.
+        deliveries: of ``utils.deliveries.DELIVERIES``, or random1, random2, ...; a mapping has those of each split
+            that is measured.
         skip: forensic modules to leave out.
         engine: "local", or "ray" for the cluster of RAY_ADDRESS.
         jobs: processes, or Ray actors, that measure.
@@ -185,7 +186,7 @@ def _wanted(manifest: Path, split: str, deliveries: Deliveries) -> dict[Key, dic
         if row["label"] in LABELS and split in ("all", row["split"]):
             row["generator"] = row.get("generator") or row.get("generator_or_camera", "")
             known = {key: row.get(key, "") for key in KEYS}
-            chosen = deliveries[row["split"]] if isinstance(deliveries, Mapping) else deliveries
+            chosen = deliveries.get(row["split"], ()) if isinstance(deliveries, Mapping) else deliveries
             wanted |= {(row["filepath"], each): {**known, "delivery": each} for each in chosen}
     return wanted
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusion.estimators import FloatArray, clean
-from training.datasets import LABELS
+from training.datasets import LABELS, SPLITS, fusion_split
 from utils.errors import TableError
 
 IntArray: TypeAlias = NDArray[np.int64]
@@ -77,8 +77,8 @@ def read_table(path: Path, inputs: Sequence[str] = ("*",), exclude: Sequence[str
     if not {"real", "ai"} <= set(labels):
         raise TableError(f"{path} needs rows of both labels, real and ai")
     splits = np.array(columns["split"], np.str_)
-    if unknown := set(splits) - {"train", "fusion", "val"}:
-        raise TableError(f"{path} has splits other than train, fusion and val: {', '.join(sorted(map(str, unknown)))}")
+    if unknown := set(map(str, splits)) - set(SPLITS):
+        raise TableError(f"{path} has splits other than {', '.join(SPLITS)}: {', '.join(sorted(unknown))}")
     table = Table(
         inputs=names,
         matrix=np.column_stack([numbers(name, columns[name]) for name in names]),
@@ -94,7 +94,7 @@ def read_table(path: Path, inputs: Sequence[str] = ("*",), exclude: Sequence[str
 def usable(columns: Columns) -> NDArray[np.bool_]:
     """Which rows of a table ``read_table`` takes."""
     labels, splits = np.array(columns["label"], np.str_), np.array(columns["split"], np.str_)
-    return np.isin(labels, LABELS) & ~(("fusion" in splits) & (splits == "train"))
+    return np.isin(labels, LABELS) & np.isin(splits, (fusion_split(splits), "val"))
 
 
 def read_columns(path: Path) -> Columns:

@@ -15,10 +15,10 @@ from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 
+from training.datasets import SPLITS
 from utils.errors import TableError
 
 CATALOGUE = Path(__file__).parent / "catalogue"
-SPLITS = ("train", "fusion", "val")
 PLACES = ("github", "debian", "pypi", "npm", "folder")
 HASH_DIGITS = 16  # of a sha256, in the hash files: 64 bits tell a few ten thousand images apart
 

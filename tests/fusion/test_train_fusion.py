@@ -269,6 +269,21 @@ def test_named_sources_are_not_called_flattering(checkout: Path, capsys: pytest.
     assert "flatter" not in capsys.readouterr().out
 
 
+def test_where_a_split_trains_the_fusion_what_trained_the_networks_is_not_measured(
+    checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_dataset(checkout, 80, "{}")
+    path = checkout / "dataset.csv"
+    rows = [row.split(",") for row in path.read_text().splitlines()]
+    place = rows[0].index("split")
+    trains = [row for row in rows[1:] if row[place] == "train"]
+    for row in trains[::2]:
+        row[place] = "fusion"
+    path.write_text("\n".join(",".join(row) for row in rows) + "\n")
+    assert main(["--jobs", "1"]) == 0
+    assert len(PlantedMeasurer.measured) == 3 * (len(trains[::2]) + len(rows) - 1 - len(trains))
+
+
 def test_a_table_that_is_there_is_taken_before_the_images(
     checkout: Path, table_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

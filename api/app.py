@@ -23,7 +23,10 @@ from api.limits import Gate, RateLimiter
 from api.metrics import Metrics
 from api.problems import respond
 from api.server import Server
+from inference.detector import promoted
+from inference.live import following
 from utils.errors import BadRequest, NotFound, VerifyError
+from utils.releases import Release
 from utils.settings import Settings
 
 MakeBackend: TypeAlias = Callable[[Settings, Metrics], Backend]
@@ -58,6 +61,7 @@ def create_app(settings: Settings, make_backend: MakeBackend = default_backend) 
     """
     metrics, limiter = Metrics(), RateLimiter(settings.api.rate_per_minute)
     backend = make_backend(settings, metrics)
+    models = catalogue(settings.models, backend.where, promoted(settings.models))
     server = Server(
         settings.api,
         settings.decode.max_bytes,
@@ -65,13 +69,17 @@ def create_app(settings: Settings, make_backend: MakeBackend = default_backend) 
         backend,
         limiter,
         metrics,
-        catalogue(settings.models, backend.where),
+        models,
         asyncio.Event(),
     )
 
+    def adopt(release: Release) -> None:
+        backend.adopt(release, settings.models)
+        server.models = catalogue(settings.models, backend.where, release)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with backend:
+        async with backend, following(settings.models, backend.release, adopt):
             yield
 
     origins = settings.api.origins

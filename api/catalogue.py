@@ -12,23 +12,28 @@ from models.loaders import Weights, find
 from utils.contracts import PUBLIC_FEATURES
 from utils.errors import WeightsMissing
 from utils.persistence import Card
+from utils.releases import Release
 from utils.settings import ModelSettings
 
 
-def catalogue(settings: ModelSettings, where: str) -> Models:
+def catalogue(settings: ModelSettings, where: str, release: Release | None = None) -> Models:
     """As this machine sees it; workers on other machines may have other weights, and each verdict names its own.
+
+    Args:
+        release: that judges; None: what is installed does.
 
     Raises:
         SetupError: the fusion artifact or a card file is damaged.
     """
-    weights = Weights.at(settings.weights_dir)
+    weights = Weights.at(settings.weights_dir, release.models if release else None)
     enabled = select_detectors(settings.profile, settings.detectors)
-    fusion = FusionModel.load(fusion_folder(settings))
+    fusion = FusionModel.load(fusion_folder(settings, release))
     thresholds = fusion.thresholds.to_json()
     if settings.threshold is not None:
         thresholds["label"] = settings.threshold
     return Models(
         profile=settings.profile,
+        release=release.name if release else "",
         runs="workers" if where == "workers" else "in process",
         fusion=FusionInfo(
             name=fusion.name, inputs=list(fusion.inputs), thresholds=thresholds, metrics=dict(fusion.metrics)

@@ -12,6 +12,8 @@ from typing import Literal, Protocol, Self, TypeAlias
 
 from utils.contracts import Json
 from utils.errors import VerifyError
+from utils.releases import Release
+from utils.settings import ModelSettings
 
 Stage: TypeAlias = Literal["queued", "fetching", "decoding", "judging", "reporting", "done", "failed"]
 
@@ -94,6 +96,17 @@ class Backend(Protocol):
     """Who turns images into verdicts: this process (api/local.py), or workers behind Redis (api/queued.py)."""
 
     where: str  # "in process" or "workers"
+
+    @property
+    def release(self) -> str:
+        """That judges here; empty: none, or it is not known here."""
+
+    def adopt(self, release: Release, models: ModelSettings) -> None:
+        """Judge with another release, from the next batch on. Takes as long as loading it.
+
+        Raises:
+            SetupError: it cannot be used; the old one goes on.
+        """
 
     async def submit(self, image: Image, *, artifacts: bool = False, stability: bool = False) -> Job:
         """

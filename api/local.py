@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, Self
 from api.jobs import Image, Job
 from api.metrics import Metrics
 from api.problems import BUG
-from inference.pipeline import Pipeline, Place, Request, Verifies
+from inference.live import LiveVerifier
+from inference.pipeline import Pipeline, Place, Request
 from utils.contracts import Sample, Verdict
 from utils.errors import Internal, NotFound, QueueFull, VerifyError
-from utils.settings import DecodeSettings, FetchSettings, PipelineSettings
+from utils.releases import Release
+from utils.settings import DecodeSettings, FetchSettings, ModelSettings, PipelineSettings
 from utils.verdict_json import verdict_dict
 
 if TYPE_CHECKING:  # the conductor imports every measurement; a server that only queues does without
-    from inference.detector import Judgement
+    from inference.detector import Judgement, Verifier
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +46,7 @@ class LocalBackend:
         pipeline: PipelineSettings,
         decode: DecodeSettings,
         fetch: FetchSettings,
-        verifier: Verifies,
+        verifier: Verifier,
         metrics: Metrics,
         keep_seconds: float,
     ) -> None:
@@ -53,13 +55,14 @@ class LocalBackend:
             keep_seconds: how long an answer and its artifacts can be fetched.
         """
         self._settings = pipeline
+        self._verifier = LiveVerifier(verifier)
         self._metrics = metrics
         self._keep_seconds = keep_seconds
         self._pipeline = Pipeline(
             pipeline,
             decode.for_strangers(),
             fetch,
-            {"": verifier},
+            {"": self._verifier},
             timed=lambda stage: metrics.stage.labels(stage).time(),
             batched=metrics.batch.observe,
         )
@@ -83,6 +86,15 @@ class LocalBackend:
         await asyncio.gather(*self._running, return_exceptions=True)
         self._pipeline.__exit__()
         await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+
+    @property
+    def release(self) -> str:
+        return self._verifier.now.release
+
+    def adopt(self, release: Release, models: ModelSettings) -> None:
+        from inference.detector import build_verifier
+
+        self._verifier.replace(build_verifier(models, release))
 
     async def submit(self, image: Image, *, artifacts: bool = False, stability: bool = False) -> Job:
         self._check_room(image)

@@ -21,7 +21,8 @@ from api.jobs import Image, Job
 from api.metrics import Metrics
 from api.problems import coded
 from utils.errors import Internal, NotFound, QueueUnreachable
-from utils.settings import QueueSettings
+from utils.releases import Release
+from utils.settings import ModelSettings, QueueSettings
 from worker.connect import connect
 from worker.rights import check_rights, producer_needs
 from worker.stream import Keys
@@ -38,6 +39,7 @@ class QueueBackend:
     """A Backend that leaves the work to workers. Use as an asynchronous context manager."""
 
     where = "workers"
+    release = ""  # each worker looks by itself
 
     def __init__(self, settings: QueueSettings, url: str, metrics: Metrics) -> None:
         """
@@ -60,6 +62,8 @@ class QueueBackend:
             self._poller.cancel()
             await asyncio.gather(self._poller, return_exceptions=True)
         await self._client.aclose()
+
+    def adopt(self, release: Release, models: ModelSettings) -> None: ...
 
     async def check(self) -> None:
         """

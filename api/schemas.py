@@ -143,6 +143,7 @@ class Models(BaseModel):
     """What judges here, and the words that go with its answers."""
 
     profile: str
+    release: str = Field(description="promoted release that judges; empty: the installed models do")
     runs: Literal["in process", "workers"]
     fusion: FusionInfo
     detectors: list[DetectorInfo]

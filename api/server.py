@@ -14,7 +14,7 @@ from api.schemas import Models
 from utils.settings import ApiSettings
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Server:
     """One for the whole application."""
 
@@ -24,7 +24,7 @@ class Server:
     backend: Backend
     limiter: RateLimiter
     metrics: Metrics
-    models: Models
+    models: Models  # another one when another release judges
     stopping: asyncio.Event  # set on the first signal, so that streams end by themselves
 
 

@@ -32,7 +32,9 @@ from utils.contracts import (
     Verdict,
 )
 from utils.deliveries import ANY, nearest
+from utils.errors import ReleaseUnusable
 from utils.profiles import PROFILES
+from utils.releases import Release, Store
 from utils.settings import ModelSettings
 
 log = logging.getLogger(__name__)
@@ -68,13 +70,19 @@ class Verifier:
         meanings: Mapping[str, str],
         threshold: float | None = None,
         stability: bool = False,
+        release: str = "",
     ) -> None:
+        """
+        Args:
+            release: the name under which fusion model and detectors were promoted together; empty: they were not.
+        """
         fusion.check_inputs(meanings)
         self.ensemble = ensemble
         self.fusion = fusion
         self.meanings = meanings
         self.threshold = threshold
         self.stability = stability
+        self.release = release
         self.warnings = self._unused()
 
     def __enter__(self) -> Self:
@@ -160,7 +168,8 @@ class Verifier:
             provenance={"claims": [asdict(claim) for claim in found.claims], **found.facts},
             artifacts={},
             regions=pictures,
-            models={"fusion": self.fusion.name}
+            models=({"release": self.release} if self.release else {})
+            | {"fusion": self.fusion.name}
             | {detector.name: detector.version for detector in self.ensemble.detectors},
             timings_ms={name: round(seconds * 1000, 2) for name, seconds in found.timings.items()},
             warnings=(*sample.warnings, *(note.text for note in limited), *found.warnings, *self.warnings),
@@ -225,17 +234,44 @@ class Verifier:
         return table.look_up(probability, ANY, nearest(max(sample.width, sample.height), quality, known))
 
 
-def build_verifier(settings: ModelSettings) -> Verifier:
+def build_verifier(settings: ModelSettings, release: Release | None = None) -> Verifier:
     """The product, ready to judge.
 
+    Args:
+        release: to judge with; None: the one that the settings' store points at, and where there is no store, what is
+            installed.
+
     Raises:
-        SetupError: as ``build_ensemble``, or a fusion artifact that is corrupt or does not fit.
+        SetupError: as ``build_ensemble``, a corrupt fusion artifact, or a release that does not fit.
     """
-    fusion = FusionModel.load(fusion_folder(settings))
-    return Verifier(build_ensemble(settings), fusion, feature_meanings(), settings.threshold, settings.stability)
+    release = release or promoted(settings)
+    fusion = FusionModel.load(fusion_folder(settings, release))
+    ensemble = build_ensemble(settings, release)
+    name = release.name if release else ""
+    return Verifier(ensemble, fusion, feature_meanings(), settings.threshold, settings.stability, name)
 
 
-def fusion_folder(settings: ModelSettings) -> Path:
-    """Of the artifact that the settings name, else the profile's."""
+def promoted(settings: ModelSettings) -> Release | None:
+    """The release that the settings' store points at; None where they name no store.
+
+    Raises:
+        ReleaseUnusable: it is missing or damaged.
+    """
+    return Store(settings.release).current() if settings.release else None
+
+
+def fusion_folder(settings: ModelSettings, release: Release | None = None) -> Path:
+    """Of the release, else of the artifact that the settings name, else the profile's.
+
+    Raises:
+        ReleaseUnusable: the release is for another profile.
+    """
+    if release:
+        if release.profile != settings.profile:
+            raise ReleaseUnusable(
+                f"release {release.name} is for profile {release.profile}, and this is {settings.profile}: "
+                f"set IMGV_PROFILE={release.profile}, or promote another release"
+            )
+        return release.fusion
     name = settings.fusion or PROFILES[settings.profile].fusion
     return SHIPPED / name if (SHIPPED / name).is_dir() else Path(name)

@@ -22,7 +22,8 @@ from inference.registry import DETECTORS, Spec, select_detectors
 from models.loaders import Weights, find
 from utils.contracts import Claim, Heatmap, Json, Measurement, Note, Sample
 from utils.device import pick_device
-from utils.errors import VerifyError, WeightsMissing
+from utils.errors import ReleaseUnusable, VerifyError, WeightsMissing
+from utils.releases import Release
 from utils.settings import ModelSettings
 from utils.threads import cores
 
@@ -219,18 +220,23 @@ def _median(measured: list[Measurement]) -> Measurement:
     return replace(first, features=features, skipped=next((each.skipped for each in measured if each.skipped), None))
 
 
-def build_ensemble(settings: ModelSettings) -> Ensemble:
+def build_ensemble(settings: ModelSettings, release: Release | None = None) -> Ensemble:
     """Load the detectors that the settings ask for and all forensics.
 
     A detector without weights is listed as unavailable, with the command that installs it; nothing is downloaded. So
     is one that the settings leave out.
+
+    Args:
+        release: whose networks and heads come before the installed ones.
 
     Raises:
         SetupError: an unknown detector or device, or weights that are corrupt or do not fit.
     """
     detectors: list[Detector] = []
     unavailable: dict[str, str] = {}
-    weights = Weights.at(settings.weights_dir)
+    weights = Weights.at(settings.weights_dir, release.models if release else None)
+    if release:
+        _check_weights(release, weights)
     for name in select_detectors(settings.profile, settings.detectors):
         spec = DETECTORS[name]
         try:
@@ -244,6 +250,16 @@ def build_ensemble(settings: ModelSettings) -> Ensemble:
     for spec in DETECTORS.values():
         unavailable |= {name: left_out for name in spec.features if name not in asked_for}
     return Ensemble(detectors, load_forensics(settings.c2pa_trust_anchors), unavailable, settings.threads)
+
+
+def _check_weights(release: Release, weights: Weights) -> None:
+    """
+    Raises:
+        ReleaseUnusable: a network or head is not the one that the release's fusion model was trained on.
+    """
+    for name, sha256 in release.weights.items():
+        if weights.card(name).sha256 != sha256:
+            raise ReleaseUnusable(f"release {release.name} was made with other weights of {name}; publish it with them")
 
 
 def _load_detector(name: str, spec: Spec, weights: Weights, settings: ModelSettings) -> Detector:

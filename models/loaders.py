@@ -47,8 +47,17 @@ class Weights:
     folders: tuple[Path, ...]
 
     @classmethod
-    def at(cls, weights_dir: Path) -> Weights:
-        return cls(cards(weights_dir), (weights_dir, SHIPPED))
+    def at(cls, weights_dir: Path, release: Path | None = None) -> Weights:
+        """
+        Args:
+            release: the models of a release, which take the place of all others of their names.
+        """
+        found, folders = cards(weights_dir), (weights_dir, SHIPPED)
+        if release is None:
+            return cls(found, folders)
+        for path in sorted(release.glob(f"*/{CARD}")):
+            found |= read_cards(path.parent)
+        return cls(found, (release, *folders))
 
     def card(self, name: str) -> Card:
         if name not in self.cards:

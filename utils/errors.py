@@ -231,6 +231,12 @@ class FusionCorrupt(SetupError):
     code = "fusion_corrupt"
 
 
+class ReleaseUnusable(SetupError):
+    """A release or the pointer of its store is missing, damaged, or not for this installation."""
+
+    code = "release_unusable"
+
+
 class ScoreNotFinite(SetupError):
     """A network gave NaN or infinity: damaged weights, or a precision too low for it."""
 
@@ -247,6 +253,12 @@ class DatasetMissing(TrainingError):
     """No labelled images where a command looks for them."""
 
     code = "dataset_missing"
+
+
+class DataRefused(TrainingError):
+    """A data set that must not be trained on; the message names what is wrong and the lines."""
+
+    code = "data_refused"
 
 
 class TooFewImages(TrainingError):

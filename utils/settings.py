@@ -39,6 +39,12 @@ PREFIX = "IMGV_"
 # The program's own, not that of the folder it is called in: whoever packed that folder would choose our settings.
 ENV_FILE = Path(__file__).resolve().parents[1] / ".env"
 REDIS_URL = "REDIS_URL"  # without our prefix: what platforms set
+# Likewise what other tools and older set-ups of ours call theirs.
+UNPREFIXED = (
+    REDIS_URL,
+    *("MIN_IMAGES_PER_CLASS", "MIN_SOURCES_PER_CLASS", "TRAINING_FREQUENCY", "TRAINING_TIME", "TRAINING_ZONE"),
+    *("MLFLOW_TRACKING_URI", "UNSPLASH_ACCESS_KEY", "PEXELS_API_KEY"),
+)
 LARGEST = 2**40  # of any number: C's integers overflow beyond, far from the setting that is to blame
 LONGEST_SECONDS = 10**9  # likewise: a thread waits for 292 years at most
 LONGEST_PATH, LONGEST_NAME = 4000, 255
@@ -135,6 +141,12 @@ class ModelSettings(Section):
     detectors: Words = Field((), description="further detectors to switch on, comma separated")
     fusion: Annotated[str, AfterValidator(_name_of_a_file)] = Field(
         "", description="fusion artifact: a folder, or its name in models/saved_models; empty: the profile's"
+    )
+    release: str = Field(
+        "", description="store of promoted releases, a folder: its pointer names the models to judge with; empty: none"
+    )
+    release_refresh_seconds: float = Field(
+        30.0, gt=0, description="how often worker and API look whether another release was promoted"
     )
     threshold: float | None = Field(
         None, ge=0, le=1, description="label is AI from this probability; empty: the artifact's"
@@ -266,6 +278,67 @@ class ApiSettings(Section):
     proxies: Words = Field((), description="reverse proxies whose X-Forwarded-* is believed, comma separated")
 
 
+def _either(name: str, unprefixed: str = "") -> AliasChoices:
+    """Its variable with our prefix comes before the one without."""
+    return AliasChoices(name, unprefixed or name.upper())
+
+
+class LifecycleSettings(Section):
+    """Of the commands in lifecycle/; no verdict reads them."""
+
+    folder: Home = Field(
+        Path("~/.cache/img_ml_verify/lifecycle"),
+        alias="lifecycle_dir",
+        description="runs, the registry and its releases, images kept for review, and the scheduler's state",
+    )
+    tracking_uri: str = Field(
+        "",
+        validation_alias=_either("tracking_uri", "MLFLOW_TRACKING_URI"),
+        description="MLflow, also read from MLFLOW_TRACKING_URI; empty: SQLite in the folder above",
+    )
+    min_images: int = Field(
+        50,
+        gt=0,
+        validation_alias=_either("min_images_per_class"),
+        description="fewest images of each label that are trained on; MIN_IMAGES_PER_CLASS is understood too",
+    )
+    min_sources: int = Field(
+        3,
+        gt=0,
+        validation_alias=_either("min_sources_per_class"),
+        description="fewest sources of each label that are trained on; MIN_SOURCES_PER_CLASS is understood too",
+    )
+    frequency: Literal["daily", "weekly"] = Field(
+        "weekly",
+        validation_alias=_either("training_frequency"),
+        description="daily or weekly retraining; TRAINING_FREQUENCY is understood too",
+    )
+    time: str = Field(
+        "03:00",
+        pattern=r"^([01]\d|2[0-3]):[0-5]\d$",
+        validation_alias=_either("training_time"),
+        description="HH:MM at which it starts; TRAINING_TIME is understood too",
+    )
+    zone: str = Field(
+        "UTC",
+        validation_alias=_either("training_zone"),
+        description="time zone of that time, such as Europe/Berlin; TRAINING_ZONE is understood too",
+    )
+    notify_url: str = Field(
+        "",
+        alias="notify_url",
+        description="gets a POST, signed as callbacks are, of failed runs and drift; empty: none",
+    )
+    unsplash_key: SecretStr = Field(
+        SecretStr(""),
+        validation_alias=_either("unsplash_access_key"),
+        description="access key for lifecycle.collect unsplash",
+    )
+    pexels_key: SecretStr = Field(
+        SecretStr(""), validation_alias=_either("pexels_api_key"), description="API key for lifecycle.collect pexels"
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """All sections. Who needs one thing takes its section, or the value itself."""
@@ -277,6 +350,7 @@ class Settings:
     pipeline: PipelineSettings
     queue: QueueSettings
     api: ApiSettings
+    lifecycle: LifecycleSettings
 
     @classmethod
     def of(cls, **given: object) -> Self:
@@ -302,7 +376,7 @@ def _names_of(field: FieldInfo) -> list[str]:
     """The variables that set it: the one to use, then older ones."""
     alias = field.validation_alias
     names = alias.choices if isinstance(alias, AliasChoices) else [alias]
-    return [PREFIX + name.upper() for name in map(str, names) if name != REDIS_URL]
+    return [PREFIX + name.upper() for name in map(str, names) if name not in UNPREFIXED]
 
 
 # -------------------------------------------------------------------------------------------------------------- reading
@@ -334,8 +408,8 @@ def _named(source: Mapping[str, str | None]) -> dict[str, Any]:
     for name, value in source.items():
         if value and name.upper().startswith(PREFIX):
             found[name[len(PREFIX) :].lower()] = value
-        elif value and name.upper() == REDIS_URL:
-            found[REDIS_URL] = value
+        elif value and name.upper() in UNPREFIXED:
+            found[name.upper()] = value
     return found
 
 

@@ -42,6 +42,7 @@ class RedisCache:
 def fingerprint(verifier: Verifier) -> str:
     """Changes with everything that a verdict depends on beside the image."""
     parts = {
+        "release": verifier.release,
         "fusion": verifier.fusion.name,
         "detectors": {detector.name: detector.version for detector in verifier.ensemble.detectors},
         "forensics": [forensic.name for forensic in verifier.ensemble.forensics],

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -41,18 +41,19 @@ class Judge:
         verifiers: Mapping[str, Verifies],
         metrics: Metrics,
         cache: VerdictCache | None = None,
-        fingerprints: Mapping[str, str] | None = None,
+        fingerprint_of: Callable[[str], str] = lambda _: "",
     ) -> None:
         """
         Args:
             verifiers: by profile.
-            fingerprints: by profile, what a cached verdict depends on beside the image; needed with a cache.
+            fingerprint_of: a profile, what a cached verdict depends on beside the image at this moment; needed with a
+                cache.
         """
         self._attempts = queue.attempts
         self._artifacts_dir = queue.artifacts_dir
         self._metrics = metrics
         self._cache = cache
-        self._fingerprints = fingerprints or {}
+        self._fingerprint_of = fingerprint_of
         self._running: dict[asyncio.Task[None], tuple[Job, Place]] = {}
         self._fetching: dict[Request, float] = {}  # since when
         self._pipeline = Pipeline(
@@ -131,6 +132,7 @@ class Judge:
             raise FileMissing(f"cannot read {job.source}") from None  # not where its links lead
         finally:
             self._fetching.pop(request, None)
+        judged_by = self._fingerprint_of(job.profile)
         if cached := await self._cached(job, raw):
             return cached
         sample, judgement = await self._pipeline.judge(request, raw, place, lambda stage: _check(job, stage))
@@ -148,7 +150,8 @@ class Judge:
             except OSError as error:
                 verdict = unwritten(verdict, error)
         text = dump(verdict_dict(verdict))
-        await self._remember(job, sample.sha256, text)
+        if judged_by == self._fingerprint_of(job.profile):  # else a release came between, and this may be either's
+            await self._remember(job, sample.sha256, text)
         return text
 
     # ---------------------------------------------------------------------------------------------------- verdict cache
@@ -174,7 +177,7 @@ class Judge:
             await self._cache.put(self._digest(job, sha256), verdict.encode())
 
     def _digest(self, job: Job, sha256: str) -> str:
-        asked = f"{job.profile} {job.stability:d} {self._fingerprints[job.profile]}"
+        asked = f"{job.profile} {job.stability:d} {self._fingerprint_of(job.profile)}"
         return hashlib.sha256(f"{sha256} {asked}".encode()).hexdigest()
 
 

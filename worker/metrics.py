@@ -49,6 +49,10 @@ class Metrics:
         self.detector = Histogram(
             "imgv_detector_seconds", "time per image, by part", ["part"], buckets=_SECONDS, registry=at
         )
+        self._release = Gauge("imgv_release", "1 for the release that judges", ["release"], registry=at)
+        self.release_failures = Counter(
+            "imgv_release_failures", "promoted releases that could not be taken over", registry=at
+        )
         self._waiting = Gauge("imgv_jobs_waiting", "added and not yet delivered", ["stream"], registry=at)
         self._pending = Gauge("imgv_jobs_pending", "delivered and not yet ended", ["stream"], registry=at)
         self._oldest = Gauge("imgv_oldest_waiting_seconds", "age of the oldest waiting job", ["stream"], registry=at)
@@ -58,6 +62,14 @@ class Metrics:
         self._memory = Gauge("imgv_resident_bytes", "memory of this process", registry=at)
         self._ok, self._error, self._known = (self.jobs.labels(name) for name in ("ok", "error", "duplicate"))
         self._queued = self.seconds.labels("queued")
+
+    def judges_with(self, release: str) -> None:
+        """
+        Args:
+            release: its name; empty: what is installed.
+        """
+        self._release.clear()
+        self._release.labels(release or "installed").set(1)
 
     def taken(self, entries: Sequence[Entry]) -> None:
         """One observation per read, of its oldest entry: at full speed a histogram per job would cost as much as it."""

@@ -18,6 +18,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from ingress.fetch import post_async
 from utils.errors import BadSettings, SetupError
+from utils.releases import Release
 from utils.settings import FetchSettings, PipelineSettings, QueueSettings, Settings
 from worker.cache import RedisCache, fingerprint
 from worker.callbacks import Callback, CallbackJobs, Sender, signing_key
@@ -46,23 +47,36 @@ async def judging(settings: Settings, metrics: Metrics, client: Client) -> Async
     Raises:
         SetupError: this installation is incomplete.
     """
-    from inference.detector import build_verifier
+    from inference.detector import build_verifier, promoted
+    from inference.live import LiveVerifier, following
     from utils.threads import limit_library_threads
     from worker.judge import Judge
 
-    queue = settings.queue
+    queue, models, release = settings.queue, settings.models, promoted(settings.models)
+    installed = models.model_copy(update={"release": ""})  # a release is for one profile
     verifiers = {
-        name: build_verifier(settings.models.model_copy(update={"profile": name}))
-        for name in profiles(settings.models.profile, queue)
+        name: LiveVerifier(
+            build_verifier(models, release)
+            if name == models.profile
+            else build_verifier(installed.model_copy(update={"profile": name}))
+        )
+        for name in profiles(models.profile, queue)
     }
     limit_library_threads()
-    cache, fingerprints = None, {}
-    if queue.cache_seconds:
-        cache = RedisCache(client, Keys(queue.prefix), queue.cache_seconds)
-        fingerprints = {name: fingerprint(verifier) for name, verifier in verifiers.items()}
-    async with Judge(
-        queue, settings.pipeline, settings.decode, settings.fetch, verifiers, metrics, cache, fingerprints
-    ) as judge:
+
+    def adopt(promoted: Release) -> None:
+        verifiers[models.profile].replace(build_verifier(models, promoted))
+        metrics.judges_with(promoted.name)
+
+    def fingerprint_of(name: str) -> str:
+        return fingerprint(verifiers[name].now)
+
+    current = release.name if release else ""
+    metrics.judges_with(current)
+    cache = RedisCache(client, Keys(queue.prefix), queue.cache_seconds) if queue.cache_seconds else None
+    parts = queue, settings.pipeline, settings.decode, settings.fetch
+    following_release = following(models, current, adopt, metrics.release_failures.inc)
+    async with following_release, Judge(*parts, verifiers, metrics, cache, fingerprint_of) as judge:
         yield judge
 
 

@@ -120,6 +120,16 @@ def test_the_server_may_have_the_name_that_platforms_give_it(monkeypatch):
     assert load_settings().queue.redis_url.get_secret_value() == "redis://ours"
 
 
+def test_names_of_before_are_understood_and_ours_come_first(monkeypatch):
+    monkeypatch.setenv("MIN_IMAGES_PER_CLASS", "7")
+    monkeypatch.setenv("TRAINING_TIME", "04:30")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
+    found = load_settings().lifecycle
+    assert (found.min_images, found.time, found.tracking_uri) == (7, "04:30", "sqlite:///other.db")
+    monkeypatch.setenv("IMGV_MIN_IMAGES_PER_CLASS", "9")
+    assert load_settings().lifecycle.min_images == 9
+
+
 def test_an_empty_variable_is_as_good_as_none(monkeypatch):
     monkeypatch.setenv("IMGV_MAX_BYTES", "")
     assert load_settings() == Settings.of()

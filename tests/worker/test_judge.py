@@ -66,9 +66,8 @@ def judging(verifier, cached=False):
     @asynccontextmanager
     async def make(settings, metrics, client):
         cache = RedisCache(client, Keys(settings.queue.prefix), 60) if cached else None
-        verifiers, fingerprints = {"embedded": verifier}, {"embedded": fingerprint(verifier)}
-        parts = settings.queue, settings.pipeline, settings.decode, settings.fetch
-        async with Judge(*parts, verifiers, metrics, cache, fingerprints) as judge:
+        verifiers, parts = {"embedded": verifier}, (settings.queue, settings.pipeline, settings.decode, settings.fetch)
+        async with Judge(*parts, verifiers, metrics, cache, lambda _: fingerprint(verifier)) as judge:
             yield judge
 
     return make

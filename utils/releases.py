@@ -1,0 +1,207 @@
+"""Releases: what is promoted as one thing, and the store that publishes them. Knows no model and no registry.
+
+A store is a folder. ``NAME/`` is a release: ``release.json`` says what it is and lists every other file with its hash,
+``fusion/`` is the fusion artifact, ``models/`` holds networks and heads as ``models/saved_models`` does. The pointer
+``current.json`` names the release to judge with and the hash of its ``release.json``, so that it pins every byte.
+A release is complete before the pointer names it, and is never changed afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from utils.errors import ReleaseUnusable
+from utils.persistence import VERIFIED, sha256_file, write_atomic
+
+POINTER, MANIFEST = "current.json", "release.json"
+FUSION, MODELS = "fusion", "models"  # folders of a release
+REFERENCE = "reference.npz"  # of a release: the numbers that drift is measured against
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_KEPT = 20  # names that the pointer remembers, for rollbacks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """One published release; ``folder`` is where it lies on this machine."""
+
+    name: str
+    folder: Path
+    profile: str
+    created: str  # ISO 8601, UTC
+    code: str  # commit of the code that trained it; empty: not known
+    data: str  # sha256 of the feature table that fusion was trained on
+    weights: Mapping[str, str]  # card -> sha256 of every network and head that measured that table
+    files: Mapping[str, str] = field(repr=False)  # path below the folder -> sha256
+
+    @property
+    def fusion(self) -> Path:
+        return self.folder / FUSION
+
+    @property
+    def models(self) -> Path:
+        return self.folder / MODELS
+
+
+@dataclass(frozen=True, slots=True)
+class Pointer:
+    """What a store's pointer file says."""
+
+    release: str
+    sha256: str  # of the release's manifest
+    since: str  # ISO 8601, UTC
+    previous: tuple[str, ...] = ()  # newest first
+
+
+class Store:
+    """The releases of one folder."""
+
+    def __init__(self, address: str | Path) -> None:
+        self.folder = Path(address).expanduser()
+
+    # ------------------------------------------------------------------------------------------------------- reading
+
+    def names(self) -> list[str]:
+        """Every complete release, oldest first."""
+        found = {path.parent.name: self._read(path.parent.name).created for path in self._manifests()}
+        return sorted(found, key=lambda name: (found[name], name))
+
+    def pointer(self) -> Pointer:
+        """
+        Raises:
+            ReleaseUnusable: nothing was promoted here yet, or the file is damaged.
+        """
+        path = self.folder / POINTER
+        try:
+            said = json.loads(path.read_text(encoding="utf-8"))
+            return Pointer(said["release"], said["sha256"], said["since"], tuple(said["previous"]))
+        except OSError as error:
+            raise ReleaseUnusable(
+                f"{path} cannot be read ({error.strerror}); promote a release: python -m lifecycle.registry promote"
+            ) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise ReleaseUnusable(f"{path} is damaged; promote a release again: {error!r}") from error
+
+    def current(self) -> Release:
+        """The release that the pointer names, every file of it verified.
+
+        Raises:
+            ReleaseUnusable: as ``pointer`` and ``open``.
+        """
+        pointer = self.pointer()
+        return self.open(pointer.release, pointer.sha256)
+
+    def open(self, name: str, sha256: str = "") -> Release:
+        """A release, every file of it verified.
+
+        Args:
+            sha256: of its manifest, as a pointer has it.
+
+        Raises:
+            ReleaseUnusable: a file is missing or not the one that was published; the message names it.
+        """
+        folder = self.folder / _checked(name)
+        if sha256 and (not (folder / MANIFEST).is_file() or sha256_file(folder / MANIFEST) != sha256):
+            raise ReleaseUnusable(f"{folder / MANIFEST} is not the one that was promoted; publish the release again")
+        release = self._read(name)
+        found = _files(folder)
+        if differing := sorted(found.items() ^ release.files.items()):
+            raise ReleaseUnusable(f"{folder / differing[0][0]} is not as it was published; publish the release again")
+        return release
+
+    def _manifests(self) -> list[Path]:
+        return sorted(path for path in self.folder.glob(f"*/{MANIFEST}") if not path.parent.name.startswith("."))
+
+    def _read(self, name: str) -> Release:
+        path = self.folder / name / MANIFEST
+        try:
+            return Release(name=name, folder=path.parent, **json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise ReleaseUnusable(f"{path} cannot be read: {error}; publish the release again") from error
+
+    # ------------------------------------------------------------------------------------------------------- writing
+
+    def publish(self, release: Release) -> Release:
+        """Copy a release into the store; one that is there already stays as it is. The pointer is not moved.
+
+        Raises:
+            ReleaseUnusable: another release has this name.
+        """
+        folder = self.folder / _checked(release.name)
+        if folder.exists():
+            published = self.open(release.name)
+            if published.files != release.files:
+                raise ReleaseUnusable(f"{folder} is another release of that name; a release is never changed")
+            return published
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.folder, prefix=".publishing-") as scratch:
+            copy = Path(scratch) / release.name
+            shutil.copytree(release.folder, copy)
+            copy.rename(folder)
+        return self.open(release.name)
+
+    def promote(self, name: str) -> Pointer:
+        """Move the pointer, in one step, to a release of the store that was verified just before.
+
+        Raises:
+            ReleaseUnusable: as ``open``.
+        """
+        self.open(name)
+        previous: tuple[str, ...] = ()
+        if (self.folder / POINTER).exists():
+            old = self.pointer()
+            if old.release == name:
+                return old
+            previous = (old.release, *(each for each in old.previous if each not in (old.release, name)))[:_KEPT]
+        pointer = Pointer(name, sha256_file(self.folder / name / MANIFEST), now(), previous)
+        write_atomic(self.folder / POINTER, (json.dumps(asdict(pointer), indent=1) + "\n").encode())
+        return pointer
+
+    def rollback(self) -> Pointer:
+        """Move the pointer back to the release before.
+
+        Raises:
+            ReleaseUnusable: there is none, or it is damaged.
+        """
+        old = self.pointer()
+        if not old.previous:
+            raise ReleaseUnusable(f"{self.folder} knows no release before {old.release}; promote one by its name")
+        name, *earlier = old.previous
+        self.open(name)
+        pointer = Pointer(name, sha256_file(self.folder / name / MANIFEST), now(), tuple(earlier))
+        write_atomic(self.folder / POINTER, (json.dumps(asdict(pointer), indent=1) + "\n").encode())
+        return pointer
+
+
+def seal(folder: Path, name: str, *, profile: str, code: str, data: str, weights: Mapping[str, str]) -> Release:
+    """Write the manifest of a release whose other files lie in ``folder``: from now on it must not change."""
+    said: dict[str, Any] = {"profile": profile, "created": now(), "code": code, "data": data}
+    said |= {"weights": dict(weights), "files": _files(folder)}
+    write_atomic(folder / MANIFEST, (json.dumps(said, indent=1) + "\n").encode())
+    return Release(name=_checked(name), folder=folder, **said)
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """Path below the folder -> sha256, of every file but the manifest and what remembers hashes."""
+    return {
+        path.relative_to(folder).as_posix(): sha256_file(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in (MANIFEST, VERIFIED)
+    }
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def _checked(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ReleaseUnusable(f"{name!r} is no name of a release: letters, digits and ._- only, starting with a letter")
+    return name

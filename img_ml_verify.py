@@ -51,6 +51,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--stability", action="store_true", help="judge each image again as delivered otherwise: does the verdict hold?"
     )
+    parser.add_argument(
+        "--head", metavar="HEAD", type=Path, help="judge by this head alone, a folder of scripts.train_head"
+    )
     parser.add_argument("--demo", action="store_true", help="judge a real photograph that scikit-learn carries")
     parser.add_argument("--schema", action="store_true", help="print the JSON Schema of a verdict and exit")
     args = parser.parse_args(argv)
@@ -99,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Judge every input, and show each answer as soon as it and those before it are there."""
     from inference.batch import line_of
-    from inference.detector import build_verifier
+    from inference.detector import build_head_verifier, build_verifier
     from ingress.sources import expand
     from utils.errors import VerifyError
     from utils.threads import limit_library_threads
@@ -120,7 +123,8 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
                 advance()
         return code
 
-    with build_verifier(settings.models) as verifier:
+    built = build_head_verifier(settings.models, args.head) if args.head else build_verifier(settings.models)
+    with built as verifier:
         limit_library_threads()
         code = asyncio.run(show_all())
     if args.artifacts and not single:

@@ -20,19 +20,91 @@ from utils.errors import DeviceBusy, ScoreNotFinite
 log = logging.getLogger(__name__)
 
 
-class TorchDetector(ABC):
+class Batched(ABC):
+    """A network that takes views in batches, on whatever device has room for them.
+
+    Args:
+        network: on the CPU, filled and in eval mode. Whatever must live on the device is inside it, as a parameter or a
+            buffer: only the network moves when memory runs out.
+        title: in messages.
+        batch: views per forward; halved when memory runs out.
+        device: a torch device name.
+        dtype: parameters' and inputs' floating-point type; float32 whenever we fall back to the CPU.
+        channels_last: memory format of the inputs; give the same to ``load_into``.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        title: str,
+        batch: int,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        channels_last: bool = False,
+    ) -> None:
+        self.network = network.to(device, dtype)
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self._format = torch.channels_last if channels_last else torch.preserve_format
+        self._title = title
+        self._batch = self._full_batch = batch
+
+    @abstractmethod
+    def forward(self, views: Tensor) -> tuple[Tensor, ...]:
+        """One batch of views on the device -> outputs, each with one leading row per view."""
+
+    def _run(self, views: Tensor) -> tuple[Tensor, ...]:
+        done: list[tuple[Tensor, ...]] = []
+        start = 0
+        while start < len(views):
+            batch = views[start : start + self._batch]
+            try:
+                done.append(self._forward(batch))
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                failure = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            else:
+                start += len(batch)
+                continue
+            # Outside the except clause: while the exception lives, its frames keep the failed batch's tensors alive.
+            self._make_room(failure)
+        return tuple(torch.cat(parts) for parts in zip(*done, strict=True))
+
+    def _forward(self, batch: Tensor) -> tuple[Tensor, ...]:
+        with torch.inference_mode():
+            if (
+                self.device.type == "cuda" and torch.cuda.is_available()
+            ):  # copied while the GPU still works on the batch before
+                batch = batch.pin_memory()
+            on_device = batch.to(self.device, self.dtype, non_blocking=True, memory_format=self._format)
+            return tuple(output.float().cpu() for output in self.forward(on_device))
+
+    def _make_room(self, failure: str) -> None:
+        """Halve the batch; at one view, leave the GPU. Both last until restart: the next job shall not fail first."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if self._batch > 1:
+            self._batch //= 2
+            log.warning("%s: out of memory on %s, batch is now %d", self._title, self.device, self._batch)
+        elif self.device.type != "cpu":
+            log.warning("%s: out of memory on %s, moved to the CPU", self._title, self.device)
+            self.network.to("cpu", torch.float32)
+            self.device, self.dtype = torch.device("cpu"), torch.float32
+            self._batch = self._full_batch
+        else:
+            raise DeviceBusy(f"{self._title}: not enough memory for one view on the CPU ({failure})")
+
+
+class TorchDetector(Batched):
     """Scores images with one network.
 
     An image becomes k >= 1 views of equal size (the resized image, crops, tiles). The views of many images go through
     the network together, ``batch_size`` at a time; ``describe`` gets back the outputs of one image's views.
 
     Args:
-        network: on the CPU, filled and in eval mode. Whatever must live on the device is inside it, as a parameter or a
-            buffer: only the network moves when memory runs out.
         version: what the verdict says about the weights.
-        device: a torch device name.
-        dtype: parameters' and inputs' floating-point type; float32 whenever we fall back to the CPU.
-        channels_last: memory format of the inputs; give the same to ``load_into``.
+        network, device, dtype, channels_last: as in ``Batched``.
     """
 
     name: ClassVar[str]
@@ -47,12 +119,8 @@ class TorchDetector(ABC):
         dtype: torch.dtype = torch.float32,
         channels_last: bool = False,
     ) -> None:
-        self.network = network.to(device, dtype)
+        super().__init__(network, self.name, self.batch_size, device, dtype, channels_last)
         self.version = version
-        self.device = torch.device(device)
-        self.dtype = dtype
-        self._format = torch.channels_last if channels_last else torch.preserve_format
-        self._batch = self.batch_size
 
     @classmethod
     @abstractmethod
@@ -74,10 +142,6 @@ class TorchDetector(ABC):
 
         All images prepared together have views of one size; a detector whose sizes vary sets ``batch_size = 1``.
         """
-
-    @abstractmethod
-    def forward(self, views: Tensor) -> tuple[Tensor, ...]:
-        """One batch of views on the device -> outputs, each with one leading row per view."""
 
     @abstractmethod
     def describe(self, outputs: tuple[Tensor, ...], sample: Sample) -> Measurement:
@@ -103,44 +167,6 @@ class TorchDetector(ABC):
         counts = [len(view) for view in views]
         per_image = zip(*(output.split(counts) for output in outputs), strict=True)
         return [self.describe(output, sample) for output, sample in zip(per_image, samples, strict=True)]
-
-    def _run(self, views: Tensor) -> tuple[Tensor, ...]:
-        done: list[tuple[Tensor, ...]] = []
-        start = 0
-        while start < len(views):
-            batch = views[start : start + self._batch]
-            try:
-                done.append(self._forward(batch))
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
-                    raise
-                failure = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            else:
-                start += len(batch)
-                continue
-            # Outside the except clause: while the exception lives, its frames keep the failed batch's tensors alive.
-            self._make_room(failure)
-        return tuple(torch.cat(parts) for parts in zip(*done, strict=True))
-
-    def _forward(self, batch: Tensor) -> tuple[Tensor, ...]:
-        with torch.inference_mode():
-            on_device = batch.to(self.device, self.dtype, memory_format=self._format)
-            return tuple(output.float().cpu() for output in self.forward(on_device))
-
-    def _make_room(self, failure: str) -> None:
-        """Halve the batch; at one view, leave the GPU. Both last until restart: the next job shall not fail first."""
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        if self._batch > 1:
-            self._batch //= 2
-            log.warning("%s: out of memory on %s, batch is now %d", self.name, self.device, self._batch)
-        elif self.device.type != "cpu":
-            log.warning("%s: out of memory on %s, moved to the CPU", self.name, self.device)
-            self.network.to("cpu", torch.float32)
-            self.device, self.dtype = torch.device("cpu"), torch.float32
-            self._batch = self.batch_size
-        else:
-            raise DeviceBusy(f"{self.name}: not enough memory for one view on the CPU ({failure})")
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -7,7 +7,8 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Self
 
@@ -17,13 +18,15 @@ from fusion.meta_model import FusionModel
 from inference import regions, stability
 from inference.ensemble import Ensemble, Findings, build_ensemble
 from inference.limits import limits
-from inference.registry import feature_meanings
-from models.loaders import SHIPPED
+from inference.parts import load_forensics
+from inference.registry import DETECTORS, feature_meanings, select_detectors
+from models.loaders import SHIPPED, Weights
 from utils.contracts import (
     PUBLIC_FEATURES,
     VERDICT_SCHEMA_VERSION,
     Heatmap,
     Note,
+    Opinion,
     Reason,
     Reference,
     Region,
@@ -32,12 +35,15 @@ from utils.contracts import (
     Verdict,
 )
 from utils.deliveries import ANY, nearest
+from utils.device import pick_device
 from utils.errors import ReleaseUnusable
 from utils.profiles import PROFILES
 from utils.releases import Release, Store
 from utils.settings import ModelSettings
 
 log = logging.getLogger(__name__)
+
+COUNTS = "python -m scripts.build_profile full --dataset dataset.csv"  # makes detectors count that fusion does not know
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,7 @@ class Verifier:
         threshold: float | None = None,
         stability: bool = False,
         release: str = "",
+        beside: Sequence[Opinion] = (),
     ) -> None:
         """
         Args:
@@ -83,6 +90,7 @@ class Verifier:
         self.threshold = threshold
         self.stability = stability
         self.release = release
+        self.beside = tuple(each for each in beside if each.feature not in fusion.inputs)
         self.warnings = self._unused()
 
     def __enter__(self) -> Self:
@@ -96,7 +104,9 @@ class Verifier:
         names = [name for detector in self.ensemble.detectors for name in detector.features]
         unused = [name for name in names if name.endswith(("_prob", "_score")) and name not in self.fusion.inputs]
         return (
-            (f"fusion {self.fusion.name} was trained without {', '.join(unused)}: shown, not used",) if unused else ()
+            (f"fusion {self.fusion.name} was trained without {', '.join(unused)}: shown, not used; to use: {COUNTS}",)
+            if unused
+            else ()
         )
 
     def verify(
@@ -161,13 +171,14 @@ class Verifier:
             stability=held,
             tier=decision.tier,
             decided_by=decision.decided_by,
-            **{name: values.pop(name) for name in PUBLIC_FEATURES},
-            signals=values,
+            **{name: values[name] for name in PUBLIC_FEATURES},
+            signals={name: value for name, value in values.items() if name not in PUBLIC_FEATURES},
             unavailable=found.unavailable,
             reasoning=(*shown.reasons, *decision.reasons, *reasons),
             provenance={"claims": [asdict(claim) for claim in found.claims], **found.facts},
             artifacts={},
             regions=pictures,
+            beside=tuple(replace(each, value=values[each.feature]) for each in self.beside),
             models=({"release": self.release} if self.release else {})
             | {"fusion": self.fusion.name}
             | {detector.name: detector.version for detector in self.ensemble.detectors},
@@ -246,9 +257,47 @@ def build_verifier(settings: ModelSettings, release: Release | None = None) -> V
     """
     release = release or promoted(settings)
     fusion = FusionModel.load(fusion_folder(settings, release))
-    ensemble = build_ensemble(settings, release)
+    ensemble, beside = build_ensemble(settings, release), opinions(settings)
     name = release.name if release else ""
-    return Verifier(ensemble, fusion, feature_meanings(), settings.threshold, settings.stability, name)
+    return Verifier(ensemble, fusion, feature_meanings(), settings.threshold, settings.stability, name, beside)
+
+
+def opinions(settings: ModelSettings) -> list[Opinion]:
+    """Of every detector that the settings ask for and that says AI or not, what is known beside its value."""
+    weights, found = Weights.at(settings.weights_dir), []
+    for name in select_detectors(settings.profile, settings.detectors):
+        figures = next((card.figures for card in weights.of(DETECTORS[name].model) if card.figures), "")
+        found += [
+            Opinion(detector=name, feature=feature, value=None, used=False, figures=figures, command=COUNTS)
+            for feature in DETECTORS[name].features
+            if feature.endswith(("_prob", "_score"))
+        ]
+    return found
+
+
+def build_head_verifier(settings: ModelSettings, folder: Path) -> Verifier:
+    """A verifier of one's own head alone: its backbone, all forensics, provenance, and its own threshold.
+
+    Raises:
+        BackboneMismatch: the head was trained on another backbone than the one installed.
+        SetupError: the head or its backbone is missing or damaged.
+    """
+    import torch
+
+    from inference.frozen import Head
+
+    head, version = Head.open(folder)
+    spec, weights = DETECTORS[head.detector], Weights.at(settings.weights_dir)
+    module, _, cls = spec.path.partition(":")
+    device, reason = pick_device(settings.device)
+    log.info("%s: device=%s (%s), %s", head.detector, device, reason, settings.precision)
+    kind = getattr(import_module(module), cls)
+    detector = kind.with_head(head, version, weights, device, getattr(torch, settings.precision))
+    others = [each for each in DETECTORS.values() if each is not spec]
+    unavailable = {name: f"judged by {folder} alone" for each in others for name in each.features}
+    ensemble = Ensemble([detector], load_forensics(settings.c2pa_trust_anchors), unavailable, settings.threads)
+    fusion = head.alone(f"head-{folder.resolve().name}")
+    return Verifier(ensemble, fusion, feature_meanings(), settings.threshold, settings.stability)
 
 
 def promoted(settings: ModelSettings) -> Release | None:

@@ -26,6 +26,7 @@ from utils.contracts import Measurement, Sample
 
 RESIZE = 256
 CROP = 224
+OFFICIAL = "fatformer_official"  # layout of the published file, as its card says
 
 
 class FatFormerDetector(TorchDetector):
@@ -39,8 +40,10 @@ class FatFormerDetector(TorchDetector):
         state = weights.state("fatformer")
         with torch.device("meta"):
             network = FatFormer()
-        load_into(network, state, rename=official_name, dtype=dtype)
-        return cls(network, weights.card("fatformer").version, device, dtype)
+        card = weights.card("fatformer")
+        rename = official_name if card.layout == OFFICIAL else None  # else scripts.train_fatformer's, our own names
+        load_into(network, state, rename=rename, dtype=dtype)
+        return cls(network, card.version, device, dtype)
 
     @classmethod
     def tiny(cls) -> Self:

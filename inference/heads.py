@@ -1,4 +1,6 @@
-"""Trained classifiers of embeddings as plain numbers: a line, support vectors, a forest. NumPy in, log-odds out.
+"""Trained classifiers of embeddings as plain numbers: a line, support vectors, a forest, a small network.
+
+NumPy in, log-odds out.
 
 A head is stored as arrays in a safetensors file and computed here, so that opening one runs no code and needs no
 scikit-learn; training/heads.py turns fitted scikit-learn pipelines into these and a test compares every kind. Knows
@@ -133,4 +135,29 @@ class Forest(_Stored):
         return logit(self.share[at].mean(axis=1), FOREST_FLOOR)
 
 
-CLASSIFIERS: dict[str, type[Linear | RadialSvm | Forest]] = {each.kind: each for each in (Linear, RadialSvm, Forest)}
+@dataclass(frozen=True, slots=True, eq=False)
+class Mlp(_Stored):
+    """A perceptron with one hidden layer of rectified units."""
+
+    kind: ClassVar[str] = "mlp"
+    hidden: FloatArray  # d x h
+    hidden_bias: FloatArray  # h
+    weights: FloatArray  # h
+    intercept: FloatArray  # 1
+
+    def __post_init__(self) -> None:
+        _Stored.__post_init__(self)
+        units = len(self.hidden_bias)
+        if self.hidden.shape != (len(self.mean), units) or self.weights.shape != (units,):
+            raise ValueError("every hidden unit has a weight per dimension, a bias and a weight of its own")
+        if self.intercept.shape != (1,):
+            raise ValueError("the intercept is one number")
+
+    def log_odds(self, embeddings: FloatArray) -> FloatArray:
+        units = np.maximum(self.standardised(embeddings) @ self.hidden + self.hidden_bias, 0)
+        return np.asarray(units @ self.weights + self.intercept)
+
+
+CLASSIFIERS: dict[str, type[Linear | RadialSvm | Forest | Mlp]] = {
+    each.kind: each for each in (Linear, RadialSvm, Forest, Mlp)
+}

@@ -59,8 +59,8 @@ DETECTORS: dict[str, Spec] = {
         MANTRA_MAP,
     ),
     "dino": Spec(
-        "inference.dino:DinoDetector",
-        "dino_svm",  # the head names its backbone
+        "inference.frozen:DinoDetector",
+        "dino_svm",  # the head names its backbone; so do those of the others on inference.frozen
         {"dino_prob": "probability of AI by an SVM on DINOv2 embeddings, 0..1"},
     ),
     "fatformer": Spec(
@@ -78,23 +78,56 @@ DETECTORS: dict[str, Spec] = {
         "clip_bigg",
         {"clip_bigg_prob": "probability of AI by CLIP ViT-bigG/14 against prompts, 0..1"},
     ),
+    "clip": Spec(
+        "inference.frozen:ClipHeadDetector",
+        "clip_head",
+        {"clip_prob": "probability of AI by a head of one's own on CLIP of any size, 0..1"},
+    ),
+    "dinov3": Spec(
+        "inference.frozen:DinoV3Detector",
+        "dinov3_head",
+        {"dinov3_prob": "probability of AI by a head on DINOv3, 0..1"},
+    ),
+    "metaclip2": Spec(
+        "inference.frozen:MetaClip2Detector",
+        "metaclip2_head",
+        {"metaclip2_prob": "probability of AI by a head on MetaCLIP 2, 0..1"},
+    ),
+    "siglip2": Spec(
+        "inference.frozen:Siglip2Detector",
+        "siglip2_head",
+        {"siglip2_prob": "probability of AI by a head on SigLIP 2, 0..1"},
+    ),
+    "pe_core": Spec(
+        "inference.frozen:PeCoreDetector",
+        "pe_core_head",
+        {"pe_core_prob": "probability of AI by a head on Perception Encoder Core, 0..1"},
+    ),
+    "blip2": Spec(
+        "inference.frozen:Blip2Detector",
+        "blip2_head",
+        {"blip2_prob": "probability of AI by a head on BLIP-2's image tower, 0..1"},
+    ),
     "mantranet": Spec("inference.mantranet:ManTraNetDetector", "mantranet", MANTRA, MANTRA_MAP),
 }
 
 
 def select_detectors(profile: str, extra: Sequence[str] = ()) -> tuple[str, ...]:
-    """Names of the detectors of a profile, with further ones.
+    """Names of the detectors of a profile, with further ones, and without those that a minus precedes.
 
     Raises:
         BadSettings: an unknown name (the nearest known one is suggested), or two detectors for the same feature.
     """
     names = list(PROFILES[profile].detectors)
-    for name in extra:
+    for word in extra:
+        name = word.removeprefix("-")
         if name not in DETECTORS:
             near = difflib.get_close_matches(name, DETECTORS, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(DETECTORS)}"
             raise BadSettings(f"IMGV_DETECTORS: no detector '{name}'; {hint}")
-        if name not in names:
+        if word != name:
+            names = [each for each in names if each != name]
+        elif name not in names:
             names.append(name)
     owners: dict[str, str] = {}
     for name in names:

@@ -8,11 +8,15 @@ download is shown and recorded in <weights folder>/weights.toml: from then on a 
 httpx carries the bytes, and neither pooch nor huggingface_hub, since pooch starts a broken transfer of 10 GB over and
 follows redirects to plain http, and huggingface_hub takes files of its own hub only. What huggingface_hub has fetched
 already is found in its cache (models/loaders.py).
+
+Publishers who want their licence accepted first give their files to a token: HF_TOKEN, from
+https://huggingface.co/settings/tokens. It goes to huggingface.co alone and into no log.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
@@ -30,6 +34,9 @@ from utils.profiles import PROFILES
 from utils.settings import load_settings
 
 CHUNK = 2**20
+HUB = "huggingface.co"
+TOKEN = "HF_TOKEN"  # noqa: S105 - the name of the variable
+GATED = (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN)
 
 
 @command
@@ -152,16 +159,18 @@ def _advice(card: Card) -> str:
 
 
 def _client(transport: httpx.BaseTransport | None) -> httpx.Client:
-    def refuse_plain_http(request: httpx.Request) -> None:  # redirects come by here too
+    def prepare(request: httpx.Request) -> None:  # redirects come by here too
         if request.url.scheme != "https":
             raise FetchFailed(f"{request.url} is not https")
+        if request.url.host == HUB and (token := os.environ.get(TOKEN)):
+            request.headers["Authorization"] = f"Bearer {token}"
 
     return httpx.Client(
         transport=transport,
         follow_redirects=True,
         timeout=30,
         headers={"Accept-Encoding": "identity"},  # ranges and lengths must mean the file's own bytes
-        event_hooks={"request": [refuse_plain_http]},
+        event_hooks={"request": [prepare]},
     )
 
 
@@ -180,6 +189,8 @@ def download(card: Card, folder: Path, client: httpx.Client) -> Path:
         with client.stream("GET", card.url, headers={"Range": f"bytes={have}-"} if have else {}) as response:
             if response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
                 return part  # it was complete already, or is wrong: verification tells
+            if response.status_code in GATED and response.url.host == HUB:
+                raise FetchFailed(f"{card.name}: {_how_to_enter(card)}")
             if not response.is_success:
                 raise FetchFailed(f"{card.name}: {response.url} answered {response.status_code}")
             resumed = response.status_code == httpx.codes.PARTIAL_CONTENT
@@ -187,6 +198,12 @@ def download(card: Card, folder: Path, client: httpx.Client) -> Path:
     except httpx.HTTPError as error:
         raise FetchFailed(f"{card.name}: {error!r}; run the same command again to continue") from error
     return part
+
+
+def _how_to_enter(card: Card) -> str:
+    if os.environ.get(TOKEN):
+        return f"{HUB} refuses the token in {TOKEN}: accept the licence at {card.page} with its account, then run again"
+    return f"gated: accept the licence at {card.page}, then set {TOKEN} (https://{HUB}/settings/tokens) and run again"
 
 
 def _receive(card: Card, response: httpx.Response, part: Path, have: int) -> None:

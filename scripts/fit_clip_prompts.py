@@ -57,11 +57,11 @@ def _run(name: str, manifest: Path, seed: int) -> int:
     weights = Weights.at(settings.models.weights_dir)
     detector = CLIP_DETECTORS[name].load(weights, device)
 
-    def embed(sample: Sample) -> NDArray[np.float32]:
-        return np.asarray(detector.embed(sample))
+    def embed(samples: Sequence[Sample]) -> list[NDArray[np.float32]]:
+        return [np.asarray(detector.embed(sample)) for sample in samples]
 
-    cache = settings.models.weights_dir / "embeddings" / f"{name}-{weights.card(name).sha256[:12]}.npz"
-    table = embed_manifest(manifest, DELIVERIES, embed, cache, settings.decode)
+    cache = settings.models.weights_dir / "embeddings" / f"{name}-{weights.card(name).sha256[:12]}"
+    table = embed_manifest(manifest, DELIVERIES, lambda: embed, cache, settings.decode).table
     training, validation = (table.rows(table.splits == split) for split in ("train", "val"))
     fitted, losses = fit(detector.text, training, seed)
     for penalty, loss in losses.items():

@@ -27,7 +27,7 @@ from threadpoolctl import threadpool_limits
 
 from fusion.estimators import FloatArray
 from inference.ensemble import Ensemble, build_ensemble
-from inference.registry import feature_meanings, select_detectors
+from inference.registry import DETECTORS, feature_meanings, select_detectors
 from ingress.sources import Ingress
 from training.datasets import LABELS, read_rows
 from training.deliveries import LOSSY, deliver_at_random
@@ -192,13 +192,16 @@ def _wanted(manifest: Path, split: str, deliveries: Deliveries) -> dict[Key, dic
 
 
 def _kept(out: Path, names: Sequence[str]) -> dict[Key, Row]:
-    """The rows of an earlier table."""
+    """The rows of an earlier table. It may be from before there was some detector: which ones measured, a row says."""
     if not out.exists():
         return {}
     columns = read_columns(out)
-    if tuple(columns) != (*KEYS, *names):
+    unmeasured = set(names) - columns.keys()
+    of_detectors = {name for spec in DETECTORS.values() for name in spec.features}
+    if tuple(columns) != (*KEYS, *(name for name in names if name not in unmeasured)) or unmeasured - of_detectors:
         raise TableError(f"{out} has other columns than this version measures; move it away and run again")
-    matrix = np.column_stack([numbers(name, columns[name]) for name in names])
+    nothing = np.full(len(columns[KEYS[0]]), np.nan)
+    matrix = np.column_stack([nothing if name in unmeasured else numbers(name, columns[name]) for name in names])
     cells = zip(*(map(str, columns[key]) for key in KEYS), strict=True)
     known = [dict(zip(KEYS, each, strict=True)) for each in cells]
     return {(each["filepath"], each["delivery"]): Row(each, values) for each, values in zip(known, matrix, strict=True)}

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 from sklearn.ensemble import RandomForestClassifier
+from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.svm import SVC
 
 from fusion.estimators import FloatArray, logit
-from inference.heads import FOREST_FLOOR, Classifier, Forest, Linear, RadialSvm
+from inference.heads import FOREST_FLOOR, Classifier, Forest, Linear, Mlp, RadialSvm
 
 
 def log_odds(pipeline: Pipeline, embeddings: FloatArray) -> FloatArray:
@@ -33,6 +34,9 @@ def plain_head(pipeline: Pipeline) -> Classifier:
         gamma = np.array([1 / len(mean)])  # what "auto" means
         coefficients, intercept = head.dual_coef_[0], head.intercept_
         return RadialSvm(mean, scale, head.support_vectors_, coefficients, intercept, gamma)
+    if isinstance(head, MLPClassifier):
+        (hidden, weights), (hidden_bias, intercept) = head.coefs_, head.intercepts_
+        return Mlp(mean, scale, hidden.astype(float), hidden_bias.astype(float), weights[:, 0].astype(float), intercept)
     if isinstance(head, RandomForestClassifier):
         return _forest(mean, scale, [each.tree_ for each in head.estimators_])
     return Linear(mean, scale, np.asarray(head.coef_[0], float), np.asarray(head.intercept_, float))

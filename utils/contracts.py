@@ -309,6 +309,18 @@ class Region:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Opinion:
+    """What a detector says that the fusion artifact was not trained with: shown, without any weight in the verdict."""
+
+    detector: str
+    feature: str
+    value: float | None  # None: not installed, or it failed; ``unavailable`` says why
+    used: bool  # always false: what is used is in ``reasoning``
+    figures: str  # what was published of how often it is right; empty: nothing
+    command: str  # that would make it count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """What we tell the caller, and everything needed to explain it.
 
@@ -348,6 +360,7 @@ class Verdict:
     provenance: dict[str, Json]
     artifacts: dict[str, str]
     regions: tuple[Region, ...]
+    beside: tuple[Opinion, ...]  # detectors of the profile that fusion does not use
     models: dict[str, str]
     timings_ms: dict[str, float]
     warnings: tuple[str, ...]

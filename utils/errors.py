@@ -221,6 +221,12 @@ class BackboneMismatch(SetupError):
     code = "backbone_mismatch"
 
 
+class PlanDoesNotFit(SetupError):
+    """Detectors were asked for that this machine's memory or disk cannot hold; nothing was downloaded."""
+
+    code = "does_not_fit"
+
+
 class FusionMismatch(SetupError):
     """The fusion artifact wants inputs or a schema version that this installation does not produce."""
 

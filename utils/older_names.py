@@ -75,5 +75,5 @@ _INSTEAD = {
     "CLASSIFIER_TYPE": f"IMGV_PROFILE chooses among {', '.join(PROFILES)}, IMGV_DETECTORS switches single ones on",
     "CLIP_MODEL_NAME": "IMGV_DETECTORS takes clip_b16, clip_h14 and clip_bigg",
     "API_PORT": "IMGV_API_PORT takes a number",
-    "HF_TOKEN": "nothing is fetched from a model hub with an account",
+    "HF_TOKEN": "no verdict fetches anything; scripts.download_weights alone uses it",
 }

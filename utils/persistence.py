@@ -97,7 +97,7 @@ class Card:
     name: str
     model: str = ""  # the folder of its card
     file: str = ""  # path below a weights folder; empty: there is no file yet
-    url: str = ""  # direct https address of the bytes, pinned to a commit; empty: cannot be fetched automatically
+    url: str = ""  # direct https address of the bytes, pinned to a commit if one is known; empty: cannot be fetched
     page: str = ""  # for people: where the publisher offers and describes it
     size: int = 0  # bytes
     sha256: str = ""  # lower-case hex; a card without one cannot be opened
@@ -108,6 +108,7 @@ class Card:
     backbone: str = ""  # of a head: the card it is trained on unless told otherwise; installed with the head's profile
     train: str = ""  # for weights that we train: the command that makes them
     note: str = ""
+    figures: str = ""  # what its publisher or others measured at which threshold, for people
 
     @property
     def command(self) -> str:
@@ -270,13 +271,23 @@ def load_model(folder: Path) -> tuple[Arrays, dict[str, str]]:
     Raises:
         WeightsCorrupt: the card or the weights are damaged or missing.
     """
+    return load_arrays(model_file(folder)[1])
+
+
+def model_file(folder: Path) -> tuple[Card, Path]:
+    """The card of a model folder's weights, and the file, its size and hash checked.
+
+    Raises:
+        WeightsCorrupt: the card or the weights are damaged or missing.
+    """
+    folder = folder.resolve()  # "." has a name too
     try:
         card = read_cards(folder)[folder.name]
         path = folder.parent / card.file
         check(card, path)
-    except (FileNotFoundError, KeyError) as error:
+    except (FileNotFoundError, NotADirectoryError, KeyError) as error:
         raise WeightsCorrupt(f"{folder} is not a model folder: {CARD} and its [weights] are needed: {error}") from error
-    return load_arrays(path)
+    return card, path
 
 
 def load_arrays(path: Path) -> tuple[Arrays, dict[str, str]]:

@@ -138,7 +138,9 @@ class Section(BaseModel):
 
 class ModelSettings(Section):
     profile: Profile = Field(DEFAULT_PROFILE, description=f"which detectors run: {' | '.join(PROFILES)}")
-    detectors: Words = Field((), description="further detectors to switch on, comma separated")
+    detectors: Words = Field(
+        (), description="further detectors to switch on, comma separated; -name switches one of the profile off"
+    )
     fusion: Annotated[str, AfterValidator(_name_of_a_file)] = Field(
         "", description="fusion artifact: a folder, or its name in models/saved_models; empty: the profile's"
     )

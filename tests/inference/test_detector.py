@@ -20,6 +20,7 @@ from tests.fakes import FakeDetector, flat_sample, forensic, fusion_model
 from utils import threads
 from utils.contracts import PUBLIC_FEATURES, Claim, Measurement, Note
 from utils.errors import BadSettings, DeviceBusy, FusionMismatch
+from utils.profiles import DEFAULT_PROFILE, PROFILES
 from utils.settings import load_settings
 from utils.threads import limit_library_threads
 from utils.verdict_json import json_schema, verdict_dict
@@ -294,7 +295,24 @@ def test_a_detector_that_fusion_does_not_know_is_shown_and_told():
     built = verifier(FakeDetector(), FakeDetector("dino"))
     (answer,) = verdicts(built, flat_sample(255))
     assert answer.dino_prob == 1.0
-    assert answer.warnings == ("fusion fake-fusion was trained without dino_prob: shown, not used",)
+    (warning,) = answer.warnings
+    assert warning.startswith("fusion fake-fusion was trained without dino_prob: shown, not used; to use: python -m ")
+
+
+def test_full_answers_with_the_default_artifact_and_lists_what_does_not_count_yet(tmp_path):
+    settings = load_settings(profile="full", weights_dir=tmp_path).models
+    with build_verifier(settings) as built:
+        (answer,) = verdicts(built, flat_sample(5))
+    assert answer.models["fusion"] == PROFILES[DEFAULT_PROFILE].fusion
+    beside = {each.detector: each for each in answer.beside}
+    assert {"dino", "fatformer", "clip_h14", "clip_bigg", "dinov3", "metaclip2", "siglip2", "pe_core"} <= set(beside)
+    assert "clip_b16" not in beside, "fusion was trained with it"
+    assert not any(each.used for each in answer.beside)
+    assert all(each.command.startswith("python -m scripts.build_profile full") for each in answer.beside)
+    assert "50 to 63 %" in beside["fatformer"].figures
+    assert beside["ghostnet"].value == answer.ghostnet_score is not None
+    with build_verifier(load_settings(profile="light", weights_dir=tmp_path).models) as built:
+        assert built.beside == ()
 
 
 def test_a_threshold_of_the_caller_moves_the_label():

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from inference.heads import CLASSIFIERS, FOREST_FLOOR, Classifier, Forest, Linear, RadialSvm
+from inference.heads import CLASSIFIERS, FOREST_FLOOR, Classifier, Forest, Linear, Mlp, RadialSvm
 
 ONE = np.ones(1)
 
@@ -22,6 +22,7 @@ def examples() -> dict[str, Classifier]:
         "forest": Forest(
             *scaling, np.array([0]), *branches, np.array([1, 0, 0]), np.array([0.5, 0, 0]), np.array([0.5, 0.2, 1])
         ),
+        "mlp": Mlp(*scaling, np.array([[1.0, 0.0], [0.0, -1.0]]), np.array([0.0, 1.0]), np.array([2.0, 3.0]), ONE),
     }
 
 
@@ -31,6 +32,7 @@ def test_every_kind_is_what_its_formula_says() -> None:
     assert found["linear"] == pytest.approx([1.0, 3.0 - 0.5 + 1, -2.0 + 1])
     at_second = 1 + 2 * np.exp(-1.25) - np.exp(-0.25)
     assert found["rbf"] == pytest.approx([1 + 2 - np.exp(-1), at_second, 1 + 2 * np.exp(-4) - np.exp(-5)])
+    assert found["mlp"] == pytest.approx([0 + 3 + 1, 2 + 1.5 + 1, 0 + 0 + 1])
     sure = np.log((1 - FOREST_FLOOR) / FOREST_FLOOR)
     assert found["forest"] == pytest.approx([np.log(0.25), np.log(0.25), sure]), "at the threshold: left"
 
@@ -55,6 +57,9 @@ def test_arrays_carry_a_head(kind: str) -> None:
         ("rbf", {"gamma": np.array([np.inf])}),
         ("rbf", {"gamma": np.ones(2)}),
         ("rbf", {"vectors": np.ones((2, 3))}),
+        ("mlp", {"hidden": np.ones((3, 2))}),
+        ("mlp", {"weights": ONE}),
+        ("mlp", {"intercept": np.ones(2)}),
         ("forest", {"left": np.array([3, 0, 0])}),
         ("forest", {"roots": np.array([3])}),
         ("forest", {"roots": np.array([-1])}),

@@ -257,6 +257,35 @@ def test_a_file_by_hand_needs_one_card_and_a_file(command: Command, arguments: t
     assert command(*arguments) == Exit.SETUP
 
 
+@pytest.mark.parametrize(("token", "told"), [("", "set HF_TOKEN"), ("hf_secret", "accept the licence at")])
+def test_a_gated_file_says_what_it_needs_and_the_token_goes_to_the_hub_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], token: str, told: str
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    seen: list[tuple[str, str | None]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append((request.url.host, request.headers.get("Authorization")))
+        if request.url.path == "/refused":
+            return httpx.Response(401)
+        if request.url.host == "huggingface.co":
+            return httpx.Response(302, headers={"location": "https://elsewhere.test/file"})
+        return httpx.Response(200, content=CONTENT)
+
+    for name in ("refused", "given"):
+        card = {"file": f"{name}.bin", "url": f"https://huggingface.co/{name}", "page": "https://huggingface.co/page"}
+        record_card(name, {**card, "sha256": SHA256, "commercial": True}, tmp_path)
+    transport = httpx.MockTransport(answer)
+    assert download_weights.main(["refused", "--yes", "--to", str(tmp_path)], transport) == Exit.FAILED
+    error = capsys.readouterr().err
+    assert told in error
+    assert "https://huggingface.co/page" in error
+    assert "hf_secret" not in error
+    assert download_weights.main(["given", "--yes", "--to", str(tmp_path)], transport) == Exit.DONE
+    sent = f"Bearer {token}" if token else None
+    assert seen == [("huggingface.co", sent), ("huggingface.co", sent), ("elsewhere.test", None)]
+
+
 def test_an_unknown_name_suggests_the_nearest(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("fatfomer") == Exit.SETUP
     assert "did you mean 'fatformer'" in capsys.readouterr().err
@@ -277,6 +306,8 @@ def test_a_profile_means_its_cards(command: Command, capsys: pytest.CaptureFixtu
         *("clip_b16", "clip_b16_graph", "clip_b16_head"),
         *("effnet", "effnet_graph", "ghostnet", "ghostnet_graph", "dino_svm", "dinov2_base", "fatformer"),
         *("clip_h14", "clip_h14_text", "clip_bigg", "clip_bigg_text", "mantranet"),
+        *("dinov3_head", "dinov3_base", "metaclip2_head", "metaclip2_h14", "siglip2_head", "siglip2_so400m"),
+        *("pe_core_head", "pe_core_large"),
     }
 
 

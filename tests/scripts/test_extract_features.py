@@ -216,6 +216,20 @@ def test_a_manifest_without_split_is_for_training_and_one_without_a_label_is_ref
     assert "no column label, source" in capsys.readouterr().err
 
 
+def test_a_table_from_before_there_was_a_detector_keeps_its_rows(
+    manifest: Path, table: Path, tmp_path: Path, measured: list[tuple[str, str]]
+) -> None:
+    earlier = rows(table)
+    out = tmp_path / "t.csv"
+    with out.open("w", newline="") as file:
+        columns = [name for name in earlier[0] if name not in ("dinov3_prob", "clip_prob")]
+        written = csv.DictWriter(file, columns, extrasaction="ignore")
+        written.writeheader()
+        written.writerows(earlier)
+    assert rows(extract(manifest, out)) == earlier
+    assert not [name for name, _ in measured if name != "broken.png"], "nothing is measured again"
+
+
 def test_a_table_of_another_version_is_refused(
     manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

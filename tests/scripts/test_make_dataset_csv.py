@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from scripts.make_dataset_csv import COLUMNS, Found, find, group_the_loose, main, split_sources
+from scripts.make_dataset_csv import main
+from training.folders import COLUMNS, Found, find, group_the_loose, split_sources
 from utils.exits import Exit
 
 

@@ -16,17 +16,22 @@ from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_sample_image
 
+from inference import fatformer
 from inference.effnet import EffNetDetector
+from inference.fatformer import FatFormerDetector
 from inference.ghostnet import GhostNetDetector
 from inference.mantranet_compact import CompactManTraNetDetector
 from inference.views import IMAGENET
-from models.loaders import Weights
-from scripts import train_effnet, train_ghostnet, train_mantranet
+from models.fatformer_net import TINY, FatFormer
+from models.loaders import Weights, record_card
+from scripts import train_effnet, train_fatformer, train_ghostnet, train_mantranet
+from tests.models.test_fatformer_net import official_state
 from training import detectors as shared
 from training.loop import Picture
 from utils.contracts import Sample
 from utils.errors import WeightsMismatch
 from utils.exits import Exit
+from utils.persistence import sha256_file
 
 PHOTOGRAPHS = [np.asarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")]
 
@@ -213,3 +218,31 @@ def test_matched_contents_are_measured_apart() -> None:
     assert set(measured) == {"clean, all", "clean, art", "clean, photo"}
     assert measured["clean, art"]["auroc"][0] == 1
     assert measured["clean, photo"]["auroc"][0] == 0
+
+
+def test_fatformer_is_fine_tuned_goes_on_and_stops_on_held_out_sources(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    torch.manual_seed(0)
+    torch.save({"model": official_state(TINY)}, weights / "fatformer_4class_ckpt.pth")
+    record_card("fatformer", {"sha256": sha256_file(weights / "fatformer_4class_ckpt.pth")}, weights)
+    monkeypatch.setenv("IMGV_WEIGHTS_DIR", str(weights))
+    for module in (train_fatformer, fatformer):
+        monkeypatch.setattr(module, "FatFormer", lambda: FatFormer(TINY))
+    before = train_fatformer.start().state_dict()
+    more = ["--check-steps", "1", "--patience", "1", "--resume"]
+    assert train_fatformer.main([*arguments(dataset, 1, batch=2), *more]) == 0
+    assert train_fatformer.main([*arguments(dataset, 2, batch=2), *more]) == 0
+    shown = capsys.readouterr().out
+    assert "step 1: validation loss" in shown
+    assert "step 2: validation loss" in shown
+    out = dataset.parent / "out"
+    assert set(json.loads((out / "metrics.json").read_text())) == {"clean, all", "web, all", "hard, all"}
+    detector = FatFormerDetector.load(Weights.at(out), "cpu")
+    assert 0 <= detector.score([photograph()])[0].features["fatformer_prob"] <= 1
+    after = detector.network.state_dict()
+    moved = {name for name in before if not torch.allclose(before[name], after[name].float(), atol=1e-3, rtol=1e-3)}
+    assert moved, "it learnt"
+    assert all(any(part in name for part in train_fatformer.LEARNT) for name in moved), "CLIP stays as it is"

@@ -32,7 +32,7 @@ def test_an_older_name_is_understood(monkeypatch, caplog, name, value, section, 
         ("CLASSIFIER_TYPE", "svm", "IMGV_PROFILE"),
         ("CLIP_MODEL_NAME", "RN50", "clip_h14"),
         ("API_PORT", "tcp://10.0.0.1:80", "IMGV_API_PORT"),
-        ("HF_TOKEN", "hf_secret", "nothing is fetched"),
+        ("HF_TOKEN", "hf_secret", "no verdict fetches anything"),
     ],
 )
 def test_one_that_does_nothing_is_told_and_changes_nothing(monkeypatch, caplog, name, value, instead):

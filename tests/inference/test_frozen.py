@@ -1,4 +1,4 @@
-"""The DINOv2 detector: its embedding against transformers, its views, and a head that is refused where it must be."""
+"""A head on a frozen backbone, DINOv2 for all: embedding against transformers, views, and heads that are refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
+from torch import Tensor
 from transformers import (
     AutoModel,
     Dinov2Config,
@@ -22,9 +24,11 @@ from transformers import (
 )
 
 from fusion.calibration import Platt
-from inference.dino import DinoDetector, Head, load_backbone, views
+from inference import embedding
+from inference.embedding import Embedder
+from inference.frozen import ClipHeadDetector, DinoDetector, Head
 from inference.heads import Linear
-from inference.registry import DETECTORS
+from models.backbones import backbone
 from models.loaders import Weights, record_card
 from tests.inference.installing import install
 from tests.pictures import sample_of
@@ -38,6 +42,17 @@ CONFIGS = {
     "plain": Dinov2Config(**SIZES, layerscale_value=0.7),
     "registers": Dinov2WithRegistersConfig(**SIZES, layerscale_value=0.7, num_register_tokens=4),
 }
+
+
+DINO = backbone("dinov2_base")
+
+
+def load_backbone(weights: Weights, name: str) -> torch.nn.Module:
+    return Embedder.load(weights, name).network
+
+
+def views(sample: Sample) -> Tensor:
+    return embedding.views(sample, DINO)
 
 
 @pytest.fixture(params=CONFIGS, scope="module")
@@ -138,6 +153,7 @@ def line(size: int) -> Linear:
 
 def head_for(weights: Weights, **changes: str) -> Head:
     fields = {"backbone": "dinov2_base", "backbone_sha256": weights.card("dinov2_base").sha256}
+    fields["embedding"] = DINO.embedding
     return Head(**(fields | changes), classifier=line(2 * WIDTH), calibration=Platt(2, 0.5), settings="by hand")
 
 
@@ -175,13 +191,13 @@ def test_a_head_on_another_backbone_is_refused_and_both_are_named(installed: Wei
 def test_a_head_on_a_backbone_without_a_card_is_refused(installed: Weights) -> None:
     weights = install_head(installed.folders[0], head_for(installed, backbone="dinov3_huge"))
     with pytest.raises(
-        BackboneMismatch, match=r"trained on dinov3_huge.*here are dinov2_base, dinov2_large, dinov2_small"
+        BackboneMismatch, match=r"trained on dinov3_huge.*here are dinov2_small, dinov2_base, dinov2_large"
     ):
         DinoDetector.load(weights, "cpu")
 
 
 def test_a_missing_head_or_backbone_names_the_command(installed: Weights) -> None:
-    with pytest.raises(WeightsMissing, match=r"scripts\.train_dino_svm"):
+    with pytest.raises(WeightsMissing, match=r"scripts\.build_profile full"):
         DinoDetector.load(installed, "cpu")
     small = {"backbone": "dinov2_small", "backbone_sha256": installed.card("dinov2_small").sha256}
     weights = install_head(installed.folders[0], head_for(installed, **small))
@@ -202,7 +218,7 @@ def test_a_pickle_of_an_earlier_version_is_refused_unopened_with_the_command_tha
     path.write_text('{"kind": "svm"}')
     (folder / "head.joblib").write_bytes(pickle.dumps(Bomb()))
     record_card("dino_svm", {"file": "dino_svm/head.json", "sha256": sha256_file(path)}, installed.folders[0])
-    with pytest.raises(WeightsMismatch, match=r"earlier version.*python -m scripts\.train_dino_svm"):
+    with pytest.raises(WeightsMismatch, match=r"earlier version.*scripts\.train_head"):
         DinoDetector.load(Weights.at(installed.folders[0]), "cpu")
     assert not (tmp_path / "ran").exists()
 
@@ -215,11 +231,9 @@ def test_a_changed_head_is_refused_before_it_is_read(installed: Weights) -> None
         DinoDetector.load(weights, "cpu")
 
 
-def test_a_head_made_for_another_embedding_says_which(installed: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as past:
-        past.setattr("inference.dino.EMBEDDING", "0: CLS")
-        weights = install_head(installed.folders[0], head_for(installed))
-    with pytest.raises(WeightsMismatch, match=r"embedding '0: CLS'.*train_dino_svm"):
+def test_a_head_made_for_another_embedding_says_which(installed: Weights) -> None:
+    weights = install_head(installed.folders[0], head_for(installed, embedding="0: CLS"))
+    with pytest.raises(WeightsMismatch, match=r"embedding '0: CLS'.*train_head"):
         DinoDetector.load(weights, "cpu")
 
 
@@ -229,17 +243,17 @@ def test_a_head_made_for_another_embedding_says_which(installed: Weights, monkey
 )
 def test_a_malformed_head_is_refused(tmp_path: Path, head: str | dict[str, object]) -> None:
     if isinstance(head, dict):
-        Head("dinov2_base", "ab", line(4), Platt(1, 0), "by hand").save(tmp_path / "good", {})
+        Head("dinov2_base", "ab", DINO.embedding, line(4), Platt(1, 0), "by hand").save(tmp_path / "good", {})
         _, metadata = read_arrays(tmp_path / "good" / "weights.safetensors")
         head = json.dumps({key: value for key, value in (json.loads(metadata["head"]) | head).items() if value})
     save_model(tmp_path / "bad", line(4).arrays(), {"head": head})
-    with pytest.raises(WeightsCorrupt, match=r"weights\.safetensors is not a complete DINOv2 head.*train_dino_svm"):
+    with pytest.raises(WeightsCorrupt, match=r"weights\.safetensors is not a complete head.*train_head"):
         Head.load(tmp_path / "bad" / "weights.safetensors")
 
 
 def test_a_head_survives_the_disk(tmp_path: Path) -> None:
     embeddings = np.random.default_rng(0).normal(size=(20, 4))
-    head = Head("dinov2_base", "ab", line(4), Platt(1.5, -0.2), "by hand")
+    head = Head("dinov2_base", "ab", DINO.embedding, line(4), Platt(1.5, -0.2), "by hand")
     head.save(tmp_path / "head", {"metrics": {}})
     again = Head.load(tmp_path / "head" / "weights.safetensors")
     assert (again.backbone, again.backbone_sha256, again.settings) == ("dinov2_base", "ab", "by hand")
@@ -264,5 +278,23 @@ def test_each_thing_wrong_with_the_checkpoint_is_named(published: Path, tmp_path
         load_backbone(install(tmp_path, "dinov2_base", {"conv.weight": torch.ones(3)}), "dinov2_base")
 
 
-def test_the_table_of_detectors_says_the_same() -> None:
-    assert dict(DETECTORS["dino"].features) == dict(DinoDetector.tiny().features)
+def test_a_head_of_another_family_is_refused(installed: Weights) -> None:
+    with pytest.raises(BackboneMismatch, match="dino's and not clip's"):
+        ClipHeadDetector.with_head(head_for(installed), "by hand", installed, "cpu")
+
+
+def test_a_head_alone_is_a_fusion_model_of_its_own_probability(installed: Weights) -> None:
+    fusion = head_for(installed).alone("head-x")
+    for value in (0.001, 0.2, 0.5, 0.999):
+        assert fusion.probability({"dino_prob": value}) == pytest.approx(value, rel=1e-4)
+    assert fusion.inputs == ("dino_prob",)
+
+
+def test_each_fit_shows_what_upstream_shows(photograph: np.ndarray) -> None:
+    squashed = backbone("pe_core_base")
+    found = embedding.views(sample_of(photograph), squashed)
+    small = Image.fromarray(photograph).resize((224, 224), Image.Resampling.BILINEAR)
+    torch.testing.assert_close(found[0], torch.from_numpy(np.asarray(small) / 127.5 - 1).permute(2, 0, 1).float())
+    whole = embedding.views(sample_of(photograph), backbone("clip_b16"))
+    assert whole.shape == (1, 3, 224, 224)
+    assert whole.max() > 200, "its network normalises"

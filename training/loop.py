@@ -240,7 +240,13 @@ class Recipe:
 
 
 def fit(
-    network: nn.Module, samples: Dataset[Batch], loss: Loss, recipe: Recipe, folder: Path, resume: bool = False
+    network: nn.Module,
+    samples: Dataset[Batch],
+    loss: Loss,
+    recipe: Recipe,
+    folder: Path,
+    resume: bool = False,
+    enough: Callable[[nn.Module, int], bool] | None = None,
 ) -> nn.Module:
     """Train in place and return the running average of the weights, in eval mode.
 
@@ -252,6 +258,7 @@ def fit(
         loss: the network in training mode and a batch -> scalars; called under bfloat16 autocast on a GPU. On a CPU the
             backward pass of depthwise convolutions takes 1.8 times as long in bfloat16, so all stays in float32.
         resume: go on from the folder's checkpoint, if there is one.
+        enough: asked after every step, with the average and the step's number: whether to end here.
 
     Raises:
         BadSettings: the checkpoint was made with another batch or seed: the samples would be others.
@@ -279,6 +286,8 @@ def fit(
         if time.monotonic() - saved > recipe.save_seconds:
             run.save(folder / CHECKPOINT)
             saved = time.monotonic()
+        if enough and enough(run.average.module, run.step):
+            break
     run.save(folder / CHECKPOINT)
     kept: nn.Module = run.average.module
     return kept.eval().requires_grad_(False)

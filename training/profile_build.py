@@ -1,0 +1,283 @@
+"""From labelled images to a fusion artifact that knows every detector chosen: the stages of scripts/build_profile.py.
+
+A stage is done when its result lies in the work folder under a name that holds what it was made from, so a run that was
+killed goes on behind the last stage that ended; embeddings and features go on inside theirs. No command.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusion import train_fusion
+from fusion.estimators import FloatArray
+from fusion.meta_model import FusionModel
+from inference.registry import DETECTORS
+from models.loaders import SHIPPED, Weights, record_card
+from training.backbone_embeddings import DELIVERED, embed_with
+from training.embeddings import Embedded
+from training.extraction import Key, extract, fill
+from training.feature_table import Table, family, read_table
+from training.fusion_card import markdown_table
+from training.head_fit import fit, write
+from training.metrics import evaluate, expected_calibration_error, plain, resampled_weights
+from training.profile_plan import Part
+from utils.errors import FusionCorrupt, TableError, WeightsMissing
+from utils.persistence import WEIGHTS, sha256_file, write_atomic
+from utils.profiles import PROFILES
+from utils.settings import Settings, load_settings
+
+PROFILE = "full"
+FORENSICS = "forensics"
+REPORT = "comparison.md"
+MOST_PARTS = 6  # of which every subset is measured; of more those that lack one, and each alone
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """What is built, from what, where."""
+
+    parts: tuple[Part, ...]
+    manifest: Path
+    work: Path  # results of the stages
+    out: Path  # the artifact
+    head: str = "svm"
+    jobs: int = 1
+    ray: str | None = None
+    seed: int = 0
+
+    @property
+    def frozen(self) -> list[Part]:
+        return [part for part in self.parts if part.backbone]
+
+    @property
+    def settings(self) -> Settings:
+        """Of a verdict by what is built."""
+        return load_settings(profile=PROFILE, detectors=",".join(self.switches([part.detector for part in self.parts])))
+
+    def switches(self, wanted: Sequence[str]) -> list[str]:
+        """IMGV_DETECTORS that makes the profile run exactly these."""
+        own = PROFILES[PROFILE].detectors
+        return [f"-{name}" for name in own if name not in wanted] + [name for name in wanted if name not in own]
+
+
+# --- the stages, in order
+
+
+def download(build: Build) -> None:
+    """Fetch what is missing, each file verified, and embed CLIP's prompts; the licences were shown with the plan."""
+    names = [card.name for part in build.parts for card in part.downloads]
+    if names:
+        _run("scripts.download_weights", "--yes", *names)
+    weights = Weights.at(load_settings().models.weights_dir)
+    texts = [f"{part.detector}_text" for part in build.parts]
+    if lacking := [name for name in texts if name in weights.cards and not weights.card(name).file]:
+        _run("scripts.embed_clip_prompts", *(name.removesuffix("_text") for name in lacking))
+
+
+def _run(module: str, *arguments: str) -> None:
+    command = [sys.executable, "-m", module, *arguments]
+    if subprocess.run(command, check=False).returncode:  # noqa: S603 - our own command, names of cards
+        raise WeightsMissing(f"python -m {module} {' '.join(arguments)} did not end well: the lines above say why")
+
+
+def embed(build: Build) -> None:
+    for part in build.frozen:
+        target = _features_of(build, part)
+        if not target.exists():
+            settings = load_settings(profile=PROFILE)
+            name = _backbone(part)
+            found = embed_with(
+                name,
+                build.manifest,
+                build.work / "embeddings",
+                settings.models,
+                settings.decode,
+                DELIVERED,
+                ray=build.ray,
+                jobs=build.jobs,
+            )
+            found.save(target)
+
+
+def heads(build: Build) -> None:
+    """Fit each head, keep its out-of-fold probabilities, and install it."""
+    weights_dir = load_settings().models.weights_dir
+    for part in build.frozen:
+        features = _features_of(build, part)
+        folder = build.work / f"{_backbone(part)}-{build.head}-{sha256_file(features)[:12]}"
+        if not (folder / "scores.npz").exists():
+            embedded = Embedded.load(features)
+            fitted = fit(embedded, build.head, seed=build.seed)
+            write(fitted, embedded.table, folder, f"--head {build.head} --seed {build.seed}")
+            scratch = folder / ".scores.npz"
+            np.savez(
+                scratch,
+                filepaths=embedded.filepaths,
+                deliveries=embedded.table.deliveries,
+                probabilities=fitted.probabilities,
+            )
+            scratch.replace(folder / "scores.npz")
+        card = DETECTORS[part.detector].model
+        target = weights_dir / card / WEIGHTS
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(target, (folder / WEIGHTS).read_bytes())
+        about = {"file": f"{card}/{WEIGHTS}", "size": target.stat().st_size, "sha256": sha256_file(target)}
+        record_card(card, about, weights_dir)
+        (build.work / f"{part.detector}.head").write_text(folder.name, encoding="utf-8")
+
+
+def features(build: Build) -> None:
+    """Measure what is no head on frozen tokens, then fill those in: of rows they learnt from, the held-out score."""
+    table = build.work / "features.csv"
+    measured = build.switches([part.detector for part in build.parts if not part.backbone])
+    settings = load_settings(profile=PROFILE, detectors=",".join(measured))
+    _, failures = extract(
+        build.manifest,
+        table,
+        settings.models,
+        settings.decode,
+        deliveries=DELIVERED,
+        jobs=build.jobs,
+        seed=build.seed,
+        keep_others=False,
+    )
+    for failure in failures[:5]:
+        print(f"left out: {failure}", file=sys.stderr)
+    weights = Weights.at(load_settings().models.weights_dir)
+    filled = build.work / "filled.csv"
+    write_atomic(filled, table.read_bytes())
+    for part in build.frozen:
+        (feature,) = DETECTORS[part.detector].features
+        version = weights.card(DETECTORS[part.detector].model).version
+        fill(filled, feature, _scores(build, part), {}, version)
+
+
+def fuse(build: Build) -> None:
+    table = build.work / "filled.csv"
+    if _is_of(build.out, table):
+        return
+    about = f"Made by scripts.build_profile for {', '.join(part.name for part in build.parts)}."
+    options = ["--table", str(table), "--out", str(build.out), "--profile", PROFILE]
+    if train_fusion.main([*options, "--about", about, "--seed", str(build.seed)]):
+        raise TableError(f"the fusion could not be trained from {table}: the line above says why")
+
+
+def _is_of(artifact: Path, table: Path) -> bool:
+    """Whether an artifact is there and was trained from this very table."""
+    try:
+        data = FusionModel.load(artifact).metrics["data"]
+    except FusionCorrupt:
+        return False
+    return bool(data["table_sha256"] == sha256_file(table))
+
+
+def compare(build: Build) -> None:
+    """The new artifact against the shipped one, and every subset of what it knows."""
+    model, shipped = FusionModel.load(build.out), FusionModel.load(SHIPPED / PROFILES[PROFILE].fusion)
+    text = report(model, shipped, build.work / "filled.csv")
+    write_atomic(build.work / REPORT, text.encode())
+    print(text)
+
+
+STAGES = (download, embed, heads, features, fuse, compare)
+
+
+# --- between the stages
+
+
+def _backbone(part: Part) -> str:
+    assert part.backbone
+    return part.backbone.name
+
+
+def _features_of(build: Build, part: Part) -> Path:
+    weights = Weights.at(load_settings().models.weights_dir)
+    made_from = f"{weights.card(_backbone(part)).sha256} {sha256_file(build.manifest)}"
+    return build.work / f"{_backbone(part)}-{hashlib.sha256(made_from.encode()).hexdigest()[:12]}.npz"
+
+
+def _scores(build: Build, part: Part) -> Mapping[Key, float]:
+    folder = build.work / (build.work / f"{part.detector}.head").read_text(encoding="utf-8")
+    with np.load(folder / "scores.npz", allow_pickle=False) as stored:
+        columns = (stored[name].tolist() for name in ("filepaths", "deliveries", "probabilities"))
+        return {(filepath, delivery): value for filepath, delivery, value in zip(*columns, strict=True)}
+
+
+# --- what it is worth
+
+
+def report(model: FusionModel, shipped: FusionModel, table: Path) -> str:
+    """On validation sources where both labels have some: both artifacts by delivery, then every subset of parts."""
+    known = {each.name: _inputs_of(each, table) for each in (model, shipped)}
+    rows = next(iter(known.values()))
+    validation = rows.splits == "val"
+    if len(np.unique(rows.labels[validation])) < 2:
+        return "No validation sources of both labels: nothing to compare on.\n"
+    compared = {}
+    for each in (model, shipped):
+        measured = known[each.name].rows(validation)
+        probabilities = each.probabilities(measured.matrix)
+        for delivery in np.unique(measured.deliveries):
+            chosen = measured.deliveries == delivery
+            found = evaluate(
+                measured.labels[chosen], probabilities[chosen], measured.sources[chosen], each.thresholds.label
+            )
+            compared[f"{each.name}, {delivery}, AI from {each.thresholds.label:.3f}"] = plain(found)
+    sections = [
+        f"# {model.name} against {shipped.name}, validation sources",
+        "Nothing of either was fitted to these sources; 95 % bootstrap intervals over them.",
+        markdown_table("artifact, delivery", compared),
+        "## What any subset of parts is worth",
+        "The same artifact where the other parts are missing, as on a machine that cannot hold them.",
+        subsets(model, known[model.name].rows(validation)),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _inputs_of(model: FusionModel, path: Path) -> Table:
+    """A table with the model's inputs in its order."""
+    table = read_table(path, model.inputs)
+    matrix = table.matrix[:, [table.inputs.index(name) for name in model.inputs]]
+    return replace(table, inputs=model.inputs, matrix=matrix)
+
+
+def part_name(feature: str) -> str:
+    """Detector, or forensics: what a machine has or has not."""
+    owner = next((name for name, spec in DETECTORS.items() if feature in spec.features), FORENSICS)
+    return family(feature) if owner == "mantranet_compact" else owner
+
+
+def subsets(model: FusionModel, table: Table) -> str:
+    """A line for each subset: AUROC, balanced accuracy at the artifact's threshold, ECE and how it compares."""
+    names = list(dict.fromkeys(part_name(each) for each in model.inputs))
+    columns = {name: np.array([part_name(each) == name for each in model.inputs]) for name in names}
+    weights = resampled_weights(table.labels, table.sources, 0)
+    lines = ["| parts | AUROC | balanced accuracy | ECE | above the full set's |", "|---|---|---|---|---|"]
+    full = float("nan")
+    every = range(len(names), 0, -1)
+    for size in every if len(names) <= MOST_PARTS else (len(names), len(names) - 1, 1):
+        for kept in itertools.combinations(names, size):
+            probabilities = model.probabilities(_only(table.matrix, columns, kept))
+            found = evaluate(table.labels, probabilities, table.sources, model.thresholds.label)
+            ece = float(expected_calibration_error(table.labels, probabilities, weights[:1])[0])
+            full = ece if size == len(names) else full
+            cells = (found["auroc"], found["balanced_accuracy"], f"{ece:.3f}", f"{ece - full:+.3f}")
+            lines.append(f"| {' + '.join(kept)} | {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def _only(matrix: FloatArray, columns: Mapping[str, NDArray[np.bool_]], kept: Sequence[str]) -> FloatArray:
+    lacking = matrix.copy()
+    for name, own in columns.items():
+        if name not in kept:
+            lacking[:, own] = np.nan
+    return lacking

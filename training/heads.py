@@ -13,12 +13,15 @@ from sklearn.svm import SVC
 from fusion.estimators import FloatArray, logit
 from inference.heads import FOREST_FLOOR, Classifier, Forest, Linear, Mlp, RadialSvm
 
+NETWORK_FLOOR = 1e-12  # a network never says 0 or 1; only rounding does
+
 
 def log_odds(pipeline: Pipeline, embeddings: FloatArray) -> FloatArray:
-    """n x d -> n, towards AI, by scikit-learn itself: the decision function, or the log-odds of a forest's votes."""
+    """n x d -> n, towards AI, by scikit-learn itself: the decision function, or the log-odds of a probability."""
     if hasattr(pipeline, "decision_function"):
         return np.asarray(pipeline.decision_function(embeddings), float)
-    return logit(np.asarray(pipeline.predict_proba(embeddings)[:, 1], float), FOREST_FLOOR)
+    floor = NETWORK_FLOOR if isinstance(pipeline["head"], MLPClassifier) else FOREST_FLOOR
+    return logit(np.asarray(pipeline.predict_proba(embeddings)[:, 1], float), floor)
 
 
 def plain_head(pipeline: Pipeline) -> Classifier:

@@ -31,6 +31,8 @@ def test_a_plain_head_gives_scikit_learns_log_odds(kind: str, index: int, dtype:
     expected = log_odds(pipeline, fresh)
     assert expected.std() > 0
     tolerance = 1e-9 if dtype is np.float64 else 1e-3  # scikit-learn then computes in single precision
+    if kind == "mlp":  # scikit-learn gives a probability only, which near 1 has fewer digits than its log-odds
+        tolerance = max(tolerance, 1e-5)
     np.testing.assert_allclose(head.log_odds(fresh), expected, rtol=tolerance, atol=tolerance)
     again = CLASSIFIERS[head.kind].from_arrays(head.arrays())
     np.testing.assert_array_equal(again.log_odds(fresh), head.log_odds(fresh))

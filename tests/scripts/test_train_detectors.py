@@ -232,7 +232,7 @@ def test_fatformer_is_fine_tuned_goes_on_and_stops_on_held_out_sources(
     for module in (train_fatformer, fatformer):
         monkeypatch.setattr(module, "FatFormer", lambda: FatFormer(TINY))
     before = train_fatformer.start().state_dict()
-    more = ["--check-steps", "1", "--patience", "1", "--resume"]
+    more = ["--check-steps", "1", "--patience", "1", "--resume", "--rate", "1"]  # far enough for half precision
     assert train_fatformer.main([*arguments(dataset, 1, batch=2), *more]) == 0
     assert train_fatformer.main([*arguments(dataset, 2, batch=2), *more]) == 0
     shown = capsys.readouterr().out

@@ -1,0 +1,34 @@
+# The daily commands. `make setup` once; PYTHON=python3.12 for another one.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+# Without models, servers, browsers and networks of size: what can be wrong after most changes.
+FAST = tests/test_docs.py tests/test_deploy.py tests/test_community.py tests/utils tests/formats tests/fusion/test_decision.py \
+       tests/provenance/test_generators.py tests/ingress/test_metadata.py
+
+.PHONY: setup test-fast test lint docs bench
+
+setup:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -r requirements-dev.txt
+
+test-fast:
+	$(BIN)/python -m pytest -q $(FAST)
+
+test:
+	$(BIN)/python -m pytest
+
+lint:
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs:
+	$(BIN)/python -m scripts.signals_table > docs/signals.md
+	$(BIN)/python -m scripts.write_requirements
+	$(BIN)/python -m pytest -q tests/test_docs.py tests/test_guide.py
+
+bench:
+	$(BIN)/python -m scripts.benchmark

@@ -1,0 +1,70 @@
+"""The files for contributors name what exists: commands, forms, and lists that CI and the Makefile share."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("[!c]*.yml"))
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+def test_every_target_of_the_makefile_is_told_to_contributors_and_every_file_in_it_exists():
+    text = (ROOT / "Makefile").read_text()
+    targets = re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE)
+    assert targets
+    assert set(targets[1].split()) == set(re.findall(r"^([\w-]+):$", text, re.MULTILINE))
+    for path in re.findall(r"\b(?:tests|docs)/[\w/.]+", text):
+        assert (ROOT / path).exists(), path
+    named = re.findall(r"make ([\w-]+)", (ROOT / "CONTRIBUTING.md").read_text())
+    assert {"setup", "test-fast", "test", "lint"} <= set(named) <= set(targets[1].split())
+
+
+def test_issue_forms_are_forms():
+    assert {path.stem for path in FORMS} == {"bug", "misjudged"}
+    for path in FORMS:
+        form = yaml.safe_load(path.read_text())
+        assert {"name", "description", "body"} <= form.keys()
+        for field in form["body"]:
+            assert field["type"] in ("markdown", "input", "textarea", "dropdown", "checkboxes")
+            assert field["type"] == "markdown" or field["id"]
+            if field["type"] == "dropdown":
+                assert len(set(field["attributes"]["options"])) == len(field["attributes"]["options"]) > 1
+
+
+def test_the_form_that_security_and_contributing_name_is_there():
+    name = yaml.safe_load((ROOT / ".github" / "ISSUE_TEMPLATE" / "misjudged.yml").read_text())["name"]
+    for page in ("CONTRIBUTING.md", "SECURITY.md", "docs/verdict.md"):
+        assert f'"{name}"' in " ".join((ROOT / page).read_text().split()), page
+
+
+def test_workflows_use_no_more_rights_than_they_need_and_name_files_that_exist():
+    assert WORKFLOWS
+    for path in WORKFLOWS:
+        flow = yaml.safe_load(path.read_text())
+        assert flow["permissions"] == {"contents": "read"}
+        for job in flow["jobs"].values():
+            assert job["timeout-minutes"] > 0
+            for step in job["steps"]:
+                for file in re.findall(
+                    r"\b(?:requirements[\w-]*\.txt|deploy/\w+(?:\.yaml)?|\.ci/run)", step.get("run", "")
+                ):
+                    assert (ROOT / file).exists(), file
+
+
+def test_ci_covers_the_pythons_that_the_package_promises():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    flow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    versions = flow["jobs"]["embedded"]["strategy"]["matrix"]["python"]
+    assert project["requires-python"] == f">={versions[0]}"
+
+
+def test_hooks_run_the_tools_of_the_requirements():
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    assert [repo["repo"] for repo in config["repos"]] == ["local"]  # one version of each tool, nothing fetched
+    developers = (ROOT / "requirements-dev.txt").read_text()
+    for hook in config["repos"][0]["hooks"]:
+        tool = hook["entry"].split()[0]
+        assert tool == "python" or f"\n{tool}" in developers

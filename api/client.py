@@ -3,13 +3,16 @@
 client = Client("http://127.0.0.1:8000", key="imgv_…")
 client.verify("photo.jpg")["tier"]
 for index, answer in client.verify_many(["a.jpg", "b.png"]): ...
+
+``AsyncClient`` is the same, to be awaited.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeAlias
 
@@ -45,8 +48,7 @@ class Client:
         Args:
             transport: how requests travel; None: over the network.
         """
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_seconds, transport=transport)
+        self._http = httpx.Client(base_url=url, headers=_headers(key), timeout=timeout_seconds, transport=transport)
 
     def __enter__(self) -> Self:
         return self
@@ -67,18 +69,10 @@ class Client:
             Refused: the image cannot be judged, or we may not ask.
             httpx.HTTPError: no server there.
         """
-        asked = {"params": {"artifacts": artifacts, "stability": stability}}
-        if isinstance(image, str) and image.startswith(("http://", "https://")):
-            answer = self._ask("POST", "/v1/verify", json={"url": image}, **asked)
-        else:
-            answer = self._ask("POST", "/v1/verify", files=[_part(image)], **asked)
+        answer = self._ask("POST", "/v1/verify", **_one(image, artifacts=artifacts, stability=stability))
         while answer.get("status") == "running":  # 202: the server's patience ended before the work
             time.sleep(_POLL_SECONDS)
-            answer = self._ask("GET", answer["links"]["self"])
-            if answer["status"] == "done":
-                return dict(answer["verdict"])
-            if answer["status"] == "failed":
-                raise Refused(answer["error"])
+            answer = _ended(self._ask("GET", answer["links"]["self"]))
         return answer
 
     def verify_many(
@@ -89,15 +83,14 @@ class Client:
         Raises:
             Refused: the whole batch is too large, or we may not ask.
         """
-        asked = {"artifacts": str(artifacts).lower(), "stability": str(stability).lower()}
-        request = {"files": [_part(image) for image in images], "data": asked}
-        with self._http.stream("POST", "/v1/verify/batch", **request) as response:  # type: ignore[arg-type]
+        with self._http.stream(
+            "POST", "/v1/verify/batch", **_many(images, artifacts=artifacts, stability=stability)
+        ) as response:
             if response.is_error:
                 response.read()
                 raise Refused(response.json())
             for line in filter(None, response.iter_lines()):
-                answer = json.loads(line)
-                yield answer["index"], answer.get("verdict") or {"error": answer["error"]}
+                yield _line(line)
 
     def artifact(self, verdict: Answer, name: str) -> bytes:
         """A heatmap (PNG), ``preview`` (JPEG) or ``report`` (HTML) of a verdict that was asked for with artifacts."""
@@ -116,10 +109,117 @@ class Client:
             response = self._http.request(method, path, **request)
             if not response.is_error:
                 break
-            if not (tries_left and "Retry-After" in response.headers):
-                raise Refused(response.json())
-            time.sleep(int(response.headers["Retry-After"]))
+            time.sleep(_pause(response, tries_left))
         return response
+
+
+class AsyncClient:
+    """As ``Client``; use as an asynchronous context manager. Tasks may share it."""
+
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8000",
+        key: str = "",
+        timeout_seconds: float = 120.0,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._http = httpx.AsyncClient(
+            base_url=url, headers=_headers(key), timeout=timeout_seconds, transport=transport
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def verify(self, image: Image, *, artifacts: bool = False, stability: bool = False) -> Answer:
+        """As ``Client.verify``."""
+        answer = await self._ask("POST", "/v1/verify", **_one(image, artifacts=artifacts, stability=stability))
+        while answer.get("status") == "running":
+            await asyncio.sleep(_POLL_SECONDS)
+            answer = _ended(await self._ask("GET", answer["links"]["self"]))
+        return answer
+
+    async def verify_many(
+        self, images: Sequence[str | Path | bytes], *, artifacts: bool = False, stability: bool = False
+    ) -> AsyncIterator[tuple[int, Answer]]:
+        """As ``Client.verify_many``."""
+        async with self._http.stream(
+            "POST", "/v1/verify/batch", **_many(images, artifacts=artifacts, stability=stability)
+        ) as response:
+            if response.is_error:
+                await response.aread()
+                raise Refused(response.json())
+            async for line in response.aiter_lines():
+                if line:
+                    yield _line(line)
+
+    async def artifact(self, verdict: Answer, name: str) -> bytes:
+        """As ``Client.artifact``."""
+        return (await self._send("GET", verdict["artifacts"][name])).content
+
+    async def models(self) -> Answer:
+        """As ``Client.models``."""
+        return await self._ask("GET", "/v1/models")
+
+    async def _ask(self, method: str, path: str, **request: Any) -> Answer:
+        return dict((await self._send(method, path, **request)).json())
+
+    async def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
+        for tries_left in reversed(range(_TRIES)):
+            response = await self._http.request(method, path, **request)
+            if not response.is_error:
+                break
+            await asyncio.sleep(_pause(response, tries_left))
+        return response
+
+
+def _headers(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def _one(image: Image, *, artifacts: bool, stability: bool) -> dict[str, Any]:
+    """The request for one image."""
+    asked: dict[str, Any] = {"params": {"artifacts": artifacts, "stability": stability}}
+    is_url = isinstance(image, str) and image.startswith(("http://", "https://"))
+    return asked | ({"json": {"url": image}} if is_url else {"files": [_part(image)]})
+
+
+def _many(images: Sequence[str | Path | bytes], *, artifacts: bool, stability: bool) -> dict[str, Any]:
+    """The request for many."""
+    asked = {"artifacts": str(artifacts).lower(), "stability": str(stability).lower()}
+    return {"files": [_part(image) for image in images], "data": asked}
+
+
+def _line(line: str) -> tuple[int, Answer]:
+    answer = json.loads(line)
+    return answer["index"], answer.get("verdict") or {"error": answer["error"]}
+
+
+def _ended(job: Answer) -> Answer:
+    """The verdict of a job, or the job itself while it runs.
+
+    Raises:
+        Refused: it failed.
+    """
+    if job["status"] == "failed":
+        raise Refused(job["error"])
+    return dict(job["verdict"]) if job["status"] == "done" else job
+
+
+def _pause(response: httpx.Response, tries_left: int) -> int:
+    """How many seconds to wait before the request is made again.
+
+    Raises:
+        Refused: it would be in vain.
+    """
+    if not (tries_left and "Retry-After" in response.headers):
+        raise Refused(response.json())
+    return int(response.headers["Retry-After"])
 
 
 def _part(image: str | Path | bytes) -> tuple[str, tuple[str, bytes]]:

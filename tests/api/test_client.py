@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -13,8 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from api.client import Client, Refused
-from tests.api.conftest import photo
+from api.client import AsyncClient, Client, Refused
+from tests.api.conftest import local_app, photo, settings_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,6 +59,32 @@ def test_the_client_waits_when_a_busy_server_says_so_and_asks_for_slow_jobs():
     with Client(transport=httpx.MockTransport(lambda _: answers.pop(0))) as client:
         assert client.verify(b"image") == {"tier": "real"}
     assert not answers
+
+
+@pytest.mark.parametrize("wait_seconds", [30, 0.001])  # answered at once, and by asking for the job
+def test_the_asynchronous_client_does_the_same(verifier, tmp_path, wait_seconds):
+    (tmp_path / "photo.jpg").write_bytes(photo())
+    app = local_app(settings_of(api_wait_seconds=wait_seconds), verifier)
+
+    async def work():
+        transport = httpx.ASGITransport(app)
+        async with app.router.lifespan_context(app), AsyncClient("http://127.0.0.1", transport=transport) as client:
+            first = await client.verify(tmp_path / "photo.jpg", artifacts=True)
+            refusals = []
+            for bad in (b"dear sir", "http://127.0.0.1/a.jpg"):
+                with pytest.raises(Refused) as refused:
+                    await client.verify(bad)
+                refusals.append(refused.value.code)
+            lines = {index: answer async for index, answer in client.verify_many([photo(), b"dear sir"])}
+            return first, refusals, lines, await client.artifact(first, "report"), await client.models()
+
+    first, refusals, lines, report, models = asyncio.run(work())
+    assert first["tier"]
+    assert refusals == ["not_an_image", "url_refused"]
+    assert lines[0]["fusion_prob"] == first["fusion_prob"]
+    assert lines[1]["error"]["code"] == "not_an_image"
+    assert report.startswith(b"<!doctype html>")
+    assert models["runs"] == "in process"
 
 
 def test_sigterm_finishes_what_was_taken():

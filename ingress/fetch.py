@@ -15,6 +15,8 @@ import ssl
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import aclosing, contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import cache
 from ipaddress import ip_network
 
@@ -77,7 +79,14 @@ _SEND_THE_FILE = "download the image yourself and send the file"
 
 
 async def fetch_async(
-    url: str, *, max_bytes: int, seconds: float, connect_seconds: float, redirects: int, ports: frozenset[int]
+    url: str,
+    *,
+    max_bytes: int,
+    seconds: float,
+    connect_seconds: float,
+    redirects: int,
+    ports: frozenset[int],
+    headers: Mapping[str, str] | None = None,
 ) -> bytes:
     """Download what an http or https URL leads to, connecting to public addresses only.
 
@@ -90,6 +99,7 @@ async def fetch_async(
         connect_seconds: for one attempt to connect.
         redirects: followed; every hop is judged like the first URL, and none goes from https to http.
         ports: the ports we connect to; at least one.
+        headers: beside ours, or in place of them; they go to the first host only.
 
     Raises:
         UrlRefused: the URL, a redirect or an address behind it is not one we connect to.
@@ -105,6 +115,7 @@ async def fetch_async(
         seconds=seconds,
         connect_seconds=connect_seconds,
         redirects=redirects,
+        headers=headers,
     )
 
 
@@ -155,18 +166,22 @@ async def download(
     seconds: float,
     connect_seconds: float,
     redirects: int,
+    headers: Mapping[str, str] | None = None,
 ) -> bytes:
     """``fetch_async`` through a given transport."""
+    sent = _HEADERS | dict(headers or {})
     with _coded_errors():
         async with asyncio.timeout(seconds), transport:
             timeout = httpx.Timeout(seconds, connect=connect_seconds).as_dict()
             for _ in range(redirects + 1):
                 _check_url(url, transport.policy)
-                request = httpx.Request("GET", url, headers=_HEADERS, extensions={"timeout": timeout})
+                request = httpx.Request("GET", url, headers=sent, extensions={"timeout": timeout})
                 async with aclosing(await transport.handle_async_request(request)) as response:
                     if not response.has_redirect_location:
                         return await _body(response, max_bytes)
                     url = next_url(request.url, response.headers["Location"])
+                    if httpx.URL(url).host != request.url.host:
+                        sent = _HEADERS  # a key is for the host that it was given for
         raise UrlRefused(f"the URL redirects more than {redirects} times; give the address it ends at")
 
 
@@ -188,7 +203,7 @@ async def _post(
                 "POST", url, content=body, headers=_HEADERS | dict(headers), extensions={"timeout": timeout}
             )
             async with aclosing(await transport.handle_async_request(request)) as response:
-                _check_status(response.status_code)
+                _check_status(response)
 
 
 @contextmanager
@@ -244,7 +259,7 @@ def next_url(current: httpx.URL, location: str) -> str:
 
 async def _body(response: httpx.Response, max_bytes: int) -> bytes:
     """Read the answer, never taking more than ``max_bytes`` and one chunk."""
-    _check_status(response.status_code)
+    _check_status(response)
     if int(response.headers.get("Content-Length", 0)) > max_bytes:
         raise _too_many_bytes(max_bytes)
     inflate = _inflate(response.headers.get("Content-Encoding", ""))
@@ -280,12 +295,25 @@ def _inflate(coding: str) -> zlib._Decompress | None:
             raise UrlNotFound(f"the server sends only an encoded copy, which was not asked for; {_SEND_THE_FILE}")
 
 
-def _check_status(status: int) -> None:
+def _check_status(response: httpx.Response) -> None:
+    status = response.status_code
     if 200 <= status < 300:
         return
     if status >= 500 or status in _PASSING_4XX:
-        raise FetchFailed(f"the server answered {status}; try again later")
+        failed = FetchFailed(f"the server answered {status}; try again later")
+        failed.retry_after = _seconds(response.headers.get("Retry-After", ""))
+        raise failed
     raise UrlNotFound(f"the server answered {status}; check the URL, or {_SEND_THE_FILE}")
+
+
+def _seconds(asked: str) -> float | None:
+    """Of a Retry-After header, a number or a date (RFC 9110 section 10.2.3); None where it is neither."""
+    if asked.strip().isdigit():
+        return float(asked)
+    try:
+        return max(0.0, (parsedate_to_datetime(asked) - datetime.now(UTC)).total_seconds())
+    except (TypeError, ValueError):
+        return None
 
 
 def _url_refused() -> UrlRefused:

@@ -13,7 +13,8 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 FILES = {  # name -> the file that it goes on from, the extras that it adds; without extras: the dependencies
     "requirements-embedded.txt": ("", ()),
     "requirements.txt": ("requirements-embedded.txt", ("full", "train")),
-    "requirements-dev.txt": ("requirements.txt", ("heic", "dev")),
+    "requirements-lifecycle.txt": ("requirements.txt", ("lifecycle",)),
+    "requirements-dev.txt": ("requirements-lifecycle.txt", ("heic", "dev")),
 }
 
 

@@ -149,6 +149,7 @@ class NotFound(InputError):
 class FetchFailed(TransientError):
     code = "fetch_failed"
     http_status = 424
+    retry_after: float | None = None  # seconds that the server asked for
 
 
 class FetchTimeout(TransientError):

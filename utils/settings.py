@@ -43,7 +43,7 @@ REDIS_URL = "REDIS_URL"  # without our prefix: what platforms set
 UNPREFIXED = (
     REDIS_URL,
     *("MIN_IMAGES_PER_CLASS", "MIN_SOURCES_PER_CLASS", "TRAINING_FREQUENCY", "TRAINING_TIME", "TRAINING_ZONE"),
-    *("MLFLOW_TRACKING_URI", "UNSPLASH_ACCESS_KEY", "PEXELS_API_KEY"),
+    *("MLFLOW_TRACKING_URI", "UNSPLASH_ACCESS_KEY", "PEXELS_API_KEY", "FLICKR_API_KEY"),
 )
 LARGEST = 2**40  # of any number: C's integers overflow beyond, far from the setting that is to blame
 LONGEST_SECONDS = 10**9  # likewise: a thread waits for 292 years at most
@@ -278,6 +278,15 @@ class ApiSettings(Section):
     )
     origins: Sites = Field((), description="other sites whose pages may call (CORS), comma separated; empty: none")
     proxies: Words = Field((), description="reverse proxies whose X-Forwarded-* is believed, comma separated")
+    feedback_dir: Annotated[Home | None, BeforeValidator(_none_if_empty)] = Field(
+        None, alias="feedback_dir", description="where POST /v1/feedback keeps what callers report; empty: refused"
+    )
+    feedback_images: bool = Field(
+        False, alias="feedback_images", description="also keep the images that are sent with reports, for review"
+    )
+    feedback_days: float = Field(
+        90.0, gt=0, alias="feedback_days", description="how long reports and their images are kept"
+    )
 
 
 def _either(name: str, unprefixed: str = "") -> AliasChoices:
@@ -338,6 +347,9 @@ class LifecycleSettings(Section):
     )
     pexels_key: SecretStr = Field(
         SecretStr(""), validation_alias=_either("pexels_api_key"), description="API key for lifecycle.collect pexels"
+    )
+    flickr_key: SecretStr = Field(
+        SecretStr(""), validation_alias=_either("flickr_api_key"), description="API key for lifecycle.collect flickr"
     )
 
 

@@ -75,7 +75,9 @@ def test_probes_and_scrapes_ask_the_port_and_pages_that_the_worker_serves():
     probed = {container[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "liveness", "readiness")}
     service = (ROOT / "worker" / "service.py").read_text()
     assert all(f'"{path}"' in service for path in probed)
-    (scrape,) = yaml.safe_load((DEPLOY / "prometheus.yaml").read_text())["scrape_configs"]
+    scrape, drift = yaml.safe_load((DEPLOY / "prometheus.yaml").read_text())["scrape_configs"]
+    host, _, drift_port = drift["static_configs"][0]["targets"][0].partition(":")
+    assert f"0.0.0.0:{drift_port}" in COMPOSE["services"][host]["entrypoint"]
     (names,) = scrape["dns_sd_configs"]
     assert names["port"] == port
     assert set(names["names"]) <= set(COMPOSE["services"])
@@ -96,6 +98,26 @@ def test_the_worker_runs_without_privileges():
     assert COMPOSE["services"]["worker"]["read_only"]
     user = re.search(r"^USER (\d+)", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
     assert int(user[1]) == pod["securityContext"]["runAsUser"] > 0
+
+
+def test_every_metric_of_the_alerts_is_exported():
+    rules = yaml.safe_load((DEPLOY / "rules.yaml").read_text())["groups"][0]["rules"]
+    asked = {name for rule in rules for name in re.findall(r"\bimgv_\w+", rule["expr"])}
+    exported = (ROOT / "lifecycle" / "notify.py").read_text() + (ROOT / "lifecycle" / "drift.py").read_text()
+    exported += (ROOT / "worker" / "metrics.py").read_text()
+    assert {name for name in asked if f'"{name.removesuffix("_total")}"' not in exported} == set()
+
+
+def test_retraining_runs_without_privileges_and_alone():
+    job = MANIFESTS["CronJob", "img-ml-verify-retrain"]["spec"]
+    pod = job["jobTemplate"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert job["concurrencyPolicy"] == "Forbid"
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert container["securityContext"]["readOnlyRootFilesystem"]
+    Settings.of(**{each["name"][5:].lower(): each["value"] for each in container["env"] if each["name"][:5] == "IMGV_"})
+    copied = set(re.findall(r"^COPY (\w+) \1$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE))
+    assert {"lifecycle", "training", "golden", "api", "worker"} <= copied
 
 
 def test_the_queue_of_the_compose_file_keeps_its_data():

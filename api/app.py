@@ -18,6 +18,7 @@ from api import page, routes
 from api.catalogue import catalogue
 from api.documents import finish_openapi
 from api.edge import Edge
+from api.feedback import FeedbackBox
 from api.jobs import Backend
 from api.limits import Gate, RateLimiter
 from api.metrics import Metrics
@@ -62,12 +63,17 @@ def create_app(settings: Settings, make_backend: MakeBackend = default_backend) 
     metrics, limiter = Metrics(), RateLimiter(settings.api.rate_per_minute)
     backend = make_backend(settings, metrics)
     models = catalogue(settings.models, backend.where, promoted(settings.models))
+    feedback = None
+    if folder := settings.api.feedback_dir:
+        days, images = settings.api.feedback_days, settings.api.feedback_images
+        feedback = FeedbackBox(folder, keep_images=images, keep_days=days)
     server = Server(
         settings.api,
         settings.decode.max_bytes,
         settings.pipeline.batch,
         backend,
         limiter,
+        feedback,
         metrics,
         models,
         asyncio.Event(),

@@ -51,7 +51,7 @@ def image_body(model: type[BaseModel], *, many: bool = False) -> dict[str, Any]:
         "additionalProperties": False,
         "properties": {"file": files, "artifacts": {"type": "boolean"}, "stability": {"type": "boolean"}},
     }
-    body = {"application/json": _inlined(model.model_json_schema()), "multipart/form-data": form}
+    body = {"application/json": inlined(model.model_json_schema()), "multipart/form-data": form}
     if not many:
         form["properties"]["async"] = {"type": "boolean"}
         body |= {"application/octet-stream": _FILE}
@@ -61,7 +61,7 @@ def image_body(model: type[BaseModel], *, many: bool = False) -> dict[str, Any]:
     return documented
 
 
-def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
+def inlined(schema: dict[str, Any]) -> dict[str, Any]:
     """Without $defs: a request body stands alone, and a definition of ours is used once."""
     definitions = schema.pop("$defs", {})
 

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from api.jobs import Image
-from api.schemas import BatchRequest, Extras, Item, Options, UrlRequest, VerifyRequest
+from api.schemas import BatchRequest, Extras, Feedback, Item, Options, UrlRequest, VerifyRequest
 from ingress.sources import is_url, without_data_uri
 from utils.errors import BadRequest, QueueFull, TooManyBytes
 
@@ -62,6 +62,18 @@ async def read_url(request: Request) -> Image:
         BadRequest: not JSON with a URL.
     """
     return _linked((await _json(request, UrlRequest)).url)
+
+
+async def read_feedback(request: Request, max_bytes: int) -> tuple[Feedback, bytes | None]:
+    """
+    Raises:
+        BadRequest: not JSON that names an image and its label.
+        TooManyBytes: the image that is sent along is larger than ``max_bytes``.
+    """
+    feedback = await _json(request, Feedback)
+    if feedback.image_base64 is None:
+        return feedback, None
+    return feedback, (await _image(Item(image_base64=feedback.image_base64), max_bytes)).raw
 
 
 async def read_many(

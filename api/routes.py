@@ -13,8 +13,8 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import AppStatus
 from starlette.responses import FileResponse, Response, StreamingResponse
 
-from api.documents import ACCEPTED, PROBLEMS, body_of, image_body
-from api.intake import read_many, read_one, read_url
+from api.documents import ACCEPTED, PROBLEMS, body_of, image_body, inlined
+from api.intake import read_feedback, read_many, read_one, read_url
 from api.jobs import Image, Job
 from api.problems import BUG, problem
 from api.schemas import (
@@ -22,6 +22,8 @@ from api.schemas import (
     BatchRequest,
     Classification,
     Extras,
+    Feedback,
+    FeedbackTaken,
     Health,
     JobAnswer,
     ModelInfo,
@@ -241,6 +243,25 @@ async def get_artifact(request: Request, job_id: str, name: str) -> Response:
         raise NotFound("no such artifact, or it has expired; ask for artifacts when you send the image")
     headers = {"Content-Security-Policy": "default-src 'none'; sandbox"}
     return FileResponse(path, media_type=_ARTIFACT_TYPES[path.suffix], filename=name, headers=headers)
+
+
+@router.post(
+    "/v1/feedback",
+    tags=["jobs"],
+    summary="Say that a verdict is wrong",
+    status_code=201,
+    response_model=FeedbackTaken,
+    responses=PROBLEMS,
+    openapi_extra=body_of({"application/json": inlined(Feedback.model_json_schema())}),
+)
+async def post_feedback(request: Request) -> Response:
+    """Kept for people to review, where the server takes feedback; it changes no verdict by itself."""
+    server = server_of(request)
+    if server.feedback is None:
+        raise NotFound("this server takes no feedback; its operator sets IMGV_FEEDBACK_DIR")
+    feedback, image = await read_feedback(request, server.max_bytes)
+    taken = await asyncio.to_thread(server.feedback.put, feedback, image, request.state.caller)
+    return _json(taken.model_dump(), 201)
 
 
 # ----------------------------------------------------------------------------------------------------- about the server

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from api.jobs import Stage
 from utils.contracts import Grade, Label, Tier, Verdict
@@ -153,6 +153,29 @@ class Models(BaseModel):
     grades: dict[Grade, GradeInfo] = Field(description="of a claim in `provenance`, the hardest to forge first")
     numbers: list[str] = Field(description="the verdict's own numbers, in order; `signals` has the others")
     heatmaps: dict[str, str]
+
+
+class Feedback(BaseModel):
+    """What was wrong with a verdict, and what would be right."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    job_id: str | None = Field(None, max_length=200)
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$", description="of the image, as its verdict says")
+    label: Literal["real", "ai"] = Field(description="what the image is")
+    why: str = Field("", max_length=2000, description="how that is known")
+    image_base64: str | None = Field(None, description="the image, where the server keeps images for review")
+
+    @model_validator(mode="after")
+    def _names_an_image(self) -> Self:
+        if self.job_id is None and self.sha256 is None:
+            raise ValueError("give job_id or sha256")
+        return self
+
+
+class FeedbackTaken(BaseModel):
+    id: str
+    image_kept: bool = Field(description="whether the image that was sent along is kept for review")
 
 
 class Health(BaseModel):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
+from api.feedback import FeedbackBox
 from api.jobs import Backend
 from api.limits import RateLimiter
 from api.metrics import Metrics
@@ -23,6 +24,7 @@ class Server:
     window: int  # images of one batch request that are in work at a time
     backend: Backend
     limiter: RateLimiter
+    feedback: FeedbackBox | None  # None: none is taken
     metrics: Metrics
     models: Models  # another one when another release judges
     stopping: asyncio.Event  # set on the first signal, so that streams end by themselves

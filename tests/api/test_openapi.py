@@ -27,7 +27,7 @@ CHECKS = (
     response_schema_conformance,
     response_headers_conformance,
 )
-OPERATIONS = 15
+OPERATIONS = 16
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from lifecycle.reference import Reference
 from lifecycle.shift import Window, compare
 from training.feature_table import read_columns, read_table, usable
 
-TABLE = Path(__file__).parents[1] / "training" / "tables" / "embedded-2026.11.30.parquet"
+TABLE = Path(__file__).parents[1] / "training" / "tables" / "embedded-2026.12.parquet"
 SIZE, SHARE, PATIENCE = 200, 0.3, 3
 FAMILIES = 5
 

@@ -159,7 +159,7 @@ def rarity(reference: Reference) -> str:
     high = _one_in(reference.real_as_high, reference.interval, real, "this high")
     low = _one_in(reference.ai_as_low, reference.ai_interval, "AI images", "this low")
     delivery = "" if reference.delivery == "all" else f", among copies like this one ({reference.delivery})"
-    return f"{high}; {low}; measured on images that no model here learnt from{delivery}."
+    return f"{high}; {low}; measured on images that were new to the model that scored them{delivery}."
 
 
 def _one_in(share: float, interval: tuple[float, float], what: str, where: str) -> str:

@@ -128,7 +128,7 @@ def test_a_folder_becomes_an_artifact_and_a_verdict_by_it_however_often_it_is_ki
     assert run(dataset) == 0
     assert {path.name: path.stat().st_mtime_ns for path in work.rglob("*.np[yz]")} == made
     shown = capsys.readouterr().out
-    assert "against embedded-2026.11.30, validation sources" in shown
+    assert "against embedded-2026.12, validation sources" in shown
     assert shown.count("| artifact, web, AI from") == 1
     model = FusionModel.load(dataset.parent / "artifact")
     heads = {"dinov3_prob", "siglip2_prob", "pe_core_prob"}

@@ -347,7 +347,7 @@ def test_a_request_id_that_could_forge_a_log_line_is_replaced(serve):
 
 @pytest.mark.parametrize(
     "path",
-    ["/static/../app.py", "/static/..%2fapp.py", "/static/%2e%2e/app.py", "/static//etc/passwd", "/static/", "/docs"],
+    ["/static/../app.py", "/static/..%2fapp.py", "/static/%2e%2e/app.py", "/static//etc/passwd", "/static/"],
 )
 def test_no_path_leads_out_of_the_page(live, path):
     assert httpx.get(live.url + path).status_code == 404

@@ -66,6 +66,8 @@ def weights_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("IMGV_WEIGHTS_DIR", str(folder))
     monkeypatch.setenv("IMGV_DEVICE", "cpu")
     monkeypatch.chdir(tmp_path)
+    for module in ("utils.settings", "scripts.build_profile"):
+        monkeypatch.setattr(f"{module}.ENV_FILE", tmp_path / ".env")
 
     def install(name: str, file: str) -> None:
         path = folder / file

@@ -39,7 +39,7 @@ def looker() -> Look:
 
     def look(rgb: RgbArray) -> np.ndarray:
         noise = np.random.default_rng(int(rgb.sum())).standard_normal((BLOCKS, WIDTH)).astype(np.float32)
-        return direction * (rgb.mean() / 255) + 4 * noise
+        return direction * (rgb.mean() / 255) + 2 * noise
 
     return look
 

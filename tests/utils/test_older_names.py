@@ -46,7 +46,7 @@ def test_one_that_does_nothing_is_told_and_changes_nothing(monkeypatch, caplog, 
 
 
 def test_our_own_name_comes_first_wherever_it_stands(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("utils.settings.ENV_FILE", tmp_path / ".env")
     (tmp_path / ".env").write_text("IMGV_API_PORT=8001\nAPI_HOST=::1\n")
     monkeypatch.setenv("API_PORT", "9000")
     api = load_settings().api

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -102,10 +103,14 @@ def test_submit_sends_bytes_and_waits_for_every_answer(keys, start_process, envi
 
 
 def test_what_submit_is_asked_for_is_in_the_job(db, keys, start_process, environment, tmp_path):
-    start_process()
     (tmp_path / "a.png").write_bytes(b"ok")
-    assert submit.main([str(tmp_path / "a.png"), "--stability", "--profile", "embedded"]) == 0
-    ((_, fields),) = db.xrange(keys.streams[1])
+    asked = [str(tmp_path / "a.png"), "--stability", "--profile", "embedded", "--json"]
+    with ThreadPoolExecutor(1) as pool:
+        code = pool.submit(submit.main, asked)
+        eventually(lambda: db.xlen(keys.streams[1]) == 1)
+        ((_, fields),) = db.xrange(keys.streams[1])
+        start_process()  # only now: what was answered is gone from the stream
+        assert code.result(60) == 0
     assert (fields[b"stability"], fields[b"profile"]) == (b"1", b"embedded")
 
 

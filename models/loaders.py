@@ -7,7 +7,7 @@ Every model has a folder with its card (utils/persistence.py): ours in ``models/
 installation in its weights folder, where a card takes the place of ours of the same name. Over both lies
 ``<weights_dir>/weights.toml``: a table there replaces the fields it names or adds a card, which is how a user's own
 checkpoint is registered and where download_weights records the hash of a file whose publisher states none (trust on
-first use).
+first use; it says nothing of another file that a model folder names).
 """
 
 from __future__ import annotations
@@ -55,9 +55,7 @@ class Weights:
         found, folders = cards(weights_dir), (weights_dir, SHIPPED)
         if release is None:
             return cls(found, folders)
-        for path in sorted(release.glob(f"*/{CARD}")):
-            found |= read_cards(path.parent)
-        return cls(found, (release, *folders))
+        return cls(found | _folders(release), (release, *folders))
 
     def card(self, name: str) -> Card:
         if name not in self.cards:
@@ -97,21 +95,33 @@ def cards(weights_dir: Path | None = None) -> dict[str, Card]:
     Raises:
         WeightsCorrupt: a card file is not TOML, or has a field we do not know.
     """
-    found: dict[str, Card] = {}
-    for folder in filter(None, (SHIPPED, weights_dir)):
-        for path in sorted(folder.glob(f"*/{CARD}")):
-            found |= read_cards(path.parent)
-    if weights_dir is not None and (weights_dir / OVERRIDES).exists():
-        found |= _overrides(weights_dir / OVERRIDES, found)
+    found = ours = _folders(SHIPPED)
+    if weights_dir is None:
+        return found
+    found = ours | _folders(weights_dir)
+    if (weights_dir / OVERRIDES).exists():
+        found |= _overrides(weights_dir / OVERRIDES, found, ours)
     return found
 
 
-def _overrides(path: Path, base: Mapping[str, Card]) -> dict[str, Card]:
+def _folders(folder: Path) -> dict[str, Card]:
+    """The cards of the model folders in it."""
+    found: dict[str, Card] = {}
+    for path in sorted(folder.glob(f"*/{CARD}")):
+        found |= read_cards(path.parent)
+    return found
+
+
+def _overrides(path: Path, base: Mapping[str, Card], ours: Mapping[str, Card]) -> dict[str, Card]:
     found = {}
     for name, values in read_tables(path).items():
         if name not in base and not values.get("file"):
             raise WeightsCorrupt(f"{path}: [{name}] names no file")
-        found[name] = replace(base.get(name, Card(name=name, model=name)), **values)
+        card = base.get(name, Card(name=name, model=name))
+        if "file" not in values and name in ours and card.file != ours[name].file:
+            # Recorded of the file that our card names; the model folder of this installation names another.
+            values = {key: value for key, value in values.items() if key not in ("size", "sha256")}
+        found[name] = replace(card, **values)
     return found
 
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from models.loaders import SHIPPED, Weights, cards, find, load_into, load_state
+from models.loaders import SHIPPED, Weights, cards, find, load_into, load_state, record_card
 from utils import persistence
 from utils.errors import WeightsCorrupt, WeightsMismatch, WeightsMissing
 from utils.persistence import Card, check, save_model, sha256_file
@@ -94,6 +94,17 @@ def test_a_model_folder_of_the_installation_takes_the_place_of_ours(tmp_path: Pa
     assert weights.card("effnet").train == "", "nothing of our card is left in it"
     assert weights.path("effnet_graph") == SHIPPED / "effnet" / "graph.onnx"
     assert [card.name for card in weights.of("effnet")] == ["effnet", "effnet_graph"]
+
+
+def test_a_recorded_hash_is_that_of_the_file_it_was_recorded_of(tmp_path: Path) -> None:
+    record_card("fatformer", {"size": 3, "sha256": "ab"}, tmp_path)  # of the published file
+    assert cards(tmp_path)["fatformer"].sha256 == "ab"
+    save_model(tmp_path / "fatformer", {"a": np.zeros(2, np.float32)}, {}, licence="Apache-2.0")
+    own = cards(tmp_path)["fatformer"]
+    assert (own.file, own.sha256) == ("fatformer/weights.safetensors", sha256_file(tmp_path / own.file))
+    assert Weights.at(tmp_path).path("fatformer") == tmp_path / own.file
+    record_card("fatformer", {"file": "mine.pth", "sha256": "cd"}, tmp_path)  # by name: the user's own choice
+    assert cards(tmp_path)["fatformer"].sha256 == "cd"
 
 
 def test_an_unknown_card_suggests_the_nearest() -> None:

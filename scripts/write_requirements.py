@@ -13,7 +13,7 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 FILES = {  # name -> the file that it goes on from, the extras that it adds; without extras: the dependencies
     "requirements-embedded.txt": ("", ()),
     "requirements.txt": ("requirements-embedded.txt", ("full", "train")),
-    "requirements-lifecycle.txt": ("requirements.txt", ("lifecycle",)),
+    "requirements-lifecycle.txt": ("requirements.txt", ("lifecycle", "cloud")),
     "requirements-dev.txt": ("requirements-lifecycle.txt", ("heic", "dev")),
 }
 

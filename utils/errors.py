@@ -196,6 +196,24 @@ class Internal(TransientError):
     code = "internal"
 
 
+class NoCapacity(TransientError):
+    """The cloud has no machine of the kinds asked for; nothing was started."""
+
+    code = "no_capacity"
+
+
+class CloudFailed(TransientError):
+    """AWS did not answer, or refused for a reason without a code of its own here; the message has its words."""
+
+    code = "cloud_failed"
+
+
+class CopyDiffers(TransientError):
+    """A copy of a file is not the file: its checksum differs, or it is not there."""
+
+    code = "copy_differs"
+
+
 class BadSettings(SetupError):
     code = "bad_settings"
 
@@ -244,6 +262,46 @@ class ReleaseUnusable(SetupError):
     code = "release_unusable"
 
 
+class CloudCredentials(SetupError):
+    """AWS knows no such key, or there is none."""
+
+    code = "cloud_credentials"
+
+
+class CloudTokenExpired(SetupError):
+    """The AWS session is over."""
+
+    code = "cloud_token_expired"
+
+
+class CloudDenied(SetupError):
+    """The AWS identity lacks a right; the message names the action where AWS does."""
+
+    code = "cloud_denied"
+
+
+class CloudQuota(SetupError):
+    """The AWS account's quota does not allow it; for spot training it often begins at 0."""
+
+    code = "cloud_quota"
+
+
+class BucketMissing(SetupError):
+    code = "bucket_missing"
+
+
+class BucketForeign(SetupError):
+    """The bucket is another account's, or closed to this identity; nothing was sent to it."""
+
+    code = "bucket_foreign"
+
+
+class StackFailed(SetupError):
+    """A CloudFormation stack could not be made as its template says; the message has the first reason."""
+
+    code = "stack_failed"
+
+
 class ScoreNotFinite(SetupError):
     """A network gave NaN or infinity: damaged weights, or a precision too low for it."""
 
@@ -278,6 +336,12 @@ class TrainingDiverged(TrainingError):
     """The loss became NaN or infinite; the last checkpoint stays."""
 
     code = "training_diverged"
+
+
+class JobFailed(TrainingError):
+    """A training job in the cloud ended without a model; the message has its own reason."""
+
+    code = "job_failed"
 
 
 def classes_by_code() -> dict[str, type[VerifyError]]:

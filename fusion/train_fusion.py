@@ -27,6 +27,7 @@ from fusion.estimators import Estimator, FloatArray
 from fusion.meta_model import QUANTILES, FusionModel
 from training import fusion_card as report
 from training.datasets import BY_IMAGE, DATASET, SPLITS, check_enough, check_splits, fusion_split, read_rows
+from training.deliveries import TAUGHT
 from training.feature_table import IntArray, Table, families, read_table, source_weights
 from training.meta_models import KINDS, fit, fit_calibration
 from training.metrics import evaluate, log_loss, plain
@@ -46,8 +47,6 @@ HELD_OUT = (
 )
 TABLE = Path("features.csv")
 EXTRACT_HINT = f"python -m scripts.extract_features --manifest {DATASET} --out {TABLE}"
-# How training images are measured: not as published, since the model would learn containers.
-TAUGHT = ("web", "hard", "random1")
 SAVED_MODELS = Path(__file__).parents[1] / "models" / "saved_models"  # where IMGV_FUSION finds a name
 
 Metrics: TypeAlias = dict[str, list[float]]  # value, low, high

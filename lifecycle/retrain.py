@@ -38,6 +38,7 @@ from lifecycle.validate import doubtful, validate
 from lifecycle.validate import markdown as validation_page
 from models.loaders import Weights
 from training import train_clip_b16
+from training.deliveries import TAUGHT
 from training.evaluation import Judged, judge, measure, tiers
 from training.evaluation_page import head, plot
 from training.evaluation_page import markdown as evaluation_page
@@ -67,9 +68,7 @@ class Params:
     dataset: str = "dataset.csv"
     profile: str = "embedded"
     heads: tuple[str, ...] = ()  # that are trained anew: clip_b16
-    deliveries: Mapping[str, Sequence[str]] = field(
-        default_factory=lambda: {"train": train_fusion.TAUGHT, "val": DELIVERIES}
-    )
+    deliveries: Mapping[str, Sequence[str]] = field(default_factory=lambda: {"train": TAUGHT, "val": DELIVERIES})
     model: str = "best"
     inputs: tuple[str, ...] = ("*",)
     drop: float = 0.3

@@ -25,7 +25,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.errors import WeightsCorrupt, WeightsMismatch, WeightsMissing
-from utils.persistence import CARD, Card, check, load_arrays, read_cards, read_tables, record
+from utils.persistence import (
+    CARD,
+    WEIGHTS,
+    Card,
+    check,
+    load_arrays,
+    read_cards,
+    read_tables,
+    record,
+    sha256_file,
+    write_atomic,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -128,6 +139,15 @@ def _overrides(path: Path, base: Mapping[str, Card], ours: Mapping[str, Card]) -
 def record_card(name: str, values: Mapping[str, Any], folder: Path) -> None:
     """Merge values into the card ``name`` of this installation's card file."""
     record(folder / OVERRIDES, name, values, _HEADER)
+
+
+def install(model: Path, name: str, weights_dir: Path) -> None:
+    """Make the weights of a model folder those of the card ``name`` in this installation."""
+    file = f"{name}/{WEIGHTS}"
+    target = weights_dir / file
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(target, (model / WEIGHTS).read_bytes())
+    record_card(name, {"file": file, "size": target.stat().st_size, "sha256": sha256_file(target)}, weights_dir)
 
 
 def shipped(name: str) -> Path:

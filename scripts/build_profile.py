@@ -28,7 +28,7 @@ from models.loaders import SHIPPED, Weights
 from training.datasets import DATASET, LABELS, check_enough, check_splits, read_rows
 from training.head_fit import KINDS
 from training.profile_build import PROFILE, STAGES, Build
-from training.profile_plan import Part, Plan, as_json, chosen, part_of, shown, this_machine
+from training.profile_plan import Part, Plan, as_json, chosen, parts_of, shown, this_machine
 from utils.device import pick_device
 from utils.errors import DatasetMissing
 from utils.exits import Exit, command, command_parser
@@ -90,9 +90,9 @@ def _plan(arguments: argparse.Namespace, settings: Settings, images: int) -> Pla
     print(f"device={device} ({reason}), {settings.models.precision}")
     bytes_each = BYTES[settings.models.precision]
     if arguments.detectors:
-        return Plan(tuple(part_of(name, weights, bytes_each) for name in arguments.detectors), machine, images)
+        return Plan(tuple(parts_of(arguments.detectors, weights, bytes_each)), machine, images)
     names = (*PROFILES[PROFILE].detectors, *(HEADS_BESIDE if arguments.plan else ()))
-    parts = [part_of(name, weights, bytes_each) for name in names]
+    parts = parts_of(names, weights, bytes_each)
     if not arguments.plan:
         parts = [part for part in parts if _is_free(part)]
     if arguments.plan:

@@ -12,17 +12,15 @@ and fusion uses it once scripts.build_profile or fusion.train_fusion has learnt 
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from inference.registry import DETECTORS
-from models.loaders import record_card
+from models.loaders import install
 from training.embeddings import Embedded
 from training.head_fit import KINDS, fit, write
 from utils.exits import Exit, command, command_parser
-from utils.persistence import WEIGHTS, sha256_file
 from utils.settings import load_settings
 
 
@@ -35,19 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = f"--head {arguments.head}{'' if arguments.grid else ' --no-grid'} --seed {arguments.seed}"
     print(write(fitted, embedded.table, out, options))
     if arguments.install:
-        _install(out, DETECTORS[fitted.head.detector].model, load_settings().models.weights_dir)
+        card, weights_dir = DETECTORS[fitted.head.detector].model, load_settings().models.weights_dir
+        install(out, card, weights_dir)
+        print(f"installed {card} in {weights_dir}")
     print(f"read {len(embedded.table)} rows; wrote {out}; next: python img_ml_verify.py photo.jpg --head {out}")
     return Exit.DONE
-
-
-def _install(head: Path, card: str, weights_dir: Path) -> None:
-    """Make it the head of its detector."""
-    file = f"{card}/{WEIGHTS}"
-    target = weights_dir / file
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(head / WEIGHTS, target)
-    record_card(card, {"file": file, "size": target.stat().st_size, "sha256": sha256_file(target)}, weights_dir)
-    print(f"installed {card} in {weights_dir}")
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -11,14 +11,14 @@ import torch
 from inference.embedding import Embedder, ImageEmbedder
 from models.backbones import backbone
 from models.loaders import Weights
-from training.embeddings import Deliveries, Embed, Embedded, embed_manifest
+from training.deliveries import TAUGHT, Deliveries
+from training.embeddings import Embed, Embedded, embed_manifest
 from utils.deliveries import DELIVERIES
 from utils.device import get_device
+from utils.persistence import digest
 from utils.settings import DecodeSettings, ModelSettings
 
-# As published a head would learn containers; that it is measured on them shows that it did not.
-LEARNT = ("web", "hard", "random1")
-DELIVERED: Mapping[str, tuple[str, ...]] = {"train": LEARNT, "fusion": LEARNT, "val": DELIVERIES}
+DELIVERED: Mapping[str, tuple[str, ...]] = {"train": TAUGHT, "fusion": TAUGHT, "val": DELIVERIES}
 
 
 def embed_with(
@@ -28,34 +28,42 @@ def embed_with(
     models: ModelSettings,
     decode: DecodeSettings,
     deliveries: Deliveries = DELIVERED,
+    *,
+    seed: int = 0,
     ray: str | None = None,
     jobs: int = 1,
 ) -> Embedded:
     """Embed the images of a manifest with one backbone.
 
     Args:
-        cache: folder for what is already known; a folder in it is named after the backbone's hash.
+        cache: folder for what is already known; a folder in it is named after all that an embedding depends on.
+        seed: of the random deliveries.
 
     Raises:
         SetupError: the backbone is not installed, damaged, or another network's; or Ray is not installed.
         TableError: as ``embed_manifest``.
     """
-    record, weights = backbone(name), Weights.at(models.weights_dir)
-    weights.path(name)  # told before images are read, and before Ray starts
-    sha256 = weights.card(name).sha256
-    about = {"backbone": name, "backbone_sha256": sha256, "embedding": record.embedding}
-    make = partial(_make, name, models)
+    Weights.at(models.weights_dir).path(name)  # told before images are read, and before Ray starts
+    about = made_by(name, models, seed)
     return embed_manifest(
         manifest,
         deliveries,
-        make,
-        cache / f"{name}-{sha256[:12]}",
+        partial(_make, name, models),
+        cache / f"{name}-{digest(about)}",
         decode,
         about,
+        seed=seed,
         ray=ray,
         jobs=jobs,
         gpus=1 if models.device.startswith("cuda") else 0,
     )
+
+
+def made_by(name: str, models: ModelSettings, seed: int) -> dict[str, str]:
+    """All that an embedding of an image depends on."""
+    sha256 = Weights.at(models.weights_dir).card(name).sha256
+    record = {"backbone": name, "backbone_sha256": sha256, "embedding": backbone(name).embedding}
+    return record | {"precision": models.precision, "seed": str(seed)}
 
 
 def _make(name: str, settings: ModelSettings) -> Embed:

@@ -1,11 +1,13 @@
-"""The many ways in which images travel, drawn at random and in the same way whatever their label. Knows no label.
+"""How images travel in training: by which ways, and the random ones, drawn in the same way whatever their label.
 
-The fixed ways, by which everything is measured, are ``utils.deliveries``.
+The fixed ways, by which everything is measured, are ``utils.deliveries``. Knows no label.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from io import BytesIO
+from typing import TypeAlias
 
 import cv2
 import numpy as np
@@ -14,6 +16,10 @@ from PIL import Image
 from utils.contracts import RgbArray
 from utils.deliveries import encode_jpeg
 
+Deliveries: TypeAlias = Sequence[str] | Mapping[str, Sequence[str]]  # a mapping has those of each split
+
+# Not as published: a model would learn containers. That it is measured on them too shows that it did not.
+TAUGHT = ("web", "hard", "random1")
 LOSSY = ("JPEG", "MPO")  # Pillow's names of formats that surely were compressed before; a WebP may be lossless
 
 _INTERPOLATIONS = (cv2.INTER_AREA, cv2.INTER_CUBIC, cv2.INTER_LINEAR, cv2.INTER_LANCZOS4)

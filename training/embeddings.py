@@ -23,7 +23,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ingress.sources import Ingress
-from training.datasets import LABELS, check_splits, read_rows
+from training.datasets import LABELS, SPLITS, check_splits, read_rows
+from training.deliveries import Deliveries
 from training.extraction import Task, delivered
 from training.feature_table import Table
 from utils.contracts import Sample
@@ -34,10 +35,8 @@ from utils.settings import DecodeSettings
 Vector: TypeAlias = NDArray[np.float32]
 Embed: TypeAlias = Callable[[Sequence[Sample]], Sequence[Vector]]
 Make: TypeAlias = Callable[[], Embed]  # picklable: where several processes embed, each makes its own
-Deliveries: TypeAlias = Sequence[str] | Mapping[str, Sequence[str]]  # a mapping has those of each split
 Known: TypeAlias = dict[str, Vector]  # "<sha256 of the file> <delivery>" -> embedding
 
-SPLITS = ("train", "fusion", "val")
 GROUP = 16  # images that are embedded together, and kept together: a killed run loses no more
 COLUMNS = ("labels", "sources", "splits", "deliveries", "filepaths")
 
@@ -48,7 +47,7 @@ class Embedded:
 
     table: Table  # its matrix is n x d
     filepaths: NDArray[np.str_]  # n, as the manifest has them
-    about: Mapping[str, str]  # backbone, backbone_sha256, embedding, manifest_sha256
+    about: Mapping[str, str]  # backbone, backbone_sha256, embedding, precision, seed, manifest_sha256
 
     def save(self, path: Path) -> None:
         """Write one .npz: numbers and names, nothing that could run."""
@@ -104,6 +103,7 @@ def embed_manifest(
         manifest: CSV with filepath (from its own folder), label (real | ai), source and, if it has one, split.
         deliveries: of utils.deliveries.DELIVERIES, or random1, random2, ...
         cache: folder for what is already known; name it after everything that an embedding depends on.
+        seed: of the random deliveries.
         ray: address of a cluster, or "local" for one on this machine; None: in this process.
         jobs: Ray actors that embed.
         gpus: that each of them takes.

@@ -30,7 +30,7 @@ from inference.ensemble import Ensemble, build_ensemble
 from inference.registry import DETECTORS, feature_meanings, select_detectors
 from ingress.sources import Ingress
 from training.datasets import LABELS, read_rows
-from training.deliveries import LOSSY, deliver_at_random
+from training.deliveries import LOSSY, Deliveries, deliver_at_random
 from training.feature_table import PARQUET, numbers, read_columns
 from utils.contracts import Json, Sample
 from utils.deliveries import DELIVERIES, FIXED, deliver
@@ -42,7 +42,6 @@ KEYS = ("filepath", "delivery", "label", "source", "split", "generator", "models
 RAY_BLOCK = 16  # images at most that a Ray actor answers for at a time: what a stopped run measures again
 
 Key: TypeAlias = tuple[str, str]  # filepath, delivery
-Deliveries: TypeAlias = Sequence[str] | Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ killed goes on behind the last stage that ended; embeddings and features go on i
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import subprocess
 import sys
@@ -21,8 +20,8 @@ from fusion import train_fusion
 from fusion.estimators import FloatArray
 from fusion.meta_model import FusionModel
 from inference.registry import DETECTORS
-from models.loaders import SHIPPED, Weights, record_card
-from training.backbone_embeddings import DELIVERED, embed_with
+from models.loaders import SHIPPED, Weights, install
+from training.backbone_embeddings import DELIVERED, embed_with, made_by
 from training.embeddings import Embedded
 from training.extraction import Key, extract, fill
 from training.feature_table import Table, family, read_table
@@ -30,10 +29,11 @@ from training.fusion_card import markdown_table
 from training.head_fit import fit, write
 from training.metrics import evaluate, expected_calibration_error, plain, resampled_weights
 from training.profile_plan import Part
-from utils.errors import FusionCorrupt, TableError, WeightsMissing
-from utils.persistence import WEIGHTS, sha256_file, write_atomic
+from utils.errors import TableError, WeightsMissing
+from utils.exits import Exit
+from utils.persistence import digest, sha256_file, write_atomic
 from utils.profiles import PROFILES
-from utils.settings import Settings, load_settings
+from utils.settings import load_settings
 
 PROFILE = "full"
 FORENSICS = "forensics"
@@ -58,10 +58,10 @@ class Build:
     def frozen(self) -> list[Part]:
         return [part for part in self.parts if part.backbone]
 
-    @property
-    def settings(self) -> Settings:
-        """Of a verdict by what is built."""
-        return load_settings(profile=PROFILE, detectors=",".join(self.switches([part.detector for part in self.parts])))
+    def table(self, name: str) -> Path:
+        """Named after all that decides on its rows; measured rows say themselves which weights measured them."""
+        made_from = [sha256_file(self.manifest), DELIVERED, load_settings().models.precision, self.seed]
+        return self.work / f"{name}-{digest(made_from)}.csv"
 
     def switches(self, wanted: Sequence[str]) -> list[str]:
         """IMGV_DETECTORS that makes the profile run exactly these."""
@@ -102,6 +102,7 @@ def embed(build: Build) -> None:
                 settings.models,
                 settings.decode,
                 DELIVERED,
+                seed=build.seed,
                 ray=build.ray,
                 jobs=build.jobs,
             )
@@ -126,18 +127,13 @@ def heads(build: Build) -> None:
                 probabilities=fitted.probabilities,
             )
             scratch.replace(folder / "scores.npz")
-        card = DETECTORS[part.detector].model
-        target = weights_dir / card / WEIGHTS
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(target, (folder / WEIGHTS).read_bytes())
-        about = {"file": f"{card}/{WEIGHTS}", "size": target.stat().st_size, "sha256": sha256_file(target)}
-        record_card(card, about, weights_dir)
+        install(folder, DETECTORS[part.detector].model, weights_dir)
         (build.work / f"{part.detector}.head").write_text(folder.name, encoding="utf-8")
 
 
 def features(build: Build) -> None:
     """Measure what is no head on frozen tokens, then fill those in: of rows they learnt from, the held-out score."""
-    table = build.work / "features.csv"
+    table = build.table("features")
     measured = build.switches([part.detector for part in build.parts if not part.backbone])
     settings = load_settings(profile=PROFILE, detectors=",".join(measured))
     _, failures = extract(
@@ -153,7 +149,7 @@ def features(build: Build) -> None:
     for failure in failures[:5]:
         print(f"left out: {failure}", file=sys.stderr)
     weights = Weights.at(load_settings().models.weights_dir)
-    filled = build.work / "filled.csv"
+    filled = build.table("filled")
     write_atomic(filled, table.read_bytes())
     for part in build.frozen:
         (feature,) = DETECTORS[part.detector].features
@@ -162,28 +158,30 @@ def features(build: Build) -> None:
 
 
 def fuse(build: Build) -> None:
-    table = build.work / "filled.csv"
-    if _is_of(build.out, table):
+    table, mark = build.table("filled"), build.work / "fused"
+    if mark.is_file() and mark.read_text(encoding="utf-8") == _fused(build, table):
         return
     about = f"Made by scripts.build_profile for {', '.join(part.name for part in build.parts)}."
     options = ["--table", str(table), "--out", str(build.out), "--profile", PROFILE]
-    if train_fusion.main([*options, "--about", about, "--seed", str(build.seed)]):
+    ended = train_fusion.main([*options, "--about", about, "--seed", str(build.seed)])
+    if ended == Exit.INTERRUPTED:
+        raise KeyboardInterrupt
+    if ended:
         raise TableError(f"the fusion could not be trained from {table}: the line above says why")
+    write_atomic(mark, _fused(build, table).encode())
 
 
-def _is_of(artifact: Path, table: Path) -> bool:
-    """Whether an artifact is there and was trained from this very table."""
-    try:
-        data = FusionModel.load(artifact).metrics["data"]
-    except FusionCorrupt:
-        return False
-    return bool(data["table_sha256"] == sha256_file(table))
+def _fused(build: Build, table: Path) -> str:
+    """Which artifact lies there, and what it was trained from."""
+    model = build.out / "model.json"
+    found = sha256_file(model) if model.is_file() else "none"
+    return f"{build.out.absolute()} {found} {sha256_file(table)} seed {build.seed}"
 
 
 def compare(build: Build) -> None:
     """The new artifact against the shipped one, and every subset of what it knows."""
     model, shipped = FusionModel.load(build.out), FusionModel.load(SHIPPED / PROFILES[PROFILE].fusion)
-    text = report(model, shipped, build.work / "filled.csv")
+    text = report(model, shipped, build.table("filled"))
     write_atomic(build.work / REPORT, text.encode())
     print(text)
 
@@ -200,9 +198,8 @@ def _backbone(part: Part) -> str:
 
 
 def _features_of(build: Build, part: Part) -> Path:
-    weights = Weights.at(load_settings().models.weights_dir)
-    made_from = f"{weights.card(_backbone(part)).sha256} {sha256_file(build.manifest)}"
-    return build.work / f"{_backbone(part)}-{hashlib.sha256(made_from.encode()).hexdigest()[:12]}.npz"
+    about = made_by(_backbone(part), load_settings().models, build.seed)
+    return build.work / f"{_backbone(part)}-{digest([about, sha256_file(build.manifest), DELIVERED])}.npz"
 
 
 def _scores(build: Build, part: Part) -> Mapping[Key, float]:

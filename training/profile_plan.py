@@ -17,6 +17,7 @@ from typing import Any
 from inference.registry import DETECTORS
 from models.backbones import Backbone, backbone
 from models.loaders import Weights, find
+from training.deliveries import TAUGHT
 from utils.contracts import Json
 from utils.errors import BadSettings, PlanDoesNotFit, WeightsMissing
 from utils.persistence import Card
@@ -27,7 +28,6 @@ BASE_MEMORY = int(1.2 * GIB)  # Python, the libraries and an image with its fore
 ACTIVATIONS = 0.35 * GIB  # of one batch of views, beside the weights of a frozen backbone
 EFFICIENCY = 0.4  # of the multiplication of large matrices, that a network reaches
 FORENSICS_SECONDS = 0.35  # an image on one core, decoding and delivering included
-DELIVERIES = 3  # of each image, in training as in validation
 HEAD_SECONDS = 60.0  # to fit one head with its grid, some thousand rows
 # Frozen backbones in the order in which a linear head on them is worth most in the wild; no figures are at hand that
 # could be compared with ours, so the order is all that is taken.
@@ -85,8 +85,13 @@ class Plan:
         return BASE_MEMORY + sum(part.memory for part in self.parts)
 
     @property
+    def rows(self) -> int:
+        """Each image under each delivery; there are as many to measure as to learn from."""
+        return self.images * len(TAUGHT)
+
+    @property
     def disk(self) -> int:
-        return sum(part.bytes_to_fetch for part in self.parts) + self.images * DELIVERIES * 50_000
+        return sum(part.bytes_to_fetch for part in self.parts) + self.rows * 50_000
 
     @property
     def seconds_per_image(self) -> float:
@@ -96,7 +101,7 @@ class Plan:
     def seconds(self) -> float:
         """To build: every image in each delivery under every detector, then the heads."""
         heads = sum(part.backbone is not None for part in self.parts)
-        return self.images * DELIVERIES * self.seconds_per_image + heads * HEAD_SECONDS
+        return self.rows * self.seconds_per_image + heads * HEAD_SECONDS
 
     def check(self) -> None:
         """
@@ -121,6 +126,22 @@ def costs() -> Mapping[str, Mapping[str, Any]]:
     return tomllib.loads(COSTS.read_text(encoding="utf-8"))
 
 
+def parts_of(names: Iterable[str], weights: Weights, bytes_per_parameter: int = 4) -> list[Part]:
+    """The parts that the names of --detectors mean.
+
+    Raises:
+        BadSettings: as ``part_of``, or two parts give the same feature, of which one would be lost.
+    """
+    parts = [part_of(name, weights, bytes_per_parameter) for name in names]
+    owners: dict[str, Part] = {}
+    for part in parts:
+        for feature in DETECTORS[part.detector].features:
+            if feature in owners:
+                raise BadSettings(f"--detectors: {owners[feature].name} and {part.name} both give {feature}; name one")
+            owners[feature] = part
+    return parts
+
+
 def part_of(name: str, weights: Weights, bytes_per_parameter: int = 4) -> Part:
     """The part of a plan that a name of --detectors means: ``detector`` or ``detector:backbone``.
 
@@ -131,7 +152,7 @@ def part_of(name: str, weights: Weights, bytes_per_parameter: int = 4) -> Part:
     if detector not in DETECTORS:
         raise BadSettings(f"--detectors: no detector {detector!r}; known: {', '.join(DETECTORS)}")
     cards = weights.of(DETECTORS[detector].model)
-    if frozen := DETECTORS[detector].path.startswith("inference.frozen:"):
+    if DETECTORS[detector].path.startswith("inference.frozen:"):
         record = backbone(size or cards[0].backbone)
         if record.detector != detector:
             raise BadSettings(f"--detectors: {record.name} is a backbone of {record.detector}, not of {detector}")
@@ -141,7 +162,7 @@ def part_of(name: str, weights: Weights, bytes_per_parameter: int = 4) -> Part:
             detector, record, *_installed(cards, weights), record.parameters, views * record.operations,
             bytes_per_parameter * record.parameters + ACTIVATIONS, 0.0, ORDER_SOURCE,
         )  # fmt: skip
-    if size and not frozen:
+    if size:
         raise BadSettings(f"--detectors: {detector} has no choice of backbones")
     cost = costs()[detector]
     files = [card for card in cards if card.file or not card.train]

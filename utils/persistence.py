@@ -87,6 +87,11 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest(facts: object) -> str:
+    """Twelve hex digits that tell what JSON can hold from anything else: for the name of what was made from it."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
 # --- a model's card
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
 from dataclasses import replace
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -31,12 +32,15 @@ from scripts.embed_clip_prompts import main as embed_clip_prompts
 from tests.models.test_backbones import drawn, published, small
 from tests.models.test_fatformer_net import official_state
 from training import profile_build
+from training.embeddings import GROUP, Embedded
+from training.feature_table import read_columns
 from training.profile_build import Build
 from training.profile_plan import GIB, Machine, Plan, chosen, part_of
 from utils.errors import BadSettings, PlanDoesNotFit
 from utils.exits import Exit
 from utils.persistence import sha256_file
 
+IMAGES = 56
 HEADS = ("dinov3_small", "siglip2_base", "pe_core_base")
 PARTS = "effnet,dinov3:dinov3_small,siglip2:siglip2_base,pe_core:pe_core_base,fatformer,clip_h14"
 
@@ -96,15 +100,29 @@ def run(dataset: Path, *more: str) -> int:
     return build_profile.main([*command, *more])
 
 
-def killed_before(stage: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """The build ends where the stage would begin, as if the process had been killed there."""
+# In each stage: a function, and how often it is called before the build dies there.
+DEATHS = {
+    "embed": ("training.embeddings._keep", 2),
+    "heads": ("training.profile_build.write", 1),
+    "features": ("training.extraction.Measurer.__call__", 5),
+    "fuse": ("fusion.train_fusion._install", 0),
+    "compare": ("training.profile_build.report", 0),
+}
 
-    def dies(_: Build) -> None:
-        raise KeyboardInterrupt
 
-    stages = tuple(dies if each.__name__ == stage else each for each in profile_build.STAGES)
-    monkeypatch.setattr(build_profile, "STAGES", stages)
-    return lambda: monkeypatch.setattr(build_profile, "STAGES", profile_build.STAGES)
+class Counted:
+    """A function that counts its calls over all runs, and in one of them dies after some."""
+
+    def __init__(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.function = resolve_name(name)
+        self.calls, self.left = 0, math.inf
+        monkeypatch.setattr(name, lambda *given, **named: self(*given, **named))
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        if not self.left:
+            raise KeyboardInterrupt
+        self.calls, self.left = self.calls + 1, self.left - 1
+        return self.function(*given, **named)
 
 
 @pytest.mark.slow
@@ -119,16 +137,17 @@ def test_a_folder_becomes_an_artifact_and_a_verdict_by_it_however_often_it_is_ki
     work = dataset.with_suffix(".build")
     assert not work.exists()
 
-    made: dict[str, int] = {}
-    for stage in ("heads", "features", "fuse", "compare"):
-        comes_back = killed_before(stage, monkeypatch)
+    counted = {stage: Counted(name, monkeypatch) for stage, (name, _) in DEATHS.items()}
+    for stage, (_, calls) in DEATHS.items():
+        counted[stage].left = calls
         assert run(dataset) == Exit.INTERRUPTED
-        comes_back()
-        now = {path.name: path.stat().st_mtime_ns for path in work.rglob("*.np[yz]")}
-        assert made.items() <= now.items(), "nothing that was done is done again"
-        made = now
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert last.endswith(stage), "it died there and nowhere else"
+        counted[stage].left = math.inf
     assert run(dataset) == 0
-    assert {path.name: path.stat().st_mtime_ns for path in work.rglob("*.np[yz]")} == made
+    groups = len(HEADS) * math.ceil(IMAGES / GROUP)
+    done = {stage: each.calls for stage, each in counted.items()}
+    assert done == {"embed": groups, "heads": len(HEADS), "features": IMAGES, "fuse": 1, "compare": 1}, "nothing twice"
     shown = capsys.readouterr().out
     assert "against embedded-2026.12, validation sources" in shown
     assert shown.count("| artifact, web, AI from") == 1
@@ -155,11 +174,9 @@ def test_heads_are_judged_out_of_fold_where_they_learnt(dataset: Path, weights_d
     command = ["full", "--dataset", str(dataset), "--detectors", "effnet,dinov3:dinov3_small", "--yes"]
     assert build_profile.main([*command, "--out", str(dataset.parent / "small")]) == 0
     from inference.frozen import DinoV3Detector
-    from training.embeddings import Embedded
-    from training.feature_table import read_columns
 
     work = dataset.with_suffix(".build")
-    filled = read_columns(work / "filled.csv")
+    filled = read_columns(next(work.glob("filled-*.csv")))
     embedded = Embedded.load(next(work.glob("dinov3_small-*.npz")))
     head = DinoV3Detector.load(Weights.at(weights_dir), "cpu").head
     by_head = head.probabilities(embedded.table.matrix)
@@ -167,6 +184,32 @@ def test_heads_are_judged_out_of_fold_where_they_learnt(dataset: Path, weights_d
     learnt = embedded.table.splits == "train"
     assert np.abs(in_table - by_head)[~learnt].max() < 1e-9
     assert np.abs(in_table - by_head)[learnt].max() > 1e-6
+
+
+@pytest.mark.slow
+def test_a_build_of_another_seed_shares_nothing_that_a_seed_decides(
+    dataset: Path, weights_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Embeddings and features see the deliveries of the build's own seed, also beside what another seed left."""
+    monkeypatch.setattr(profile_build, "DELIVERED", {"train": ("random1",), "val": ("web",)})
+    few = dataset.with_name("few.csv")
+    few.write_text("filepath,label,source,split\nreal00.png,real,a,train\nai00.png,ai,b,train\nai30.png,ai,c,val")
+    chosen = tuple(parts("effnet", "dinov3:dinov3_small", folder=weights_dir))
+
+    def made(seed: int, work: str) -> tuple[Any, Any]:
+        build = Build(chosen, few, dataset.parent / work, dataset.parent / "out", seed=seed)
+        build.work.mkdir(exist_ok=True)
+        profile_build.embed(build)
+        profile_build.features(replace(build, parts=chosen[:1]))
+        found = [Embedded.load(path) for path in build.work.glob("*.npz")]
+        matrix = next(each.table.matrix for each in found if each.about["seed"] == str(seed))
+        return matrix, read_columns(build.table("features"))["noise.level"]
+
+    first, other, alone = made(0, "shared"), made(1, "shared"), made(1, "alone")
+    for zero, one, expected in zip(first, other, alone, strict=True):
+        assert np.array_equal(one, expected), "as if the other seed had never been"
+        assert not np.array_equal(one, zero)
+        assert np.array_equal(one[-1], zero[-1]), "web is web"
 
 
 # --- plans
@@ -236,4 +279,17 @@ def test_a_wrong_detector_or_pair_is_told(tmp_path: Path) -> None:
     for name, told in (("dinno", "no detector"), ("dino:clip_l14", "a backbone of clip"), ("effnet:x", "no choice")):
         with pytest.raises(BadSettings, match=told):
             parts(name, folder=tmp_path)
-    assert replace(part_of("dino", Weights.at(tmp_path))).name == "dino:dinov2_base"
+    assert part_of("dino", Weights.at(tmp_path)).name == "dino:dinov2_base"
+
+
+@pytest.mark.parametrize(
+    "names", ["dino:dinov2_small,dino:dinov2_large", "effnet,effnet", "mantranet,mantranet_compact"]
+)
+def test_two_parts_that_give_one_number_are_refused_before_the_download(
+    names: str, dataset: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(build_profile, "this_machine", lambda *_: machine(64))
+    monkeypatch.setattr(profile_build.subprocess, "run", lambda *_, **__: pytest.fail("downloaded"))
+    assert build_profile.main(["full", "--dataset", str(dataset), "--detectors", names, "--yes"]) == Exit.SETUP
+    one, other = names.split(",")
+    assert f"{one} and {other} both give" in capsys.readouterr().err

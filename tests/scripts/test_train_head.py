@@ -8,6 +8,7 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,14 @@ from safetensors.torch import save_file
 from transformers import Dinov2Config, Dinov2Model
 
 import img_ml_verify
+from inference.embedding import ImageEmbedder
 from inference.frozen import DinoDetector, Head
 from inference.registry import DETECTORS
-from models.backbones import backbone
+from models.backbones import backbone, backbones
 from models.loaders import Weights
 from scripts import extract_embeddings, train_head
 from training import embeddings, head_fit
+from training.backbone_embeddings import embed_with
 from training.embeddings import Embed, Embedded, embed_manifest
 from training.feature_table import Table
 from training.head_fit import KINDS, fit, settings_of
@@ -273,6 +276,28 @@ def test_a_stopped_run_goes_on_where_it_was(dataset: Path, tmp_path: Path, monke
     table = embed(dataset, ["clean"], counts, tmp_path / "x")
     assert embedded + resumed == 36
     np.testing.assert_array_equal(table.matrix, embed(dataset, ["clean"], brightness, tmp_path / "y").matrix)
+
+
+def test_nothing_is_taken_from_a_cache_that_was_made_otherwise(
+    dataset: Path, weights_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = load_settings()
+    few = dataset.with_name("few.csv")
+    few.write_text("filepath,label,source\nreal00.png,real,a\nai00.png,ai,b")
+
+    def found(cache: str, precision: str = "float32", seed: int = 0) -> Embedded:
+        models = settings.models.model_copy(update={"precision": precision})
+        return embed_with("dinov2_small", few, tmp_path / cache, models, settings.decode, ["random1"], seed=seed)
+
+    first = found("shared")
+    for other in ({"precision": "bfloat16"}, {"seed": 1}):
+        np.testing.assert_array_equal(found("shared", **other).table.matrix, found(str(other), **other).table.matrix)
+        assert not np.array_equal(found("shared", **other).table.matrix, first.table.matrix)
+    record = backbone("dinov2_small")
+    monkeypatch.setitem(backbones(), "dinov2_small", replace(record, native=False, resize=0))
+    monkeypatch.setattr(ImageEmbedder, "__call__", lambda _, samples: brightness(samples))
+    assert found("shared").table.matrix.shape == (2, 3), "another kind of embedding is computed"
+    assert (found("shared").about["precision"], found("shared").about["seed"]) == ("float32", "0")
 
 
 def test_a_manifest_or_cache_that_cannot_be_used_says_why(dataset: Path, tmp_path: Path) -> None:

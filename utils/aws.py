@@ -6,8 +6,10 @@ when a client is made, so nothing else waits for it. Knows no service but what e
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, Final
 
 from utils.errors import (
@@ -69,7 +71,6 @@ def client(service: str, **options: object) -> Any:
         CloudCredentials: AWS_PROFILE names none.
     """
     try:
-        import boto3
         from botocore.config import Config
     except ImportError as error:
         raise BadSettings("AWS needs boto3: pip install boto3") from error
@@ -80,7 +81,16 @@ def client(service: str, **options: object) -> Any:
         max_pool_connections=CONNECTIONS,
     )
     with coded(service):
-        return boto3.Session().client(service, config=config, **options)  # the shared one remembers old credentials
+        variables = tuple(sorted(each for each in os.environ.items() if each[0].startswith("AWS_")))
+        return _session(variables).client(service, config=config, **options)
+
+
+@lru_cache(maxsize=1)
+def _session(variables: tuple[tuple[str, str], ...]) -> Any:
+    """One for as long as the environment stays as it is: a session takes long to make, and remembers credentials."""
+    import boto3
+
+    return boto3.Session()
 
 
 def account() -> str:

@@ -142,7 +142,13 @@ class Bucket:
     def write(self, name: str, data: bytes) -> None:
         digest = base64.b64encode(hashlib.sha256(data).digest()).decode()
         with coded(f"{S3}{self.bucket}/{self.key(name)}"):
-            self.client.put_object(Bucket=self.bucket, Key=self.key(name), Body=data, ChecksumSHA256=digest)
+            self.client.put_object(
+                Bucket=self.bucket,
+                Key=self.key(name),
+                Body=data,
+                ChecksumAlgorithm="SHA256",
+                ChecksumSHA256=digest,
+            )
 
     def remove(self, name: str) -> None:
         with coded(f"{S3}{self.bucket}/{self.key(name)}"):

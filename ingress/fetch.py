@@ -308,11 +308,11 @@ def _check_status(response: httpx.Response) -> None:
 
 def _seconds(asked: str) -> float | None:
     """Of a Retry-After header, a number or a date (RFC 9110 section 10.2.3); None where it is neither."""
-    if asked.strip().isdigit():
-        return float(asked)
     try:
+        if asked.isascii() and asked.isdigit():  # "²" is a digit too, and no number
+            return float(asked)
         return max(0.0, (parsedate_to_datetime(asked) - datetime.now(UTC)).total_seconds())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 

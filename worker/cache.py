@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from weakref import WeakKeyDictionary
 from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
@@ -39,8 +40,17 @@ class RedisCache:
             log.warning("cache: %s", error)
 
 
+_known: WeakKeyDictionary[Verifier, str] = WeakKeyDictionary()  # a verifier never changes
+
+
 def fingerprint(verifier: Verifier) -> str:
-    """Changes with everything that a verdict depends on beside the image."""
+    """Differs with everything that a verdict depends on beside the image. Found once for each verifier."""
+    if verifier not in _known:
+        _known[verifier] = _fingerprint(verifier)
+    return _known[verifier]
+
+
+def _fingerprint(verifier: Verifier) -> str:
     parts = {
         "release": verifier.release,
         "fusion": verifier.fusion.name,

@@ -47,7 +47,7 @@ class Judge:
         Args:
             verifiers: by profile.
             fingerprint_of: a profile, what a cached verdict depends on beside the image at this moment; needed with a
-                cache.
+                cache, and asked before and after each job.
         """
         self._attempts = queue.attempts
         self._artifacts_dir = queue.artifacts_dir
@@ -132,8 +132,8 @@ class Judge:
             raise FileMissing(f"cannot read {job.source}") from None  # not where its links lead
         finally:
             self._fetching.pop(request, None)
-        judged_by = self._fingerprint_of(job.profile)
-        if cached := await self._cached(job, raw):
+        judges = self._fingerprint_of(job.profile)
+        if cached := await self._cached(job, raw, judges):
             return cached
         sample, judgement = await self._pipeline.judge(request, raw, place, lambda stage: _check(job, stage))
         verdict = judgement.verdict
@@ -150,17 +150,17 @@ class Judge:
             except OSError as error:
                 verdict = unwritten(verdict, error)
         text = dump(verdict_dict(verdict))
-        if judged_by == self._fingerprint_of(job.profile):  # else a release came between, and this may be either's
-            await self._remember(job, sample.sha256, text)
+        if judges == self._fingerprint_of(job.profile):  # else a release came between, and this may be either's
+            await self._remember(job, sample.sha256, judges, text)
         return text
 
     # ---------------------------------------------------------------------------------------------------- verdict cache
 
-    async def _cached(self, job: Job, raw: bytes) -> str | None:
+    async def _cached(self, job: Job, raw: bytes, judges: str) -> str | None:
         """An earlier verdict on the same bytes, which says that it is one. None when this job must be judged."""
         if self._cache is None or job.artifacts:
             return None
-        found = await self._cache.get(self._digest(job, hashlib.sha256(raw).hexdigest()))
+        found = await self._cache.get(_digest(job, hashlib.sha256(raw).hexdigest(), judges))
         if found is None:
             return None
         try:
@@ -172,13 +172,13 @@ class Judge:
         self._metrics.cached.inc()
         return dump(verdict)
 
-    async def _remember(self, job: Job, sha256: str, verdict: str) -> None:
+    async def _remember(self, job: Job, sha256: str, judges: str, verdict: str) -> None:
         if self._cache and not job.artifacts:
-            await self._cache.put(self._digest(job, sha256), verdict.encode())
+            await self._cache.put(_digest(job, sha256, judges), verdict.encode())
 
-    def _digest(self, job: Job, sha256: str) -> str:
-        asked = f"{job.profile} {job.stability:d} {self._fingerprint_of(job.profile)}"
-        return hashlib.sha256(f"{sha256} {asked}".encode()).hexdigest()
+
+def _digest(job: Job, sha256: str, judges: str) -> str:
+    return hashlib.sha256(f"{sha256} {job.profile} {job.stability:d} {judges}".encode()).hexdigest()
 
 
 _FROM_CACHE = "from the verdict cache: the same bytes were judged before by the same models; timings are of that time"

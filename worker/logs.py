@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
-import sys
 import time
 
-from utils.logs import configure_logging
+from utils.logs import OneLine, configure_logging
 
 # What every record has; anything else came in by extra={...}.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -27,14 +27,15 @@ class _Json(logging.Formatter):
         return json.dumps(event, default=str)  # escapes control characters
 
 
-class _Text(logging.Filter):
-    """Appends what JSON would show as fields."""
+class _Text(OneLine):
+    """Appends what JSON would show as fields. The record is every handler's, so a copy is changed."""
 
-    def filter(self, record: logging.LogRecord) -> bool:
+    def format(self, record: logging.LogRecord) -> str:
         if extra := _extra(record):
+            record = copy.copy(record)
             record.msg = f"{record.getMessage()} ({', '.join(f'{name}={value}' for name, value in extra.items())})"
             record.args = None
-        return True
+        return super().format(record)
 
 
 def _extra(record: logging.LogRecord) -> dict[str, object]:
@@ -47,11 +48,4 @@ def configure_worker_logging(level: str, *, as_json: bool) -> None:
     Raises:
         BadSettings: no such level.
     """
-    configure_logging(level)
-    if not as_json:
-        for handler in logging.getLogger().handlers:
-            handler.addFilter(_Text())
-        return
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Json())
-    logging.getLogger().handlers[:] = [handler]
+    configure_logging(level, _Json() if as_json else _Text())

@@ -562,6 +562,24 @@ def test_an_answer_is_sorted_by_whether_it_may_change(
 
 
 @pytest.mark.parametrize(
+    ("asked", "seconds"),
+    [
+        *((b"7", 7), (b"Mon, 01 Jan 2001 00:00:00 GMT", 0), (b"9" * 400, float("inf"))),
+        *((each, None) for each in (b"", b"-1", b"soon", b"7 s", "²".encode("latin-1"), "²".encode())),
+        *((b"Mon, 01 Jan %s 00:00:00 GMT" % year, None) for year in (b"10000", b"9" * 40)),
+        (b"Mon, 01 Jan 2026 00:00:00", None),
+    ],
+)
+def test_a_retry_after_is_a_number_or_a_date_and_anything_else_is_none(
+    asked: bytes, seconds: float | None, listener: Listener
+) -> None:
+    listener.says(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\nRetry-After: %s\r\n\r\n" % asked)
+    with pytest.raises(FetchFailed, match="503") as raised:
+        download(f"http://photos.example.com:{listener.port}/", listener)
+    assert raised.value.retry_after == seconds
+
+
+@pytest.mark.parametrize(
     "answer",
     [
         b"",

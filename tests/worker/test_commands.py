@@ -282,6 +282,22 @@ def test_the_json_log_carries_the_job(capsys):
     assert text.endswith("did it (job_id=a\\x0ab)\n")
 
 
+def test_the_text_log_leaves_the_record_as_it_is_for_others(caplog, capsys):
+    """Whoever else listens (another handler, a test) reads what was logged, not how one handler writes it."""
+    root = logging.getLogger()
+    before = (root.handlers[:], root.level)
+    try:
+        configure_worker_logging("INFO", as_json=False)
+        root.addHandler(caplog.handler)
+        logging.getLogger("worker").info("did %s", "it", extra={"job_id": "a"})
+    finally:
+        root.handlers[:], level = before
+        root.setLevel(level)
+    assert "did it (job_id=a)" in capsys.readouterr().err
+    (record,) = [each for each in caplog.records if each.name == "worker"]
+    assert (record.msg, record.args, record.getMessage()) == ("did %s", ("it",), "did it")
+
+
 def test_the_worker_command_starts_a_server_and_stops_on_sigterm(server, tmp_path, prefix):
     """The whole command line, except that no fusion artifact need be installed: then it says so and ends with 4."""
     folder = server.folder / "cli"

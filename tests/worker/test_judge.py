@@ -18,7 +18,7 @@ from tests.fakes import FakeDetector, fusion_model
 from tests.sites import Site, fetch_without_guard
 from tests.worker.conftest import answered
 from utils.contracts import PUBLIC_FEATURES
-from worker import jobs
+from worker import cache, jobs
 from worker.cache import RedisCache, fingerprint
 from worker.judge import Judge
 from worker.stream import Keys
@@ -225,6 +225,16 @@ def test_the_same_bytes_may_be_answered_from_the_cache_and_the_verdict_says_so(d
     assert second["fusion_prob"] == first["fusion_prob"]
     assert not any("cache" in line for line in first["warnings"])
     assert any("cache" in line for line in second["warnings"])
+
+
+def test_what_judges_is_digested_once_and_not_once_a_job(db, keys, server, run_worker, monkeypatch):
+    digested = []
+    monkeypatch.setattr(cache, "_fingerprint", lambda verifier: digested.append(verifier) or "digest")
+    for number in range(4):
+        db.xadd(keys.streams[1], {"image": png(number * 10), "job_id": str(number)})
+    judge = verifier()
+    run_worker(judging(judge, cached=True), lambda service: answered(service, server.url, keys, 4))
+    assert digested == [judge]
 
 
 def test_no_caller_replaces_the_report_of_another(db, keys, server, run_worker, tmp_path):

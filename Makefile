@@ -14,7 +14,7 @@ setup:
 	$(BIN)/pip install --quiet -r requirements-dev.txt
 
 test-fast:
-	$(BIN)/python -m pytest -q $(FAST)
+	$(BIN)/python -m pytest -q -m "not slow" $(FAST)
 
 test:
 	$(BIN)/python -m pytest

@@ -22,6 +22,12 @@ def test_every_target_of_the_makefile_is_told_to_contributors_and_every_file_in_
     assert {"setup", "test-fast", "test", "lint"} <= set(named) <= set(targets[1].split())
 
 
+def test_the_fast_tests_leave_out_what_is_marked_slow():
+    recipe = re.search(r"^test-fast:\n\t(.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert recipe
+    assert '-m "not slow"' in recipe[1]
+
+
 def test_issue_forms_are_forms():
     assert {path.stem for path in FORMS} == {"bug", "misjudged"}
     for path in FORMS:
@@ -52,6 +58,17 @@ def test_workflows_use_no_more_rights_than_they_need_and_name_files_that_exist()
                     r"\b(?:requirements[\w-]*\.txt|deploy/\w+(?:\.yaml)?|\.ci/run)", step.get("run", "")
                 ):
                     assert (ROOT / file).exists(), file
+
+
+def test_what_ci_installs_before_the_tests_goes_into_their_environment():
+    """Into another interpreter's it would be in vain: torch with CUDA would be downloaded after all."""
+    assert "python3 -m venv .venv" in (ROOT / ".ci" / "run").read_text()
+    for path in WORKFLOWS:
+        for job in yaml.safe_load(path.read_text())["jobs"].values():
+            commands = [step.get("run", "") for step in job["steps"]]
+            if any(".ci/run" in each for each in commands):
+                installs = [each for each in commands if "pip install" in each]
+                assert all(each.startswith(".venv/bin/pip ") for each in installs), installs
 
 
 def test_ci_covers_the_pythons_that_the_package_promises():

@@ -29,7 +29,7 @@ def from_older(given: Mapping[str, str | None]) -> dict[str, str]:
         translated = translate(value.strip())
         found |= translated
         if not translated:
-            log.warning("%s=%s does nothing here: %s", name, "…" if "TOKEN" in name else value, _INSTEAD[name])
+            log.warning("%s=%s does nothing here: %s", name, value, _INSTEAD[name])
     return found
 
 
@@ -59,21 +59,15 @@ def _debug(value: str) -> dict[str, str]:
     return {"log_level": "DEBUG" if value.lower() in _TRUE else "WARNING"}
 
 
-def _nothing(_: str) -> dict[str, str]:
-    return {}
-
-
 _OLDER: Mapping[str, Callable[[str], dict[str, str]]] = {
     "CLASSIFIER_TYPE": _profile,
     "CLIP_MODEL_NAME": _tower,
     "API_HOST": _host,
     "API_PORT": _port,
     "API_DEBUG": _debug,
-    "HF_TOKEN": _nothing,
 }
 _INSTEAD = {
     "CLASSIFIER_TYPE": f"IMGV_PROFILE chooses among {', '.join(PROFILES)}, IMGV_DETECTORS switches single ones on",
     "CLIP_MODEL_NAME": "IMGV_DETECTORS takes clip_b16, clip_h14 and clip_bigg",
     "API_PORT": "IMGV_API_PORT takes a number",
-    "HF_TOKEN": "no verdict fetches anything; scripts.download_weights alone uses it",
 }

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_type_hints
 
@@ -38,13 +39,6 @@ T = TypeVar("T")
 PREFIX = "IMGV_"
 # The program's own, not that of the folder it is called in: whoever packed that folder would choose our settings.
 ENV_FILE = Path(__file__).resolve().parents[1] / ".env"
-REDIS_URL = "REDIS_URL"  # without our prefix: what platforms set
-# Likewise what other tools and older set-ups of ours call theirs.
-UNPREFIXED = (
-    REDIS_URL,
-    *("MIN_IMAGES_PER_CLASS", "MIN_SOURCES_PER_CLASS", "TRAINING_FREQUENCY", "TRAINING_TIME", "TRAINING_ZONE"),
-    *("MLFLOW_TRACKING_URI", "UNSPLASH_ACCESS_KEY", "PEXELS_API_KEY", "FLICKR_API_KEY"),
-)
 LARGEST = 2**40  # of any number: C's integers overflow beyond, far from the setting that is to blame
 LONGEST_SECONDS = 10**9  # likewise: a thread waits for 292 years at most
 LONGEST_PATH, LONGEST_NAME = 4000, 255
@@ -122,6 +116,11 @@ def _variables(named: Callable[[str], str | AliasChoices]) -> ConfigDict:
         populate_by_name=True,
         protected_namespaces=(),
     )
+
+
+def _either(name: str, unprefixed: str = "") -> AliasChoices:
+    """Its variable with our prefix comes before the one in capitals without: what platforms and other tools set."""
+    return AliasChoices(name, unprefixed or name.upper())
 
 
 class Section(BaseModel):
@@ -225,7 +224,7 @@ class QueueSettings(Section):
 
     redis_url: SecretStr = Field(
         SecretStr(""),
-        validation_alias=AliasChoices("redis_url", REDIS_URL),
+        validation_alias=_either("redis_url"),
         description="the queue's server, also read from REDIS_URL; empty: the one that --embedded starts",
     )
     prefix: str = Field(
@@ -287,11 +286,6 @@ class ApiSettings(Section):
     feedback_days: float = Field(
         90.0, gt=0, alias="feedback_days", description="how long reports and their images are kept"
     )
-
-
-def _either(name: str, unprefixed: str = "") -> AliasChoices:
-    """Its variable with our prefix comes before the one without."""
-    return AliasChoices(name, unprefixed or name.upper())
 
 
 class LifecycleSettings(Section):
@@ -386,11 +380,20 @@ def variables() -> dict[str, FieldInfo]:
     return {_names_of(field)[0]: field for section in sections().values() for field in section.model_fields.values()}
 
 
-def _names_of(field: FieldInfo) -> list[str]:
-    """The variables that set it: the one to use, then older ones."""
+def _aliases(field: FieldInfo) -> list[str]:
     alias = field.validation_alias
-    names = alias.choices if isinstance(alias, AliasChoices) else [alias]
-    return [PREFIX + name.upper() for name in map(str, names) if name not in UNPREFIXED]
+    return [str(name) for name in (alias.choices if isinstance(alias, AliasChoices) else [alias])]
+
+
+def _names_of(field: FieldInfo) -> list[str]:
+    """The variables with our prefix that set it: the one to use, then older ones."""
+    return [PREFIX + name.upper() for name in _aliases(field) if not name.isupper()]
+
+
+@cache
+def unprefixed() -> frozenset[str]:
+    """The variables without our prefix that are read."""
+    return frozenset(name for field in variables().values() for name in _aliases(field) if name.isupper())
 
 
 # -------------------------------------------------------------------------------------------------------------- reading
@@ -422,7 +425,7 @@ def _named(source: Mapping[str, str | None]) -> dict[str, Any]:
     for name, value in source.items():
         if value and name.upper().startswith(PREFIX):
             found[name[len(PREFIX) :].lower()] = value
-        elif value and name.upper() in UNPREFIXED:
+        elif value and name.upper() in unprefixed():
             found[name.upper()] = value
     return found
 

@@ -32,7 +32,6 @@ def test_an_older_name_is_understood(monkeypatch, caplog, name, value, section, 
         ("CLASSIFIER_TYPE", "svm", "IMGV_PROFILE"),
         ("CLIP_MODEL_NAME", "RN50", "clip_h14"),
         ("API_PORT", "tcp://10.0.0.1:80", "IMGV_API_PORT"),
-        ("HF_TOKEN", "hf_secret", "no verdict fetches anything"),
     ],
 )
 def test_one_that_does_nothing_is_told_and_changes_nothing(monkeypatch, caplog, name, value, instead):
@@ -42,7 +41,13 @@ def test_one_that_does_nothing_is_told_and_changes_nothing(monkeypatch, caplog, 
     (told,) = caplog.messages
     assert name in told
     assert instead in told
-    assert "hf_secret" not in told
+
+
+def test_the_token_for_gated_downloads_has_an_effect_and_is_not_told(monkeypatch, caplog):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")  # scripts.download_weights sends it
+    with caplog.at_level(logging.DEBUG):
+        assert load_settings() == Settings.of()
+    assert caplog.records == []
 
 
 def test_our_own_name_comes_first_wherever_it_stands(monkeypatch, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from dotenv import dotenv_values
 
 from utils.errors import BadSettings
-from utils.settings import Settings, load_settings, variables
+from utils.settings import Settings, load_settings, unprefixed, variables
 
 EXAMPLE = Path(__file__).parents[2] / ".env.example"
 
@@ -128,6 +128,16 @@ def test_names_of_before_are_understood_and_ours_come_first(monkeypatch):
     assert (found.min_images, found.time, found.tracking_uri) == (7, "04:30", "sqlite:///other.db")
     monkeypatch.setenv("IMGV_MIN_IMAGES_PER_CLASS", "9")
     assert load_settings().lifecycle.min_images == 9
+
+
+@pytest.mark.parametrize("name", sorted(unprefixed()))
+def test_a_name_without_our_prefix_is_told_where_its_setting_is(monkeypatch, name):
+    assert any(name in f"{variable} {field.description}" for variable, field in variables().items())
+    monkeypatch.setenv(name, "7")  # it sets something, or is refused for what it is
+    try:
+        assert load_settings() != Settings.of()
+    except BadSettings as error:
+        assert "see .env.example" in str(error)
 
 
 def test_an_empty_variable_is_as_good_as_none(monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import TypeAlias
 
 from fastapi import FastAPI, Request
@@ -30,10 +30,10 @@ from utils.errors import BadRequest, NotFound, VerifyError
 from utils.releases import Release
 from utils.settings import Settings
 
-MakeBackend: TypeAlias = Callable[[Settings, Metrics], Backend]
+MakeBackend: TypeAlias = Callable[[Settings, Metrics, Release | None], Backend]
 
 
-def default_backend(settings: Settings, metrics: Metrics) -> Backend:
+def default_backend(settings: Settings, metrics: Metrics, release: Release | None) -> Backend:
     """Workers when there is a REDIS_URL, else this process with its models loaded.
 
     Raises:
@@ -47,7 +47,7 @@ def default_backend(settings: Settings, metrics: Metrics) -> Backend:
     from inference.detector import build_verifier
     from utils.threads import limit_library_threads
 
-    verifier = build_verifier(settings.models)
+    verifier = build_verifier(settings.models, release)
     limit_library_threads()
     return LocalBackend(
         settings.pipeline, settings.decode, settings.fetch, verifier, metrics, settings.api.keep_seconds
@@ -61,8 +61,9 @@ def create_app(settings: Settings, make_backend: MakeBackend = default_backend) 
         SetupError: this installation is incomplete.
     """
     metrics, limiter = Metrics(), RateLimiter(settings.api.rate_per_minute)
-    backend = make_backend(settings, metrics)
-    models = catalogue(settings.models, backend.where, promoted(settings.models))
+    release = promoted(settings.models)  # once: every file of it is read
+    backend = make_backend(settings, metrics, release)
+    models = catalogue(settings.models, backend.where, release)
     feedback = None
     if folder := settings.api.feedback_dir:
         days, images = settings.api.feedback_days, settings.api.feedback_images
@@ -85,7 +86,8 @@ def create_app(settings: Settings, make_backend: MakeBackend = default_backend) 
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with backend, following(settings.models, backend.release, adopt):
+        sweeping = feedback.sweeping() if feedback else nullcontext()
+        async with backend, following(settings.models, release.name if release else "", adopt), sweeping:
             yield
 
     origins = settings.api.origins

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from api.jobs import Image
 from api.schemas import BatchRequest, Extras, Feedback, Item, Options, UrlRequest, VerifyRequest
 from ingress.sources import is_url, without_data_uri
-from utils.errors import BadRequest, QueueFull, TooManyBytes
+from utils.errors import BadRequest, DiskFull, TooManyBytes
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ async def _form(request: Request, most_files: int) -> AsyncIterator[FormData]:
         raise BadRequest(f"the form: {error.detail}") from None
     except OSError as error:  # files of a form are kept on the disk while they arrive
         log.error("cannot keep an upload in %s: %s", tempfile.gettempdir(), error.strerror)
-        raise QueueFull("this server's disk has no room for the upload; try again shortly") from None
+        raise DiskFull("this server's disk does not take the upload; try again shortly, or send the bare file") from None
     try:
         yield form
     finally:

@@ -97,12 +97,8 @@ class Backend(Protocol):
 
     where: str  # "in process" or "workers"
 
-    @property
-    def release(self) -> str:
-        """That judges here; empty: none, or it is not known here."""
-
     def adopt(self, release: Release, models: ModelSettings) -> None:
-        """Judge with another release, from the next batch on. Takes as long as loading it.
+        """Judge with another release, from the next batch on; workers look for it themselves. Takes as long as loading.
 
         Raises:
             SetupError: it cannot be used; the old one goes on.

@@ -87,10 +87,6 @@ class LocalBackend:
         self._pipeline.__exit__()
         await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
 
-    @property
-    def release(self) -> str:
-        return self._verifier.now.release
-
     def adopt(self, release: Release, models: ModelSettings) -> None:
         from inference.detector import build_verifier
 

@@ -39,7 +39,6 @@ class QueueBackend:
     """A Backend that leaves the work to workers. Use as an asynchronous context manager."""
 
     where = "workers"
-    release = ""  # each worker looks by itself
 
     def __init__(self, settings: QueueSettings, url: str, metrics: Metrics) -> None:
         """

@@ -169,6 +169,13 @@ class QueueFull(TransientError):
     http_status = 503
 
 
+class DiskFull(TransientError):
+    """This server's disk does not take what was sent; the log has the reason."""
+
+    code = "disk_full"
+    http_status = 503
+
+
 class QueueUnreachable(TransientError):
     """The queue's server does not answer."""
 

@@ -23,6 +23,7 @@ from inference.detector import Verifier
 from inference.ensemble import Ensemble
 from tests.fakes import FakeDetector, fusion_model
 from utils.contracts import PUBLIC_FEATURES
+from utils.releases import Release
 from utils.settings import Settings
 
 Work = Callable[[httpx.AsyncClient], Awaitable[object]]
@@ -74,7 +75,7 @@ def settings_of(**changed: object) -> Settings:
 def local_app(settings: Settings, verifier: Verifier) -> FastAPI:
     """The application, whose images this verifier judges in this process."""
 
-    def backend(given: Settings, metrics: Metrics) -> LocalBackend:
+    def backend(given: Settings, metrics: Metrics, _release: Release | None) -> LocalBackend:
         return LocalBackend(given.pipeline, given.decode, given.fetch, verifier, metrics, given.api.keep_seconds)
 
     return create_app(settings, backend)

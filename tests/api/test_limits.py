@@ -279,7 +279,7 @@ def test_an_upload_that_the_disk_has_no_room_for_is_sent_away_for_a_while(serve,
 
     monkeypatch.setattr("tempfile.TemporaryFile", full)
     answer = serve(post(files={"file": ("a.png", flat_png() + bytes(2_000_000))}))
-    assert (answer.status_code, answer.json()["code"]) == (503, "queue_full")
+    assert (answer.status_code, answer.json()["code"]) == (503, "disk_full")
     assert "No space left" in caplog.text
 
 

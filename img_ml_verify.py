@@ -211,7 +211,8 @@ async def judge(
         try:
             while True:
                 for source in islice(waiting, 2 * settings.pipeline.batch - len(coming)):  # one batch ahead
-                    coming.append((source, asyncio.create_task(_answer(source, pipeline, artifacts))))
+                    answer = _answer(source, settings.decode.max_bytes, pipeline, artifacts)
+                    coming.append((source, asyncio.create_task(answer)))
                 if not coming:
                     return
                 source, task = coming.popleft()
@@ -221,11 +222,11 @@ async def judge(
                 task.cancel()
 
 
-async def _answer(source: str, pipeline: Pipeline, artifacts: Path | None) -> Verdict | VerifyError:
+async def _answer(source: str, max_bytes: int, pipeline: Pipeline, artifacts: Path | None) -> Verdict | VerifyError:
     from utils.errors import Internal, SetupError, VerifyError
 
     try:
-        request = _request(source)
+        request = _request(source, max_bytes)
         with pipeline.place(request) as place:
             raw = await pipeline.read(request, place)
             sample, judgement = await pipeline.judge(request, raw, place)
@@ -247,12 +248,12 @@ async def _answer(source: str, pipeline: Pipeline, artifacts: Path | None) -> Ve
         return Internal("a bug of ours, not your image's fault; please report the traceback above")
 
 
-def _request(source: str) -> Request:
+def _request(source: str, max_bytes: int) -> Request:
     from inference.pipeline import Request
     from ingress.sources import from_data_uri, is_data_uri, is_url, shown
 
     if is_data_uri(source):
-        return Request(shown(source), raw=from_data_uri(source))
+        return Request(shown(source), raw=from_data_uri(source, max_bytes))
     return Request(source, url=source) if is_url(source) else Request(source, path=Path(source))
 
 

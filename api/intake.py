@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import logging
 import tempfile
 from collections.abc import AsyncIterator, Sequence
@@ -18,7 +16,7 @@ from starlette.requests import Request
 
 from api.jobs import Image
 from api.schemas import BatchRequest, Extras, Feedback, Item, Options, UrlRequest, VerifyRequest
-from ingress.sources import is_url, without_data_uri
+from ingress.sources import from_base64, is_url, too_many_bytes
 from utils.errors import BadRequest, DiskFull, TooManyBytes
 
 log = logging.getLogger(__name__)
@@ -149,7 +147,9 @@ async def _form(request: Request, most_files: int) -> AsyncIterator[FormData]:
         raise BadRequest(f"the form: {error.detail}") from None
     except OSError as error:  # files of a form are kept on the disk while they arrive
         log.error("cannot keep an upload in %s: %s", tempfile.gettempdir(), error.strerror)
-        raise DiskFull("this server's disk does not take the upload; try again shortly, or send the bare file") from None
+        raise DiskFull(
+            "this server's disk does not take the upload; try again shortly, or send the bare file"
+        ) from None
     try:
         yield form
     finally:
@@ -181,14 +181,11 @@ async def _image(item: Item, max_bytes: int) -> Image:
         raise BadRequest("give one of url and image_base64")
     if item.url is not None:
         return _linked(item.url)
-    encoded = without_data_uri((item.image_base64 or "").encode())
-    if len(encoded) > max_bytes * 4 // 3 + 4:
-        raise _too_large(max_bytes)
     try:
-        raw = await asyncio.to_thread(base64.b64decode, encoded, validate=True)
-    except binascii.Error:
+        raw = await asyncio.to_thread(from_base64, (item.image_base64 or "").encode(), max_bytes)
+    except ValueError:
         raise BadRequest("image_base64: not base64 (RFC 4648, without line breaks)") from None
-    return _sized(shown(item.filename or "upload"), raw, max_bytes)
+    return Image(shown(item.filename or "upload"), raw=raw)
 
 
 def _linked(url: str) -> Image:
@@ -199,12 +196,8 @@ def _linked(url: str) -> Image:
 
 def _sized(source: str, raw: bytes, max_bytes: int) -> Image:
     if len(raw) > max_bytes:
-        raise _too_large(max_bytes)
+        raise too_many_bytes(max_bytes)
     return Image(source, raw=raw)
-
-
-def _too_large(max_bytes: int) -> TooManyBytes:
-    return TooManyBytes(f"the image is larger than {max_bytes:,} bytes (IMGV_MAX_BYTES); send a smaller one")
 
 
 def shown(name: str) -> str:

@@ -88,24 +88,12 @@ class QueueBackend:
         return job
 
     async def _enqueue(self, job_id: str, fields: Mapping[str, str | bytes]) -> None:
-        """A lost reply is asked for again; the job is added once."""
-        for last in (False, False, True):
-            try:
-                await enqueue(
-                    self._client,
-                    self._keys,
-                    job_id,
-                    fields,
-                    max_waiting=self._settings.max_waiting,
-                    remember_seconds=self._settings.answer_seconds,
-                )
-                return
-            except (RedisError, OSError) as error:
-                if last:
-                    log.warning("cannot queue: %s", error)
-                    does = "refuses the job" if isinstance(error, ResponseError) else "does not answer"
-                    raise QueueUnreachable(f"the queue's server {does}; try again shortly") from None
-                await asyncio.sleep(0.2)
+        try:
+            await enqueue(self._client, self._settings, job_id, fields)
+        except (RedisError, OSError) as error:
+            log.warning("cannot queue: %s", error)
+            does = "refuses the job" if isinstance(error, ResponseError) else "does not answer"
+            raise QueueUnreachable(f"the queue's server {does}; try again shortly") from None
 
     async def find(self, job_id: str) -> Job:
         if job_id in self._waiting:

@@ -10,13 +10,13 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jinja2 import Environment, PackageLoader
 from numpy.typing import NDArray
 
 from inference.detector import Judgement
 from inference.registry import heatmap_titles
 from inference.words import GRADE_WORDS, SHAPE_WORDS, TIER_WORDS
 from utils.contracts import Heatmap, RgbArray, Sample, Verdict, orient
+from utils.pages import template
 from utils.persistence import safe_name, write_atomic
 from utils.verdict_json import dump, verdict_dict
 
@@ -25,8 +25,6 @@ log = logging.getLogger(__name__)
 PREVIEW_SIDE = 1024  # px; a report is to be looked at and mailed, the original is the caller's
 OPACITY = 0.6  # of a heatmap over the image
 JPEG_QUALITY = 85
-
-_templates = Environment(loader=PackageLoader("inference"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
 
 def write_artifacts(folder: Path, sample: Sample, judgement: Judgement) -> dict[str, str]:
@@ -56,7 +54,7 @@ def write_artifacts(folder: Path, sample: Sample, judgement: Judgement) -> dict[
         write_atomic(home / f"{name}.png", png)
         written[name] = str(home / f"{name}.png")
         overlays[name] = _data_url("image/png", png)
-    page = _templates.get_template("report.html.j2").render(
+    page = template("inference", "report.html.j2").render(
         verdict=verdict,
         words=TIER_WORDS[verdict.tier],
         preview=_data_url("image/jpeg", shown),

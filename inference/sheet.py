@@ -9,16 +9,13 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from urllib.parse import quote
 
-from jinja2 import Environment, PackageLoader
-
 from inference.batch import MOST_SUSPICIOUS_FIRST, Line, in_order
 from inference.words import TIER_WORDS
 from utils.contracts import Tier
+from utils.pages import template
 from utils.persistence import write_atomic
 
 SHEET, TABLE = "index.html", "verdicts.csv"
-
-_templates = Environment(loader=PackageLoader("inference"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
 
 def write_sheet(folder: Path, lines: Sequence[Line]) -> Path:
@@ -27,7 +24,7 @@ def write_sheet(folder: Path, lines: Sequence[Line]) -> Path:
     tiers: tuple[Tier | None, ...] = (*MOST_SUSPICIOUS_FIRST, None)
     groups = {tier: [line for line in ordered if line.tier == tier] for tier in tiers}
     words = {tier: TIER_WORDS[tier] if tier else "could not be judged" for tier in tiers}
-    page = _templates.get_template("sheet.html.j2").render(
+    page = template("inference", "sheet.html.j2").render(
         groups={tier: group for tier, group in groups.items() if group},
         words=words,
         total=len(ordered),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import logging
 import os
 import re
@@ -15,7 +14,7 @@ from typing import Self
 from ingress.decode import Limits, decode, read_file, read_stream
 from ingress.sandbox import DecodeChild
 from utils.contracts import Sample
-from utils.errors import FileMissing, NotAnImage
+from utils.errors import FileMissing, NotAnImage, TooManyBytes
 from utils.settings import DecodeSettings, FetchSettings
 
 log = logging.getLogger(__name__)
@@ -80,19 +79,41 @@ def _is_side_file(path: Path) -> bool:
     return path.name.startswith("._") or "__MACOSX" in path.parts or path.name.lower() in _SIDE_FILES
 
 
-def from_data_uri(source: str) -> bytes:
+def from_base64(given: bytes, max_bytes: int) -> bytes:
+    """A file in base64 (RFC 4648, without line breaks), alone or as a ``data:`` URI.
+
+    Raises:
+        TooManyBytes: more than ``max_bytes``; nothing was decoded.
+        ValueError: no base64.
+    """
+    match = _DATA_URI.match(given)
+    encoded = given[match.end() :] if match else given
+    if len(encoded) * 3 // 4 > max_bytes + 2:  # 2: of padding
+        raise too_many_bytes(max_bytes)
+    raw = base64.b64decode(encoded, validate=True)
+    if len(raw) > max_bytes:
+        raise too_many_bytes(max_bytes)
+    return raw
+
+
+def too_many_bytes(max_bytes: int) -> TooManyBytes:
+    """Of an image that came with its request."""
+    return TooManyBytes(f"the image is larger than {max_bytes:,} bytes (IMGV_MAX_BYTES); send a smaller one")
+
+
+def from_data_uri(source: str, max_bytes: int) -> bytes:
     """The bytes that a ``data:`` URI holds.
 
     Raises:
         NotAnImage: no base64 in it.
+        TooManyBytes: more than ``max_bytes``.
     """
-    match = _DATA_URI.match(given := os.fsencode(source))
     try:
-        if match:
-            return base64.b64decode(given[match.end() :], validate=True)
-    except binascii.Error:
-        pass
-    raise NotAnImage("a data: URI without base64; write data:image/png;base64, and the image's bytes in base64")
+        return from_base64(os.fsencode(source), max_bytes)
+    except ValueError:
+        raise NotAnImage(
+            "a data: URI without base64; write data:image/png;base64, and the image's bytes in base64"
+        ) from None
 
 
 def shown(source: str) -> str:
@@ -102,12 +123,6 @@ def shown(source: str) -> str:
 
 def is_data_uri(source: str) -> bool:
     return source[:5].lower() == "data:"
-
-
-def without_data_uri(encoded: bytes) -> bytes:
-    """The base64 of a ``data:`` URI; anything else as it is."""
-    match = _DATA_URI.match(encoded)
-    return encoded[match.end() :] if match else encoded
 
 
 def is_url(source: str) -> bool:

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader
 from prometheus_client import CollectorRegistry, Gauge, start_http_server
 from redis.exceptions import RedisError, ResponseError
 
@@ -34,6 +33,7 @@ from lifecycle.shift import Shift, Window, compare, window_of
 from utils.contracts import Json
 from utils.errors import DatasetMissing, QueueUnreachable, ReleaseUnusable
 from utils.exits import Exit, command, command_parser
+from utils.pages import template
 from utils.persistence import write_atomic
 from utils.releases import REFERENCE
 from utils.settings import Settings, load_settings
@@ -186,8 +186,7 @@ def report(path: Path, reference: Reference, window: Window, shift: Shift, relea
         else:
             continue
         bars.append((move, _bars(old[np.isfinite(old)], new[np.isfinite(new)])))
-    page = Environment(loader=PackageLoader("lifecycle", "pages"), autoescape=True).get_template("drift.html")
-    text = page.render(shift=shift, bars=bars, release=release)
+    text = template("lifecycle", "drift.html").render(shift=shift, bars=bars, release=release)
     write_atomic(path, text.encode())
 
 

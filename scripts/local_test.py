@@ -1,7 +1,7 @@
 """The whole system in one command: an own queue, a worker, and an image through both: python -m scripts.local_test
 
 Without INPUT it asks for one. The queue's data lives in a folder that is gone afterwards; a queue of yours
-(REDIS_URL) is left alone.
+(REDIS_URL) is left alone. No wait is without end: a worker that ends or hangs ends the command.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import asyncio
 import json
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
@@ -21,8 +22,8 @@ from inference.graphs import Floats, GraphDetector, Network
 from inference.terminal import printable
 from ingress.sources import expand
 from utils.contracts import Json
-from utils.errors import QueueUnreachable
-from utils.exits import Exit, command, command_parser
+from utils.errors import SetupError, WorkerLost
+from utils.exits import Exit, command, command_parser, leave
 from utils.persistence import write_atomic
 from utils.profiles import PROFILES
 from utils.settings import Settings, load_settings
@@ -35,7 +36,11 @@ from worker.metrics import Metrics
 from worker.service import build_service
 from worker.submit import Submitter, line
 
+T = TypeVar("T")
+
 OUT = Path("out/local_test")
+_LOADING_SECONDS = 600.0  # until the worker takes jobs; the largest models load in two minutes
+_MARGIN_SECONDS = 10.0  # beside what the settings allow
 
 
 class Trace:
@@ -96,6 +101,7 @@ async def run(inputs: Sequence[str], settings: Settings, url: str, *, keep: bool
 
     Raises:
         SetupError: this installation is incomplete.
+        WorkerLost: it ended by itself, or took longer than the settings allow.
     """
     trace: list[Trace] = []
 
@@ -113,26 +119,56 @@ async def run(inputs: Sequence[str], settings: Settings, url: str, *, keep: bool
     ready = asyncio.Event()
     service = build_service(settings, url, judging)
     working = asyncio.create_task(service.run(ready.set))
-    waiting = asyncio.create_task(ready.wait())
-    await asyncio.wait((working, waiting), return_when=asyncio.FIRST_COMPLETED)
-    waiting.cancel()
-    if working.done():
-        raise working.exception() or QueueUnreachable("the worker ended before it was ready; see its log above")
-    print(f"queue and worker are ready: {url}", file=sys.stderr, flush=True)
-    status = Exit.DONE
-    async with connect(url) as client:
-        submitter = Submitter(client, settings.queue, settings.decode.max_bytes, {"artifacts": "1"})
-        for each in expand(inputs):
-            async for source, answer in submitter.answers([each]):
+    try:
+        await _while_working(working, ready.wait(), _LOADING_SECONDS)
+        print(f"queue and worker are ready: {url}", file=sys.stderr, flush=True)
+        status = Exit.DONE
+        async with connect(url) as client:
+            submitter = Submitter(client, settings.queue, settings.decode.max_bytes, {"artifacts": "1"})
+            for each in expand(inputs):
+                source, answer = await _while_working(working, _answer(submitter, each), _patience(settings))
                 if "error" in answer:
                     status = Exit.FAILED
                 elif trace:
                     written = trace[0].write(Path(answer["artifacts"]["verdict"]).parent, answer)
                     answer["artifacts"] |= {path.stem: str(path) for path in written}
                 print(dump(answer) if as_json else _told(source, answer), flush=True)
-    service.stop()
-    await working
+    finally:
+        service.stop()
+        _, hanging = await asyncio.wait((working,), timeout=settings.pipeline.drain_seconds + _MARGIN_SECONDS)
+        for task in hanging:
+            task.cancel()
     return status
+
+
+async def _answer(submitter: Submitter, given: str) -> tuple[str, dict[str, Json]]:
+    """Source and answer of one image."""
+    async with aclosing(submitter.answers([given])) as answers:
+        return await anext(answers)
+
+
+def _patience(settings: Settings) -> float:
+    """The longest that one image may take: every attempt to its limits."""
+    attempt = settings.fetch.seconds + settings.decode.seconds + settings.pipeline.stuck_seconds
+    return settings.queue.attempts * (attempt + settings.queue.lease_seconds) + _MARGIN_SECONDS
+
+
+async def _while_working(working: asyncio.Task[Any], awaited: Coroutine[Any, Any, T], seconds: float) -> T:
+    """What is awaited, unless the worker ends before it, or the time does.
+
+    Raises:
+        SetupError: the worker ended by it.
+        WorkerLost: the worker ended otherwise, or the time did.
+    """
+    waiting = asyncio.create_task(awaited)
+    await asyncio.wait((working, waiting), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    if waiting.done():
+        return waiting.result()
+    waiting.cancel()
+    if not working.done():
+        raise WorkerLost(f"no answer within {seconds:.0f} s; see the log above, and IMGV_PIPELINE_STUCK_SECONDS")
+    failure = working.exception() or working.result()
+    raise failure if isinstance(failure, SetupError) else WorkerLost(f"the worker ended: {failure or 'see its log'}")
 
 
 def _told(source: str, answer: Mapping[str, Json]) -> str:
@@ -142,5 +178,10 @@ def _told(source: str, answer: Mapping[str, Json]) -> str:
     return "\n".join([line(source, answer), *map(printable, reasons), *map(printable, places)])
 
 
+def run_command() -> NoReturn:
+    """The console command. A model that hangs on its thread is not waited for."""
+    leave(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command()

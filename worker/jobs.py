@@ -9,8 +9,6 @@ The priority is the stream that a job is added to. Unknown fields are ignored, s
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 import time
 from collections.abc import Mapping
@@ -18,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from ingress.sources import is_url, without_data_uri
-from utils.errors import BadMessage, DeadlinePassed, PathRefused, TooManyBytes, VerifyError
+from ingress.sources import from_base64, is_url, too_many_bytes
+from utils.errors import BadMessage, DeadlinePassed, PathRefused, VerifyError
 from utils.verdict_json import dump, error_dict
 from worker.stream import PRIORITIES, Ending, Entry
 
@@ -186,9 +184,9 @@ def _image(fields: Mapping[bytes, bytes], rules: Rules) -> tuple[str, str | None
     if name in ("image", "image_base64"):
         raw = fields[name.encode()]
         if name == "image_base64":
-            raw = _base64(raw, rules.max_bytes)
+            raw = _decoded(raw, rules.max_bytes)
         if len(raw) > rules.max_bytes:
-            raise TooManyBytes(f"the image is larger than {rules.max_bytes} bytes; send a smaller one")
+            raise too_many_bytes(rules.max_bytes)
         return _file_name(fields) or name, None, None, raw
     source = _text(fields, name)
     if name != "path" and is_url(source):
@@ -211,13 +209,10 @@ def _profile(fields: Mapping[bytes, bytes], rules: Rules) -> str:
     return profile
 
 
-def _base64(encoded: bytes, max_bytes: int) -> bytes:
-    encoded = without_data_uri(encoded)
-    if len(encoded) > max_bytes * 4 // 3 + 4:
-        raise TooManyBytes(f"the image is larger than {max_bytes} bytes; send a smaller one")
+def _decoded(encoded: bytes, max_bytes: int) -> bytes:
     try:
-        return base64.b64decode(encoded, validate=True)
-    except binascii.Error as error:
+        return from_base64(encoded, max_bytes)
+    except ValueError as error:
         raise BadMessage("image_base64: not base64 (RFC 4648, without line breaks)") from error
 
 

@@ -10,7 +10,8 @@ import os
 import secrets
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,35 +33,43 @@ from worker.stream import PRIORITIES, Keys, apart, rows_of, run_script
 
 _WINDOW = 32  # jobs of ours in the queue at a time: a folder must not fill the server's memory
 _BLOCK_MS = 1000
+_TRIES, _TRY_AGAIN_SECONDS = 3, 0.3
 
 
 async def enqueue(
-    client: Client,
-    keys: Keys,
-    job_id: str,
-    fields: Mapping[str, str | bytes],
-    *,
-    max_waiting: int,
-    remember_seconds: int,
-    priority: str = "normal",
+    client: Client, settings: QueueSettings, job_id: str, fields: Mapping[str, str | bytes], priority: str = "normal"
 ) -> str:
-    """Add a job once, however often this is called for one job id.
+    """Add a job once, however often this is called for one job id: so a lost reply is asked for again.
 
     Returns:
         "queued", "known" (it waits or runs already) or "answered".
 
     Raises:
-        QueueFull: ``max_waiting`` jobs of this priority wait already; nothing was added.
+        QueueFull: as many jobs of this priority wait as the settings allow; nothing was added.
+        RedisError, OSError: no reply, or a refusal.
     """
+    keys = Keys(settings.prefix)
     stream = keys.streams[PRIORITIES.index(priority)]
     flat = [part for pair in ({"job_id": job_id} | dict(fields)).items() for part in pair]
     names = (stream, keys.queued(job_id), keys.verdict(job_id))
-    state, detail = await run_script(client, "enqueue", names, (max_waiting, remember_seconds, *flat))
+    given = (settings.max_waiting, settings.answer_seconds, *flat)
+    for _ in range(_TRIES - 1):
+        with suppress(RedisError, OSError):
+            return _state(*await run_script(client, "enqueue", names, given))
+        await asyncio.sleep(_TRY_AGAIN_SECONDS)
+    return _state(*await run_script(client, "enqueue", names, given))
+
+
+def _state(state: bytes, detail: bytes) -> str:
+    """
+    Raises:
+        QueueFull: the script says so.
+    """
     if state == b"full":
         raise QueueFull(
             f"{detail.decode()} jobs wait already (IMGV_QUEUE_MAX_WAITING); try again later, or add workers"
         )
-    return str(state.decode())
+    return state.decode()
 
 
 class Submitter:
@@ -88,7 +97,7 @@ class Submitter:
         self._waiting: dict[str, str] = {}  # job id -> source
         self._left: deque[str] = deque()
 
-    async def answers(self, sources: Iterable[str]) -> AsyncIterator[tuple[str, dict[str, Json]]]:
+    async def answers(self, sources: Iterable[str]) -> AsyncGenerator[tuple[str, dict[str, Json]]]:
         """Source and answer, a verdict or ``{"error": …}``, of every source.
 
         Raises:
@@ -133,7 +142,7 @@ class Submitter:
             source, job_id = self._left.popleft(), secrets.token_hex(12)
             try:
                 fields = await asyncio.to_thread(self._fields, source)
-                await self._enqueue(job_id, fields)
+                await enqueue(self._client, self._settings, job_id, {**fields, **self._options}, self._priority)
             except InputError as error:
                 refused.append((source, error_dict(source, error)))
             except QueueFull:
@@ -144,26 +153,6 @@ class Submitter:
             else:
                 self._waiting[job_id] = source
         return refused
-
-    async def _enqueue(self, job_id: str, fields: Mapping[str, str | bytes]) -> None:
-        """A lost reply is asked for again; the job is added once."""
-        settings = self._settings
-        for tries_left in (2, 1, 0):
-            try:
-                await enqueue(
-                    self._client,
-                    self._keys,
-                    job_id,
-                    {**fields, **self._options},
-                    max_waiting=settings.max_waiting,
-                    remember_seconds=settings.answer_seconds,
-                    priority=self._priority,
-                )
-                return
-            except (RedisError, OSError):
-                if not tries_left:
-                    raise
-                await asyncio.sleep(0.5)
 
     def _fields(self, source: str) -> dict[str, bytes]:
         if is_url(source):

@@ -82,9 +82,7 @@ def test_a_full_disk_is_told_and_leaves_no_image_without_its_report(
 
     monkeypatch.setattr(feedback, "write_atomic", write)
     report = {"job_id": "1", "label": "ai"} | WITH_IMAGE
-    answer = serve(
-        lambda client: client.post("/v1/feedback", json=report), feedback_dir=tmp_path, feedback_images=True
-    )
+    answer = serve(lambda client: client.post("/v1/feedback", json=report), feedback_dir=tmp_path, feedback_images=True)
     assert (answer.status_code, answer.json()["code"]) == (503, "disk_full")
     assert "Retry-After" in answer.headers
     assert str(tmp_path) not in answer.text

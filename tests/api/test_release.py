@@ -34,9 +34,7 @@ def test_a_release_is_opened_once_and_followed_when_another_is_promoted(store, m
         inference.detector, "build_verifier", lambda _, release: built.append(release.name) or Watched()
     )
     caplog.set_level(logging.INFO, "inference.live")
-    app = create_app(
-        settings_of(release=str(store.folder), release_refresh_seconds=0.02, redis_url=redis_url)
-    )
+    app = create_app(settings_of(release=str(store.folder), release_refresh_seconds=0.02, redis_url=redis_url))
 
     async def work():
         async with (

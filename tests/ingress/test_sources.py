@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import os
 from pathlib import Path
 
 import pytest
 
-from ingress.sources import expand, from_data_uri, shown, without_data_uri
-from utils.errors import NotAnImage
+from ingress.sources import expand, from_base64, from_data_uri, shown
+from utils.errors import NotAnImage, TooManyBytes
 
 
 def test_side_files_of_a_folder_are_passed_over_with_a_count(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -73,19 +74,35 @@ def test_a_folder_is_searched_whatever_links_depth_and_rights_it_has(
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (b"data:image/png;base64,AAAA", b"AAAA"),
-        (b"DATA:;base64,AAAA", b"AAAA"),
-        (b"AAAA", b"AAAA"),
-        (b"data:image/png,AAAA", b"data:image/png,AAAA"),  # not base64
-        (b"data:" + b"x" * 300 + b";base64,AAAA", b"data:" + b"x" * 300 + b";base64,AAAA"),
+        (b"data:image/png;base64,AAAA", bytes(3)),
+        (b"DATA:;base64,AAAA", bytes(3)),
+        (b"AAAA", bytes(3)),
+        (b"AA==", bytes(1)),
+        (b"", b""),
     ],
 )
-def test_a_data_uri_is_taken_off(given: bytes, expected: bytes) -> None:
-    assert without_data_uri(given) == expected
+def test_base64_is_decoded_alone_or_in_a_data_uri(given: bytes, expected: bytes) -> None:
+    assert from_base64(given, 3) == expected
+
+
+@pytest.mark.parametrize(
+    "given", [b"data:image/png,AAAA", b"data:" + b"x" * 300 + b";base64,AAAA", b"AA\nAA", b"A", "\u00e4".encode()]
+)
+def test_what_is_no_base64_is_none(given: bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        from_base64(given, 1000)
+
+
+@pytest.mark.parametrize("size", range(1, 9))
+def test_base64_is_refused_from_the_first_byte_over_the_limit_on(size: int) -> None:
+    encoded = base64.b64encode(bytes(size))
+    assert from_base64(encoded, size) == bytes(size)
+    with pytest.raises(TooManyBytes):
+        from_base64(encoded, size - 1)
 
 
 def test_a_data_uri_is_an_image_and_has_a_short_name() -> None:
-    assert from_data_uri("data:image/png;base64,/9g=") == b"\xff\xd8"
+    assert from_data_uri("data:image/png;base64,/9g=", 2) == b"\xff\xd8"
     assert shown("data:image/png;base64,/9g=") == "data:image/png;base64,…"
     assert shown("photo.jpg") == "photo.jpg"
 
@@ -93,4 +110,4 @@ def test_a_data_uri_is_an_image_and_has_a_short_name() -> None:
 @pytest.mark.parametrize("given", ["data:", "data:image/png,abc", "data:image/png;base64,a", "data:;base64,\udcff"])
 def test_a_data_uri_without_base64_is_refused(given: str) -> None:
     with pytest.raises(NotAnImage, match="base64"):
-        from_data_uri(given)
+        from_data_uri(given, 1000)

@@ -127,11 +127,11 @@ def test_submit_refuses_above_the_limit(db, keys, environment, monkeypatch, caps
 def test_a_job_is_added_once_however_often_it_is_sent(server, keys):
     async def main():
         async with connect(server.url) as client:
-            options = {"max_waiting": 10, "remember_seconds": 60}
-            states = [await submit.enqueue(client, keys, "a", {"image": "x"}, **options) for _ in range(3)]
+            given = Settings.of(queue_prefix=keys.prefix, queue_max_waiting=1).queue
+            states = [await submit.enqueue(client, given, "a", {"image": "x"}) for _ in range(3)]
             assert await client.xlen(keys.streams[1]) == 1
             with pytest.raises(QueueFull):
-                await submit.enqueue(client, keys, "b", {"image": "x"}, max_waiting=1, remember_seconds=60)
+                await submit.enqueue(client, given, "b", {"image": "x"})
             return states
 
     assert asyncio.run(main()) == ["queued", "known", "known"]

@@ -117,7 +117,7 @@ def test_a_producer_cannot_add_more_than_lua_can_pass_on(server, keys):
     async def main():
         async with connect(server.url) as client:
             fields = {str(number): "x" for number in range(LUA_LIMIT)}
-            await submit.enqueue(client, keys, "a", fields, max_waiting=10, remember_seconds=60)
+            await submit.enqueue(client, Settings.of(queue_prefix=keys.prefix).queue, "a", fields)
 
     with pytest.raises(redis.exceptions.ResponseError, match="too many fields"):
         asyncio.run(main())

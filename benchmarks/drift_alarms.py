@@ -64,7 +64,8 @@ def main() -> None:
     alarms = [compare(reference(known), window(~known)) for _ in range(arguments.windows)]
     causes = Counter(each.cause for each in alarms)
     count = sum(each.alarm for each in alarms)
-    print(f"undrifted: {count} alarms in {arguments.windows} windows of {SIZE}; {dict(causes)}")
+    moved = Counter(move.name for each in alarms for move in each.moved)
+    print(f"undrifted: {count} alarms in {arguments.windows} windows of {SIZE}; {dict(causes)} {dict(moved)}")
     counts = Counter(generators[(generators != "") & (generators != "not stated")]).most_common(FAMILIES)
     for family, count in counts:
         new = generators == family

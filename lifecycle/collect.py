@@ -12,12 +12,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import csv
+import logging
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field, fields
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,9 @@ from utils.persistence import safe_name, write_atomic
 from utils.settings import Settings, load_settings
 
 TABLE, REJECTED = "sources.csv", "rejected.csv"
+DROPPED = "dropped by --keep-days"
 HASH_DIGITS = 16  # of a file's name
+OLDER = 1000  # images in a row that are too old: what a source offers after them is older still
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,8 @@ class Record:
 
 
 COLUMNS = tuple(each.name for each in fields(Record))
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -102,17 +107,18 @@ class Collection:
         self.refused[url] = reason
 
     def drop_older(self, days: int) -> int:
-        """Forget what was collected longer ago, files too; returns how many."""
+        """Drop what was collected longer ago, files too; its addresses are not taken again. Returns how many."""
         limit = (datetime.now(UTC) - timedelta(days=days)).isoformat()
         old = [each for each in self.records if each.collected < limit]
         if old:
+            for each in old:  # files first: make_dataset_csv takes whatever lies there
+                (self.folder / each.filepath).unlink(missing_ok=True)
+                self.refuse(each.url, DROPPED)
             self.records = [each for each in self.records if each.collected >= limit]
             scratch = self.folder / f".{TABLE}"
             scratch.unlink(missing_ok=True)
             _append(scratch, COLUMNS, *(asdict(each) for each in self.records))
             scratch.replace(self.folder / TABLE)
-            for each in old:
-                (self.folder / each.filepath).unlink(missing_ok=True)
         return len(old)
 
 
@@ -145,17 +151,19 @@ async def collect(
     """
     name, source, what = open_source(argument)
     told: Counter[str] = Counter()
-    known = collection.addresses
+    known, older = collection.addresses, 0
     with Ingress(settings.decode.for_strangers()) as ingress:
         async with aclosing(source.items(web, what, settings)) as items:  # type: ignore[type-var]
             async for item in items:
-                if told["taken"] >= count:
+                if told["taken"] >= count or older >= OLDER:
                     break
                 if item.url in known:
                     told["there already"] += 1
                 elif since and item.date < since:
                     told["older"] += 1
+                    older += 1
                 else:
+                    older = 0
                     known.add(item.url)
                     told[await _take(name, item, collection, web, ingress)] += 1
     return told
@@ -171,6 +179,8 @@ async def _take(name: str, item: Item, collection: Collection, web: Web, ingress
     except VerifyError as error:
         if isinstance(error, InputError):
             collection.refuse(item.url, error.code)
+        else:
+            log.warning("%s: %s", item.url, error)
         return error.code
     seen = describe(sample)
     problem = seen.problem or ("tiny" if min(seen.width, seen.height) < SMALLEST else "")
@@ -214,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 async def _collect_all(arguments: argparse.Namespace, settings: Settings) -> Exit:
     collection, web = Collection.at(arguments.out), Web(settings, arguments.per_second)
     status = Exit.DONE
-    if arguments.keep_days:
+    if arguments.keep_days is not None:
         print(f"{collection.drop_older(arguments.keep_days)} images older than {arguments.keep_days} days dropped")
     for argument in arguments.sources:
         try:
@@ -240,15 +250,23 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="show the sources and end")
     parser.add_argument("--count", type=int, default=200, help="new images of each source (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("data"), help="folder (default: %(default)s)")
-    parser.add_argument("--since", default="", metavar="DATE", help="only images of this day or later, YYYY-MM-DD")
+    parser.add_argument("--since", default="", type=_day, metavar="DATE", help="only images of this day or later")
     parser.add_argument("--keep-days", type=int, metavar="N", help="first drop what was collected longer ago")
     parser.add_argument(
         "--per-second", type=float, default=PER_SECOND, help="requests to one host (default: %(default)s)"
     )
     arguments = parser.parse_args(argv)
-    if not arguments.sources and not arguments.list:
+    if not arguments.sources and not arguments.list and arguments.keep_days is None:
         parser.error("name a source, or --list")
     return arguments
+
+
+def _day(text: str) -> str:
+    """YYYY-MM-DD, as argparse wants a type."""
+    try:
+        return date.fromisoformat(text).isoformat()
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no day; write it as 2026-11-30") from None
 
 
 if __name__ == "__main__":

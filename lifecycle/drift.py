@@ -1,8 +1,8 @@
 """Watch for drift: python -m lifecycle.drift [VERDICTS…] [--window 200] [--baseline VERDICTS] [--report drift.html]
 
 Reads verdicts from the results stream in a consumer group of its own, so that nobody else misses one, or from files and
-folders of verdict JSON. Each window, and the last three together, is compared with the reference in the release that
-judges (lifecycle/shift.py): single signals, all of them at once, and how the images are delivered. When something
+folders of verdict JSON. Each window, and the last three together, is of one release, and is compared with the reference
+in that release (lifecycle/shift.py): single signals, all of them at once, and how images are delivered. When something
 moved, a report says what, IMGV_NOTIFY_URL gets a signed POST, and the gauges of --metrics (deploy/rules.yaml has the
 alerts) say so.
 
@@ -16,8 +16,8 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +35,16 @@ from utils.errors import DatasetMissing, QueueUnreachable, ReleaseUnusable
 from utils.exits import Exit, command, command_parser
 from utils.pages import template
 from utils.persistence import write_atomic
-from utils.releases import REFERENCE
+from utils.releases import REFERENCE, Release
 from utils.settings import Settings, load_settings
+from utils.verdict_json import numbers_of
 from worker.connect import Client, connect
 from worker.embedded import find_url
 from worker.stream import Keys, rows_of
 
 GROUP = "drift"
 WINDOW, TOGETHER = 200, 3
+RELEASES = 5  # whose verdicts are watched at a time: the present one, and those that workers leave behind
 _BLOCK_MS = 2000
 _READ = 100
 
@@ -70,33 +72,67 @@ class Gauges:
             self._tier.labels(str(tier)).set(float(np.mean(window.tiers == tier)))
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A window that was compared."""
+
+    release: str  # that gave its verdicts
+    reference: Reference
+    window: Window
+    shift: Shift
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """The traffic of one release."""
+
+    reference: Reference | None  # None: nothing to compare it with
+    verdicts: list[Verdict] = field(default_factory=list)
+    earlier: list[Window] = field(default_factory=list)
+
+
 class Watch:
-    """Compares window after window.
+    """Compares window after window; one window is of one release, because another one gives other numbers.
 
     Args:
+        reference_of: a release's name, as verdicts have it (empty: none was promoted) -> what to compare it with; None
+            where there is nothing.
         size: verdicts of a window.
     """
 
-    def __init__(self, reference: Reference, size: int = WINDOW) -> None:
-        self.reference = reference
+    def __init__(self, reference_of: Callable[[str], Reference | None], size: int = WINDOW) -> None:
         self.size = size
-        self._verdicts: list[Verdict] = []
-        self._earlier: list[Window] = []
+        self._reference_of = reference_of
+        self._releases: dict[str, _Waiting] = {}  # the one that judged last comes last
 
-    def add(self, verdicts: Iterable[Verdict]) -> Iterator[tuple[Window, Shift]]:
+    def add(self, verdicts: Iterable[Verdict]) -> Iterator[Seen]:
         """Take verdicts; each window that they fill is compared, alone and together with those before it."""
         for verdict in verdicts:
-            self._verdicts.append(verdict)
-            if len(self._verdicts) < self.size:
+            waiting = self._of(release := release_of(verdict))
+            if waiting.reference is None:
                 continue
-            window = window_of(self._verdicts, self.reference.signals)
-            self._verdicts.clear()
-            together = window.joined(self._earlier)
-            shift = compare(self.reference, window)
-            if not shift.alarm and self._earlier:
-                shift = compare(self.reference, together)  # less far, for longer
-            self._earlier = [*self._earlier, window][-TOGETHER + 1 :]
-            yield window, shift
+            waiting.verdicts.append(verdict)
+            if len(waiting.verdicts) < self.size:
+                continue
+            window = window_of(waiting.verdicts, waiting.reference.signals)
+            waiting.verdicts.clear()
+            together = window.joined(waiting.earlier)
+            shift = compare(waiting.reference, window)
+            if not shift.alarm and waiting.earlier:
+                shift = compare(waiting.reference, together)  # less far, for longer
+            waiting.earlier = [*waiting.earlier, window][-TOGETHER + 1 :]
+            yield Seen(release, waiting.reference, window, shift)
+
+    def _of(self, release: str) -> _Waiting:
+        if release not in self._releases:
+            self._releases[release] = _Waiting(self._reference_of(release))
+            if len(self._releases) > RELEASES:
+                del self._releases[next(iter(self._releases))]
+        return self._releases[release]
+
+
+def release_of(verdict: Verdict) -> str:
+    return str(verdict.get("models", {}).get("release", ""))
 
 
 # --- where verdicts come from
@@ -145,13 +181,17 @@ async def stream_verdicts(client: Client, keys: Keys) -> AsyncIterator[list[Verd
         cursor = ">" if cursor == ">" else rows[-1][1].decode()
 
 
-def reference_of(settings: Settings) -> tuple[Reference, str]:
-    """Of the release that judges, and its name.
+def reference_of(settings: Settings, name: str = "") -> tuple[Reference, str]:
+    """Of a release, and its name; without a name, of the release that judges.
 
     Raises:
-        ReleaseUnusable: no release was promoted, or it has none.
+        ReleaseUnusable: no release was promoted, there is none of that name, or it has no reference.
     """
-    release = promoted(settings.models) or Registry(settings).champion()
+    registry = Registry(settings)
+    if name:
+        release: Release | None = registry.published.open(name)
+    else:
+        release = promoted(settings.models) or registry.champion()
     if release is None:
         raise ReleaseUnusable(
             "no release was promoted yet: python -m lifecycle.retrain, then lifecycle.registry promote"
@@ -161,11 +201,48 @@ def reference_of(settings: Settings) -> tuple[Reference, str]:
     return Reference.load(release.folder / REFERENCE), release.name
 
 
-def baseline_of(verdicts: Sequence[Verdict]) -> Reference:
-    """A reference from traffic that is trusted."""
-    if len(verdicts) < WINDOW:
-        raise DatasetMissing(f"{len(verdicts)} verdicts are no baseline; give {WINDOW} or more")
-    signals = tuple(name for name in verdicts[0]["signals"])
+def references(settings: Settings) -> Callable[[str], Reference | None]:
+    """Each release's own. Verdicts without a release are compared with the one that judges.
+
+    Raises:
+        ReleaseUnusable: there is none that judges, so that nothing could be watched.
+    """
+    reference_of(settings)
+
+    def of(name: str) -> Reference | None:
+        try:
+            return reference_of(settings, name)[0]
+        except ReleaseUnusable as error:
+            print(f"verdicts of release {name} are not watched: {error}", file=sys.stderr, flush=True)
+            return None
+
+    return of
+
+
+def baseline_of(verdicts: Sequence[Verdict]) -> Callable[[str], Reference | None]:
+    """References from traffic that is trusted: of each release that gave enough of its verdicts.
+
+    Raises:
+        DatasetMissing: no release did.
+    """
+    by_release: dict[str, list[Verdict]] = {}
+    for verdict in verdicts:
+        by_release.setdefault(release_of(verdict), []).append(verdict)
+    found = {name: _reference(own) for name, own in by_release.items() if len(own) >= WINDOW}
+    if not found:
+        most = max(map(len, by_release.values()), default=0)
+        raise DatasetMissing(f"{most} verdicts of one release are no baseline; give {WINDOW} or more")
+
+    def of(name: str) -> Reference | None:
+        if name not in found:
+            print(f"verdicts of release {name or '(none)'} are not watched: the baseline has too few", file=sys.stderr)
+        return found.get(name)
+
+    return of
+
+
+def _reference(verdicts: Sequence[Verdict]) -> Reference:
+    signals = tuple(numbers_of(verdicts[0]))
     window = window_of(verdicts, signals)
     sources = np.array([str(verdict.get("source", "")) for verdict in verdicts])
     return Reference(signals, window.values.astype(np.float32), window.probabilities, window.deliveries, sources)
@@ -199,17 +276,19 @@ def _bars(old: Any, new: Any) -> list[tuple[int, int]]:
     return [(round(float(one)), round(float(two))) for one, two in zip(*counts, strict=True)]
 
 
-def tell(arguments: argparse.Namespace, settings: Settings, watch: Watch, release: str, gauges: Gauges) -> Any:
+def tell(arguments: argparse.Namespace, settings: Settings, gauges: Gauges) -> Callable[[Seen], None]:
     """A function that tells of each window."""
 
-    def each(window: Window, shift: Shift) -> None:
-        gauges.show(shift, window)
+    def each(seen: Seen) -> None:
+        shift = seen.shift
+        gauges.show(shift, seen.window)
         names = ", ".join(f"{move.name} ({move.distance:.2f})" for move in shift.moved[:5])
-        print(f"{shift.images} images: {shift.cause}{f' moved: {names}' if shift.alarm else ''}", flush=True)
+        by = f" by {seen.release}" if seen.release else ""
+        print(f"{shift.images} images{by}: {shift.cause}{f' moved: {names}' if shift.alarm else ''}", flush=True)
         if shift.alarm:
-            report(arguments.report, watch.reference, window, shift, release)
+            report(arguments.report, seen.reference, seen.window, shift, seen.release or "what judges")
             moved = [asdict(move) for move in shift.moved[:10]]
-            notify(settings, {"event": "drift", "release": release, "cause": shift.cause, "moved": moved})
+            notify(settings, {"event": "drift", "release": seen.release, "cause": shift.cause, "moved": moved})
 
     return each
 
@@ -218,31 +297,29 @@ def tell(arguments: argparse.Namespace, settings: Settings, watch: Watch, releas
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     settings = load_settings()
-    if arguments.baseline:
-        reference, release = baseline_of(list(read_verdicts([arguments.baseline]))), str(arguments.baseline)
-    else:
-        reference, release = reference_of(settings)
-    watch, gauges = Watch(reference, arguments.window), Gauges()
-    told = tell(arguments, settings, watch, release, gauges)
+    trusted = arguments.baseline
+    found = baseline_of(list(read_verdicts([trusted]))) if trusted else references(settings)
+    watch, gauges = Watch(found, arguments.window), Gauges()
+    told = tell(arguments, settings, gauges)
     if arguments.metrics:
         host, _, port = arguments.metrics.rpartition(":")
         start_http_server(int(port), host or "127.0.0.1", gauges.registry)
     if arguments.verdicts:
         alarms = 0
-        for window, shift in watch.add(read_verdicts(arguments.verdicts)):
-            told(window, shift)
-            alarms += shift.alarm
+        for seen in watch.add(read_verdicts(arguments.verdicts)):
+            told(seen)
+            alarms += seen.shift.alarm
         return Exit.FAILED if alarms else Exit.DONE
     url = find_url(settings.queue.redis_url.get_secret_value(), settings.queue.embedded_dir)
     return asyncio.run(_follow(watch, told, connect(url), Keys(settings.queue.prefix)))
 
 
-async def _follow(watch: Watch, told: Any, client: Client, keys: Keys) -> int:
+async def _follow(watch: Watch, told: Callable[[Seen], None], client: Client, keys: Keys) -> int:
     try:
         async with client:
             async for verdicts in stream_verdicts(client, keys):
-                for window, shift in watch.add(verdicts):
-                    await asyncio.to_thread(told, window, shift)
+                for seen in watch.add(verdicts):
+                    await asyncio.to_thread(told, seen)
     except (RedisError, OSError) as error:
         raise QueueUnreachable(f"{error}; check REDIS_URL") from error
     return Exit.DONE

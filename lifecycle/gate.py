@@ -123,7 +123,7 @@ def _costs(old: Facts, new: Facts, bounds: Bounds, compared: dict[str, list[floa
     compared["memory, MB"] = [old.megabytes, new.megabytes]
     if new.seconds > bounds.slower * old.seconds:
         yield f"time per image: {old.seconds:.2f} -> {new.seconds:.2f} s, more than {bounds.slower:g} times"
-    if new.megabytes > bounds.larger * old.megabytes:
+    if old.megabytes and new.megabytes > bounds.larger * old.megabytes:
         yield f"memory: {old.megabytes:.0f} -> {new.megabytes:.0f} MB, more than {bounds.larger:g} times"
 
 

@@ -53,6 +53,7 @@ def log_to(path: Path, run: str) -> structlog.typing.FilteringBoundLogger:
 
 def gauges(settings: Settings, *, failed: bool) -> None:
     """Write how the last retraining ended, in one step."""
+    settings.lifecycle.folder.mkdir(parents=True, exist_ok=True)
     registry = CollectorRegistry()
     Gauge("imgv_retrain_failed", "1 when the last retraining failed", registry=registry).set(failed)
     at = Gauge("imgv_retrain_ended_timestamp_seconds", "when the last retraining ended", registry=registry)

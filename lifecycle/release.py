@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from models.loaders import Weights, find
 from utils.contracts import Json
 from utils.errors import WeightsMissing
 from utils.persistence import CARD, Card, record
-from utils.releases import FUSION, MODELS, REFERENCE, Release, seal
+from utils.releases import FUSION, MODELS, REFERENCE, Release, files_of, seal
 from utils.settings import ModelSettings
 
 _ROOT = Path(__file__).parents[1]
@@ -31,7 +32,7 @@ def make_release(
     heads: Path | None = None,
     reference: Reference | None = None,
 ) -> Release:
-    """Write and seal a release in an empty folder; its name is the day and a hash of what is in it.
+    """Write and seal a release in an empty folder; its name is the day and a hash of every file in it.
 
     Args:
         day: ISO date.
@@ -49,8 +50,8 @@ def make_release(
     if reference is not None:
         reference.save(folder / REFERENCE)
     data: Json = model.metrics.get("data", {})
-    content = sorted([*weights.values(), hashlib.sha256((artifact / "manifest.json").read_bytes()).hexdigest()])
-    name = f"{day}-{hashlib.sha256(' '.join(content).encode()).hexdigest()[:8]}"
+    content = json.dumps(files_of(folder), sort_keys=True)
+    name = f"{day}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
     table = str(data.get("table_sha256", ""))
     return seal(folder, name, profile=settings.profile, code=commit(), data=table, weights=weights)
 

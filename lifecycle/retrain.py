@@ -1,8 +1,9 @@
 """Retrain, and judge the result: python -m lifecycle.retrain [STEP…] [--run FOLDER] [--params params.yaml]
 
 The steps, in order: validate, models, extract, fusion, labels, evaluate, release, compare, promote. Each is done when
-its output is there, and writes it in one go; so a run that was killed goes on where it was, and registers one version.
-Data that fails validation is refused. The gate promotes a challenger or refuses it with every reason; both are a run
+its output is there, made from the same inputs, and writes it in one go; so a run that was killed goes on where it was,
+and registers one version, and with other data or parameters whatever they reach is done again. Data that fails
+validation is refused. The gate promotes a challenger or refuses it with every reason; both are a run
 that went well. A run that fails ends with 3, is told to IMGV_NOTIFY_URL, and shows in the gauges beside the run.
 
 Without --run: the newest run that is not finished, else a new one below IMGV_LIFECYCLE_DIR/runs.
@@ -20,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self
 
@@ -38,6 +40,7 @@ from lifecycle.validate import doubtful, validate
 from lifecycle.validate import markdown as validation_page
 from models.loaders import Weights
 from training import train_clip_b16
+from training.datasets import read_rows
 from training.deliveries import TAUGHT
 from training.evaluation import Judged, judge, measure, tiers
 from training.evaluation_page import head, plot
@@ -46,19 +49,19 @@ from training.extraction import extract
 from training.feature_table import read_table
 from utils.contracts import Json
 from utils.deliveries import DELIVERIES
-from utils.errors import DataRefused, ReleaseUnusable, TableError, VerifyError
+from utils.errors import DataRefused, ReleaseUnusable, TableError
 from utils.exits import Exit, command, command_parser
-from utils.persistence import sha256_file, write_atomic
+from utils.persistence import write_atomic
 from utils.profiles import PROFILES
 from utils.releases import Release, Store
 from utils.settings import ModelSettings, Settings, load_settings
 
-PARAMS = Path("params.yaml")
-BEGUN = "begun.json"
+PARAMS = "params.yaml"  # here, else the one that the code brings
+BEGUN, MADE_FROM = "begun.json", "made_from"
+IMAGES = "images.json"  # path -> sha256 of each image, as validation saw it
 FEATURES, MODELS, FUSION, RELEASE = "features.parquet", "models", "fusion", "release"
-VALIDATION, LABELS, EVALUATION, DECISION, PROMOTED = (
-    *("validation.md", "labels.json", "evaluation", "decision.json", "promoted.json"),
-)
+VALIDATION, LABELS, EVALUATION = "validation.md", "labels.json", "evaluation"
+REGISTERED, DECISION, PROMOTED = "registered.json", "decision.json", "promoted.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,16 +108,18 @@ class Run:
 
     def __init__(self, folder: Path, params: Params, settings: Settings) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / BEGUN).exists():
-            begun = {"day": f"{datetime.now(UTC):%Y-%m-%d}", **_beginning(params)}
-            write_atomic(folder / BEGUN, json.dumps(begun).encode())
+        begun, known = _beginning(params), _begun(folder)
+        if not known.items() >= begun.items():
+            write_atomic(folder / BEGUN, json.dumps({"day": f"{datetime.now(UTC):%Y-%m-%d}", **begun}).encode())
         self.folder = folder
         self.params = params
         self.settings = settings
         self.registry = Registry(settings)
         self.dataset = Path(params.dataset)
         self.name = folder.name
-        self.day: str = json.loads((folder / BEGUN).read_text(encoding="utf-8"))["day"]
+        self.day: str = _begun(folder)["day"]
+        self.data: str = begun["dataset"]
+        self.step = ""  # that is being done
         self.log = log_to(folder / "log.jsonl", run=self.name)
 
     def path(self, name: str) -> Path:
@@ -152,12 +157,13 @@ class Run:
 
 
 def _validate(run: Run) -> None:
-    findings, rows = validate(run.dataset, run.settings.lifecycle, jobs=run.params.jobs)
+    findings, rows, images = validate(run.dataset, run.settings.lifecycle, jobs=run.params.jobs)
     page = validation_page(run.dataset, rows, findings)
     errors = [str(each) for each in findings if each.level == "error"]
     if errors:
         write_atomic(run.path("refused.md"), page.encode())
         raise DataRefused(f"{run.dataset} must not be trained on: {'; '.join(errors)}")
+    run.say(IMAGES, images)
     write_atomic(run.path(VALIDATION), page.encode())
 
 
@@ -180,13 +186,11 @@ def _models(run: Run) -> None:
 
 
 def _extract(run: Run) -> None:
-    """What an earlier run measured with the same models is not measured again."""
-    scratch = run.path(f".{FEATURES}")
+    """The same images that an earlier run measured with the same models are not measured again."""
+    table = run.path(f"measuring-{FEATURES}")
     earlier = sorted(run.folder.parent.glob(f"*/{FEATURES}"), key=lambda path: path.stat().st_mtime)
-    table = scratch.with_name(f"measuring-{FEATURES}")
     if earlier and not table.exists():
-        shutil.copyfile(earlier[-1], scratch)
-        scratch.replace(table)
+        _take_over(earlier[-1], run)
     params = run.params
     _, failures = extract(
         run.dataset,
@@ -200,6 +204,21 @@ def _extract(run: Run) -> None:
     for failure in failures:
         run.log.warning("left out", image=failure)
     table.replace(run.path(FEATURES))
+
+
+def _take_over(earlier: Path, run: Run) -> None:
+    """Rows of images that still are the same files."""
+    from pyarrow import parquet
+
+    images = earlier.with_name(IMAGES)
+    if not images.exists():
+        return
+    then, now = (json.loads(path.read_text(encoding="utf-8")) for path in (images, run.path(IMAGES)))
+    table = parquet.read_table(earlier)
+    same = [path in now and then.get(path) == now[path] for path in table["filepath"].to_pylist()]
+    scratch = run.path(f".{FEATURES}")
+    parquet.write_table(table.filter(same), scratch)
+    scratch.replace(run.path(f"measuring-{FEATURES}"))
 
 
 def _fusion(run: Run) -> None:
@@ -249,12 +268,12 @@ def _release(run: Run) -> None:
 
     if run.registry.champion() is None:
         _first_champion(run)
-    if not run.path(RELEASE).exists():
+    if not run.path(RELEASE).exists():  # else a run was killed while it registered
         run.make(RELEASE, write)
     parameters: dict[str, Json] = {**asdict(run.params), "run": run.name, "code": run.release.code}
     metrics = _flat(json.loads((run.path(EVALUATION) / "metrics.json").read_text(encoding="utf-8")))
     entry = run.registry.register(run.release, parameters, metrics, run.path(EVALUATION))
-    run.say("registered.json", {"release": entry.release, "version": entry.version})
+    run.say(REGISTERED, {"release": entry.release, "version": entry.version})
 
 
 def _compare(run: Run) -> None:
@@ -275,11 +294,19 @@ def _compare(run: Run) -> None:
 
 
 def _promote(run: Run) -> None:
-    decision = json.loads(run.path(DECISION).read_text(encoding="utf-8"))
+    champion, decision = run.registry.champion(), _decision(run)
+    if champion is None or champion.name not in (decision["champion"], decision["challenger"]):
+        run.log.warning("another champion came since the comparison", release=champion.name if champion else "")
+        _compare(run)
+        decision = _decision(run)
     if decision["promote"]:
         run.registry.promote(decision["challenger"])
         run.log.info("promoted", release=decision["challenger"])
     run.say(PROMOTED, {"promoted": decision["challenger"] if decision["promote"] else None})
+
+
+def _decision(run: Run) -> Json:
+    return json.loads(run.path(DECISION).read_text(encoding="utf-8"))
 
 
 def _first_champion(run: Run) -> None:
@@ -300,7 +327,7 @@ def _judged(run: Run, release: Release) -> Judged:
     """A release on the validation rows, measured with its own networks."""
     table = run.path(FEATURES)
     if release.weights != run.release.weights:
-        table = run.path(f"features-{release.name}.parquet")
+        table = run.path(f"features-{release.name}-{made_from(run, 'extract')[:8]}.parquet")
         if not table.exists():
             scratch = table.with_name(f"measuring-{table.name}")
             models, deliveries = run.measured_with(release.models), {"val": run.params.deliveries["val"]}
@@ -310,17 +337,63 @@ def _judged(run: Run, release: Release) -> Judged:
     return judge(table, run.dataset, release.fusion, "val")
 
 
-STEPS: dict[str, tuple[str, Callable[[Run], None]]] = {  # name -> its output, what makes it
-    "validate": (VALIDATION, _validate),
-    "models": (MODELS, _models),
-    "extract": (FEATURES, _extract),
-    "fusion": (FUSION, _fusion),
-    "labels": (LABELS, _labels),
-    "evaluate": (EVALUATION, _evaluate),
-    "release": ("registered.json", _release),
-    "compare": (DECISION, _compare),
-    "promote": (PROMOTED, _promote),
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a step makes, and from what: dvc.yaml says the same (a test compares)."""
+
+    output: str
+    do: Callable[[Run], None]
+    params: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()  # steps whose outputs it reads
+    data: bool = False  # whether it reads the data set
+    beside: tuple[str, ...] = ()  # what else it leaves: goes with the output
+
+
+STEPS: dict[str, Step] = {
+    "validate": Step(VALIDATION, _validate, ("dataset",), data=True, beside=(IMAGES,)),
+    "models": Step(MODELS, _models, ("profile", "heads", "seed"), ("validate",), data=True),
+    "extract": Step(
+        *(FEATURES, _extract, ("profile", "deliveries", "seed"), ("validate", "models")),
+        data=True,
+        beside=(f"measuring-{FEATURES}*",),
+    ),
+    "fusion": Step(FUSION, _fusion, ("profile", "model", "inputs", "drop", "target_real", "seed"), ("extract",)),
+    "labels": Step(LABELS, _labels, after=("extract",)),
+    "evaluate": Step(EVALUATION, _evaluate, after=("extract", "fusion"), data=True),
+    "release": Step(
+        *(REGISTERED, _release, (), ("models", "extract", "fusion", "labels", "evaluate")), beside=(RELEASE,)
+    ),
+    "compare": Step(
+        *(DECISION, _compare, ("gate", "rounds", "seed"), ("release",)),
+        data=True,
+    ),
+    "promote": Step(PROMOTED, _promote, after=("compare",)),
 }
+
+
+def made_from(run: Run, name: str) -> str:
+    """A hash of all that a step's output depends on; the code is not among it."""
+    step, params = STEPS[name], asdict(run.params)
+    said = {
+        "params": {each: params[each] for each in step.params},
+        "data": run.data if step.data else "",
+        "after": [made_from(run, each) for each in step.after],
+    }
+    return sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def _is_done(run: Run, name: str) -> bool:
+    """Whether its output is there and made from what there is now; else what it left is removed."""
+    step, record = STEPS[name], run.path(MADE_FROM) / f"{name}.txt"
+    wanted = made_from(run, name)
+    if record.is_file() and record.read_text(encoding="utf-8") == wanted:
+        return run.path(step.output).exists() and (step.output != FUSION or (run.artifact / "manifest.json").exists())
+    for pattern in (step.output, *step.beside):
+        for path in run.folder.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    record.parent.mkdir(exist_ok=True)
+    write_atomic(record, wanted.encode())
+    return False
 
 
 def _flat(metrics: Mapping[str, Json], start: str = "") -> dict[str, float]:
@@ -347,69 +420,97 @@ def run_steps(run: Run, names: Sequence[str] = ()) -> None:
         VerifyError: a step failed; what was done before it stays.
     """
     for name in names or STEPS:
-        output, do = STEPS[name]
-        done = run.artifact / "manifest.json" if output == FUSION else run.path(output)
-        if done.exists():
+        run.step = name
+        if _is_done(run, name):
             run.log.info("was done before", step=name)
             continue
         run.log.info("begins", step=name)
         began = time.monotonic()
         try:
-            do(run)
+            STEPS[name].do(run)
         except Exception as error:
             run.log.error("failed", step=name, error=f"{getattr(error, 'code', type(error).__name__)}: {error}")
-            gauges(run.settings, failed=True)
-            notify(run.settings, {"event": "retrain_failed", "run": run.name, "step": name, "error": str(error)})
             raise
         run.log.info("done", step=name, seconds=round(time.monotonic() - began, 2))
-    if not names or names[-1] == "promote":
-        gauges(run.settings, failed=False)
 
 
 def open_run(settings: Settings, params: Params, folder: Path | None = None) -> Run:
     """The run of a folder; without one the newest that is not finished, else a new one.
 
-    A run that began with other parameters or another data set does not go on as this one.
+    A run that began with other parameters or another data set does not go on as this one, unless its folder is named.
     """
     runs = settings.lifecycle.folder / "runs"
     if folder is None:
         wanted = _beginning(params)
         waiting = [path.parent for path in sorted(runs.glob(f"*/{BEGUN}")) if not (path.parent / PROMOTED).exists()]
-        begun = {path: json.loads((path / BEGUN).read_text(encoding="utf-8")) for path in waiting}
-        same = [path for path, said in begun.items() if said.items() >= wanted.items()]
+        same = [path for path in waiting if _begun(path).items() >= wanted.items()]
         folder = same[-1] if same else runs / f"{datetime.now(UTC):%Y-%m-%d-%H%M%S}"
     return Run(folder, params, settings)
 
 
+def _begun(folder: Path) -> dict[str, Json]:
+    path = folder / BEGUN
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
 def _beginning(params: Params) -> dict[str, Json]:
     """What must be the same for a run to go on."""
-    dataset = Path(params.dataset)
-    digest = sha256_file(dataset) if dataset.is_file() else ""
-    return {"params": json.loads(json.dumps(asdict(params))), "dataset": digest}
+    return {"params": json.loads(json.dumps(asdict(params))), "dataset": data_hash(Path(params.dataset))}
+
+
+def data_hash(dataset: Path) -> str:
+    """Of the table, and of the size and time of each file that it names; empty where there is no table."""
+    if not dataset.is_file():
+        return ""
+    digest = sha256(dataset.read_bytes())
+    for row in read_rows(dataset, ("filepath",)):
+        try:
+            found = (dataset.parent / row["filepath"]).stat()
+            digest.update(f"{found.st_size} {found.st_mtime_ns};".encode())
+        except OSError:  # validation says which file and why
+            digest.update(b"absent;")
+    return digest.hexdigest()
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     settings = load_settings()
-    params = Params.read(arguments.params)
-    run = open_run(settings, params, arguments.run)
+    run: Run | None = None
     try:
+        params = Params.read(arguments.params)
+        run = open_run(settings, params, arguments.run)
         run_steps(run, arguments.steps)
-    except VerifyError:
-        print(f"{run.name}: stopped; {run.path('log.jsonl')} has the steps; the same command goes on", file=sys.stderr)
+    except Exception as error:
+        tell_failure(settings, error, run)
         raise
+    if not arguments.steps or arguments.steps[-1] == "promote":
+        gauges(settings, failed=False)
     if run.path(DECISION).exists():
         print(run.path("decision.md").read_text(encoding="utf-8"))
     print(f"{run.name}: done; {run.folder}")
     return Exit.DONE
 
 
+def tell_failure(settings: Settings, error: Exception, run: Run | None) -> None:
+    """Gauges and notification of a run that failed, also before its first step."""
+    if run:
+        print(f"{run.name}: stopped; {run.path('log.jsonl')} has the steps; the same command goes on", file=sys.stderr)
+    gauges(settings, failed=True)
+    about = {"run": run.name if run else "", "step": run.step if run else ""}
+    notify(settings, {"event": "retrain_failed", **about, "error": str(error)})
+
+
+def default_params() -> Path:
+    here = Path(PARAMS)
+    return here if here.is_file() else Path(__file__).parents[1] / PARAMS
+
+
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("python -m lifecycle.retrain", __doc__)
     parser.add_argument("steps", nargs="*", choices=[[], *STEPS], metavar="STEP", help="only these (default: all)")
     parser.add_argument("--run", type=Path, help="folder of the run")
-    parser.add_argument("--params", type=Path, default=PARAMS, help="default: %(default)s")
+    parser.add_argument("--params", type=Path, default=default_params(), help="default: %(default)s")
     return parser.parse_args(argv)
 
 

@@ -20,6 +20,8 @@ from pathlib import Path
 import numpy as np
 import uvicorn
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
@@ -33,8 +35,10 @@ from utils.contracts import Json
 from utils.errors import InputError, ReleaseUnusable
 from utils.exits import Exit, command, command_parser
 from utils.settings import Settings, load_settings
+from utils.verdict_json import numbers_of
 
 SOURCE = "reviewed"
+_HOSTS = ["127.0.0.1", "localhost"]  # by another name a stranger's page would reach this one (DNS rebinding)
 _KINDS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif", "AVIF": "image/avif"}
 _POLICY = "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; form-action 'self'"
 _SECURITY = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff"}
@@ -75,7 +79,7 @@ def hard(verdicts: Sequence[Mapping[str, Json]], reference: Reference | None) ->
 
 def usefulness(verdict: Mapping[str, Json], reference: Reference | None) -> dict[str, float]:
     """Uncertainty, disagreement and novelty, each 0..1."""
-    numbers = {**verdict["signals"], "dino_prob": verdict.get("dino_prob")}
+    numbers = numbers_of(verdict)
     opinions = [value for name, value in numbers.items() if name.endswith("_prob") and value is not None]
     threshold, value = float(verdict["threshold"]), float(verdict["fusion_prob"])
     side = threshold if value < threshold else 1 - threshold
@@ -116,9 +120,11 @@ class Review:
         try:
             with Ingress(self.settings.decode.for_strangers()) as ingress:
                 seen = describe(ingress.decode(raw, case.path.name))
-        except InputError:
+        except InputError as error:
+            print(f"{case.path.name} is left out: {error.code}: {error}", file=sys.stderr)
             return
         if seen.problem or repeats(seen, (each.seen for each in self.collection.records)):
+            print(f"{case.path.name} is left out: {seen.problem or 'repeats another'}", file=sys.stderr)
             return
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self.collection.add(
@@ -180,11 +186,12 @@ def page_app(review: Review) -> Starlette:
         return RedirectResponse("/", 303)
 
     return Starlette(
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=_HOSTS)],
         routes=[
             Route("/", show),
             Route("/image/{number:int}", image),
             Route("/label/{number:int}", label, methods=["POST"]),
-        ]
+        ],
     )
 
 
@@ -209,7 +216,8 @@ def _reference(settings: Settings) -> Reference | None:
 
     try:
         return reference_of(settings)[0]
-    except ReleaseUnusable:
+    except ReleaseUnusable as error:
+        print(f"novelty does not count: {error}", file=sys.stderr)
         return None
 
 

@@ -22,10 +22,11 @@ from apscheduler.schedulers.base import BaseScheduler
 from apscheduler.schedulers.blocking import BlockingScheduler
 from apscheduler.triggers.cron import CronTrigger
 
+from lifecycle.notify import gauges, notify
 from utils.errors import BadSettings
 from utils.exits import Exit, command, command_parser
 from utils.persistence import write_atomic
-from utils.settings import LifecycleSettings, load_settings
+from utils.settings import LifecycleSettings, Settings, load_settings
 
 JOB = "retrain"
 STATE = "schedule.json"
@@ -59,7 +60,10 @@ def due(settings: LifecycleSettings, now: datetime) -> datetime:
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
         known = datetime.fromisoformat(state["due"]) if state["trigger"] == str(wanted) else None
-    except (OSError, ValueError, KeyError):
+    except FileNotFoundError:
+        known = None  # the first time
+    except (OSError, ValueError, KeyError) as error:
+        log.warning("%s cannot be read, so that no missed run is known: %r", path, error)
         known = None
     if known is not None and known <= now < known + MISSED:
         return now
@@ -69,16 +73,17 @@ def due(settings: LifecycleSettings, now: datetime) -> datetime:
     return following
 
 
-def schedule(scheduler: BaseScheduler, settings: LifecycleSettings, program: Sequence[str] = _COMMAND) -> None:
+def schedule(scheduler: BaseScheduler, settings: Settings, program: Sequence[str] = _COMMAND) -> None:
     """Have the job in the scheduler; errors as ``trigger``."""
-    wanted = trigger(settings)
+    lifecycle = settings.lifecycle
+    wanted = trigger(lifecycle)
 
     def job() -> None:
-        run_once(settings.folder, program)
-        (settings.folder / STATE).unlink(missing_ok=True)  # it is no missed run any more
-        due(settings, datetime.now(wanted.timezone))
+        run_once(settings, program)
+        (lifecycle.folder / STATE).unlink(missing_ok=True)  # it is no missed run any more
+        due(lifecycle, datetime.now(wanted.timezone))
 
-    first = due(settings, datetime.now(wanted.timezone))
+    first = due(lifecycle, datetime.now(wanted.timezone))
     scheduler.add_job(job, wanted, id=JOB, coalesce=True, max_instances=1, misfire_grace_time=None, next_run_time=first)
 
 
@@ -91,20 +96,27 @@ def alone(folder: Path) -> Iterator[bool]:
     with (folder / "retrain.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             yield False
             return
         yield True
 
 
-def run_once(folder: Path, program: Sequence[str] = _COMMAND) -> int:
-    """One retraining in a process of its own; its exit status, 0 where another one is running."""
-    with alone(folder) as free:
+def run_once(settings: Settings, program: Sequence[str] = _COMMAND) -> int:
+    """One retraining in a process of its own; its exit status, 0 where another one is running.
+
+    The process tells of its own failures; of one that was killed, or did not come up, this one does.
+    """
+    with alone(settings.lifecycle.folder) as free:
         if not free:
             log.warning("a retraining is running already; this one is left out")
             return Exit.DONE
         done = subprocess.run(program).returncode  # noqa: S603 - our own command
     log.warning("retraining ended with %d", done)
+    if done < 0:
+        gauges(settings, failed=True)
+        notify(settings, {"event": "retrain_failed", "run": "", "step": "", "error": f"killed by signal {-done}"})
+        return Exit.FAILED
     return done
 
 
@@ -116,9 +128,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = load_settings()
     logging.basicConfig(level=settings.log.level)
     if arguments.once:
-        return run_once(settings.lifecycle.folder)
+        return run_once(settings)
     scheduler = BlockingScheduler()
-    schedule(scheduler, settings.lifecycle)
+    schedule(scheduler, settings)
     (job,) = scheduler.get_jobs()
     print(f"retrains {settings.lifecycle.frequency}, next at {job.next_run_time.isoformat()}", flush=True)
     scheduler.start()

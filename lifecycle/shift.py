@@ -19,12 +19,12 @@ from fusion.estimators import FloatArray
 from lifecycle.reference import Reference
 from utils.contracts import Json
 from utils.deliveries import ANY, DELIVERIES, nearest
+from utils.verdict_json import numbers_of
 
 LEVEL = 0.01  # of false alarms in an undrifted window
 FAR = 0.1  # KS distance below which nobody needs to act; likewise PSI, whose customary "moderate" it is
 FEWEST = 30  # values of a signal on each side
 BINS = 10
-PERMUTATIONS = 500
 
 Cause = Literal["none", "delivery", "content", "delivery and content"]
 
@@ -87,8 +87,8 @@ def window_of(verdicts: Sequence[Mapping[str, Json]], signals: Sequence[str]) ->
     """From verdicts as JSON."""
     rows, deliveries = [], []
     for verdict in verdicts:
-        numbers = verdict["signals"]
-        row = [numbers[name] if name in numbers else verdict.get(name) for name in signals]
+        numbers = numbers_of(verdict)
+        row = [numbers.get(name) for name in signals]
         rows.append([np.nan if value is None else value for value in row])
         quality = numbers.get("jpeg.quality")
         longest = max(verdict["width"], verdict["height"])
@@ -111,7 +111,7 @@ def compare(reference: Reference, window: Window, level: float = LEVEL) -> Shift
     """
     known = reference.values.astype(float)
     moves = _judged(list(_signals(reference, known, window)), level / 3)
-    classified = _classifier(known, window.values, level / 3)
+    classified = _classifier(known, window.values, reference.sources, level / 3)
     mix = _mix(reference.deliveries, window.deliveries, level / 3)
     moves = sorted([*moves, classified, mix], key=lambda each: (not each.moved, each.p))
     if not any(each.moved for each in moves):
@@ -121,7 +121,7 @@ def compare(reference: Reference, window: Window, level: float = LEVEL) -> Shift
 
 def _cause(reference: Reference, window: Window, mix: Move, level: float) -> Cause:
     matched = _matched(reference, window)
-    content = _classifier(matched.values.astype(float), window.values, level)
+    content = _classifier(matched.values.astype(float), window.values, matched.sources, level)
     if mix.moved:
         return "delivery and content" if content.moved else "delivery"
     return "content"
@@ -204,10 +204,11 @@ def _mix(known: NDArray[np.str_], window: NDArray[np.str_], level: float) -> Mov
     return Move("deliveries", "chi-squared", moved, np.nan, p, p < level and moved >= FAR)
 
 
-def _classifier(old: FloatArray, new: FloatArray, level: float) -> Move:
+def _classifier(old: FloatArray, new: FloatArray, sources: NDArray[np.str_], level: float) -> Move:
     """A logistic model learns on one half to tell window from reference, and is asked on the other.
 
-    Lopez-Paz and Oquab, "Revisiting Classifier Two-Sample Tests", ICLR 2017. Both halves are asked once.
+    Lopez-Paz and Oquab, "Revisiting Classifier Two-Sample Tests", ICLR 2017. Both halves are asked once. A source of
+    the reference, and so an image under all its deliveries, is in one half: else the model would know it again.
     """
     from sklearn.impute import SimpleImputer
     from sklearn.linear_model import LogisticRegression
@@ -219,13 +220,12 @@ def _classifier(old: FloatArray, new: FloatArray, level: float) -> Move:
     labels = np.repeat([0, 1], [len(old), len(new)])
     rng = np.random.default_rng(0)
     half = np.zeros(len(rows), np.bool_)
-    for label in (0, 1):
-        own = np.flatnonzero(labels == label)
-        half[rng.choice(own, len(own) // 2, replace=False)] = True
+    half[: len(old)] = _half_of_the_sources(sources, rng)
+    half[len(old) + rng.choice(len(new), len(new) // 2, replace=False)] = True
     areas, ps = [], []
     for known in (half, ~half):
         model = make_pipeline(
-            SimpleImputer(strategy="median", add_indicator=True),
+            SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True),
             StandardScaler(),
             LogisticRegression(C=0.01, class_weight="balanced", max_iter=300),
         ).fit(rows[known], labels[known])
@@ -236,3 +236,14 @@ def _classifier(old: FloatArray, new: FloatArray, level: float) -> Move:
         ps.append(found.pvalue)
     area, p = float(np.mean(areas)), min(1.0, 2 * float(min(ps)))  # Bonferroni over the halves
     return Move("all signals together", "classifier", area - 0.5, np.nan, p, p < level and area - 0.5 >= FAR / 2)
+
+
+def _half_of_the_sources(sources: NDArray[np.str_], rng: np.random.Generator) -> NDArray[np.bool_]:
+    """About half of the rows, by whole sources; by rows where there is one source only."""
+    names, of = np.unique(sources, return_inverse=True)
+    if len(names) < 2:
+        return rng.permutation(len(sources)) < len(sources) // 2
+    order = rng.permutation(len(names))
+    upto = np.cumsum(np.bincount(of)[order])
+    chosen = order[: max(1, int(np.searchsorted(upto, len(sources) / 2)))]
+    return np.isin(of, chosen)

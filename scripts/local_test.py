@@ -28,7 +28,7 @@ from utils.persistence import write_atomic
 from utils.profiles import PROFILES
 from utils.settings import Settings, load_settings
 from utils.threads import limit_library_threads
-from utils.verdict_json import dump
+from utils.verdict_json import dump, numbers_of
 from worker.connect import Client, connect
 from worker.embedded import EmbeddedServer
 from worker.judge import Judge
@@ -64,7 +64,7 @@ class Trace:
 
     def write(self, folder: Path, verdict: Mapping[str, Json]) -> list[Path]:
         """Keep the feature vector as fusion reads it, and the networks' outputs; then forget them."""
-        numbers = {**verdict, **verdict["signals"]}
+        numbers = numbers_of(verdict)
         vector = {"fusion": verdict["models"]["fusion"], "vector": {name: numbers[name] for name in self.inputs}}
         write_atomic(folder / "features.json", json.dumps(vector, indent=1).encode())
         np.savez_compressed(folder / "embeddings.npz", **self.outputs)  # type: ignore[arg-type]

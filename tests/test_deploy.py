@@ -161,6 +161,16 @@ def test_retraining_runs_without_privileges_and_alone():
     assert {"lifecycle", "training", "golden", "api", "worker"} <= copied
 
 
+def test_whoever_writes_to_a_volume_owns_it():
+    """Kubernetes gives a volume to fsGroup; Compose gives an empty one to the owner of the folder in the image."""
+    job = MANIFESTS["CronJob", "img-ml-verify-retrain"]["spec"]["jobTemplate"]
+    pod = job["spec"]["template"]["spec"]
+    assert pod["securityContext"]["fsGroup"] == pod["securityContext"]["runAsUser"]
+    made = next(line for line in (DEPLOY / "Dockerfile").read_text().splitlines() if "install -d" in line).split()
+    mounts = [each.split(":")[1] for each in COMPOSE["services"]["drift"]["volumes"]]
+    assert set(mounts) <= set(made)
+
+
 def test_the_queue_of_the_compose_file_keeps_its_data():
     command = COMPOSE["services"]["queue"]["command"]
     assert "--appendonly yes" in command

@@ -111,7 +111,7 @@ class Store:
         if sha256 and (not (folder / MANIFEST).is_file() or sha256_file(folder / MANIFEST) != sha256):
             raise ReleaseUnusable(f"{folder / MANIFEST} is not the one that was promoted; publish the release again")
         release = self._read(name)
-        found = _files(folder)
+        found = files_of(folder)
         if differing := sorted(found.items() ^ release.files.items()):
             raise ReleaseUnusable(f"{folder / differing[0][0]} is not as it was published; publish the release again")
         return release
@@ -183,12 +183,12 @@ class Store:
 def seal(folder: Path, name: str, *, profile: str, code: str, data: str, weights: Mapping[str, str]) -> Release:
     """Write the manifest of a release whose other files lie in ``folder``: from now on it must not change."""
     said: dict[str, Any] = {"profile": profile, "created": now(), "code": code, "data": data}
-    said |= {"weights": dict(weights), "files": _files(folder)}
+    said |= {"weights": dict(weights), "files": files_of(folder)}
     write_atomic(folder / MANIFEST, (json.dumps(said, indent=1) + "\n").encode())
     return Release(name=_checked(name), folder=folder, **said)
 
 
-def _files(folder: Path) -> dict[str, str]:
+def files_of(folder: Path) -> dict[str, str]:
     """Path below the folder -> sha256, of every file but the manifest and what remembers hashes."""
     return {
         path.relative_to(folder).as_posix(): sha256_file(path)

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 
 from pydantic import TypeAdapter
 
-from utils.contracts import Json, Verdict
+from utils.contracts import PUBLIC_FEATURES, Json, Verdict
 from utils.errors import VerifyError
 
 
 def verdict_dict(verdict: Verdict) -> dict[str, Json]:
     return dataclasses.asdict(verdict)
+
+
+def numbers_of(verdict: Mapping[str, Json]) -> dict[str, float | None]:
+    """Of a verdict as JSON: the nine public numbers, then its signals. Older verdicts may lack some."""
+    return {**{name: verdict.get(name) for name in PUBLIC_FEATURES}, **verdict["signals"]}
 
 
 def error_dict(source: str, error: VerifyError, job_id: str | None = None) -> dict[str, Json]:

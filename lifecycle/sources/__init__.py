@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib import import_module
 from typing import Literal, Protocol, cast
 
@@ -20,7 +21,7 @@ from utils.settings import Settings
 SOURCES = {
     "commons": "real: a category of Wikimedia Commons, as commons:Featured pictures of people",
     "openverse": "real: openverse:WORDS",
-    "unsplash": "real: unsplash:WORDS; IMGV_UNSPLASH_ACCESS_KEY",
+    "unsplash": "real: unsplash:WORDS; IMGV_UNSPLASH_ACCESS_KEY; for measuring, its rules exclude training",
     "pexels": "real: pexels:WORDS; IMGV_PEXELS_API_KEY",
     "flickr": "real: flickr:WORDS in Flickr Commons; IMGV_FLICKR_API_KEY",
     "civitai": "AI: civitai, or civitai:BASE MODEL",
@@ -50,12 +51,14 @@ class Item:
     licence: str = ""
     date: str = ""  # ISO 8601
     generator: str = ""
-    read: Callable[[], Awaitable[bytes]] | None = None  # of what is here already; None: fetch the address
+    place: str = ""  # a folder whose name others may have too
+    read: Callable[[], Awaitable[bytes]] | None = None  # its bytes; None: fetch the address
 
     @property
     def group(self) -> str:
         """Whose it is: pictures of one author or generator are no independent witnesses."""
-        return self.generator if self.label == "ai" else self.author
+        whose = self.generator if self.label == "ai" else self.author
+        return f"{whose} {sha256(self.place.encode()).hexdigest()[:8]}" if self.place else whose
 
 
 class Source(Protocol):

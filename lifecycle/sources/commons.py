@@ -15,6 +15,7 @@ from utils.settings import Settings
 
 API = "https://commons.wikimedia.org/w/api.php"
 _TAGS = re.compile(r"<[^>]+>")
+_DAY = re.compile(r"\d{4}-\d\d-\d\d")
 _MADE_BY_AI = re.compile(r"AI[- ]generated|generated (?:by|with) (?:AI|artificial)|PD-algorithm", re.IGNORECASE)
 
 
@@ -51,9 +52,7 @@ def _item(info: dict[str, Json]) -> Item:
         page=info.get("descriptionurl", ""),
         author=about.get("Artist") or info.get("user", ""),
         licence=about.get("LicenseShortName", ""),
-        date=about.get("DateTimeOriginal", "")[:10]
-        if about.get("DateTimeOriginal", "")[:2].isdigit()
-        else info["timestamp"],
+        date=taken[0] if (taken := _DAY.match(about.get("DateTimeOriginal", ""))) else info["timestamp"],
         label="real",
         claim="a photograph or artwork of Wikimedia Commons without a category or template of AI",
     )

@@ -29,7 +29,7 @@ def files(folder: Path, label: Label, name: str, settings: Settings) -> list[Ite
         raise DatasetMissing(f"no folder {folder}")
     return [
         Item(
-            url=Path(path).relative_to(folder).as_posix(),
+            url=Path(path).absolute().as_uri(),
             author="" if label == "ai" else name,
             generator=name if label == "ai" else "",
             label=label,

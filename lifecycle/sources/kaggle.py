@@ -18,9 +18,10 @@ _REAL, _AI = ("real", "nature", "human", "0_real"), ("ai", "fake", "generated", 
 
 
 async def items(web: Web, what: str, settings: Settings) -> AsyncIterator[Item]:
-    folder = Path(what)
-    for each in files(folder, "real", folder.name, settings):
-        names = [part.lower() for part in Path(each.url).parts[:-1]]
+    folder = Path(what).absolute()
+    for found in files(folder, "real", folder.name, settings):
+        each = replace(found, place=str(folder))
+        names = [part.lower() for part in Path(each.url.removeprefix(folder.as_uri())).parts[:-1]]
         label = next(
             (label for name in reversed(names) for label, known in (("real", _REAL), ("ai", _AI)) if name in known), ""
         )

@@ -271,6 +271,103 @@ def test_what_failed_for_now_is_asked_for_again_another_day(site, tmp_path) -> N
     assert run(f"urls:real,me,{tmp_path / 'list.txt'}", tmp_path / "out") == {"taken": 1}
 
 
+def test_robots_txt_in_trouble_rejects_nothing_for_good(site, tmp_path) -> None:
+    site.files["/a.jpg"], site.files["/b.jpg"] = picture(1), picture(2)
+    site.troubles["/robots.txt"] = [(503, "")] * web_module.ATTEMPTS
+    (tmp_path / "list.txt").write_text(f"{site.url}/a.jpg\n{site.url}/b.jpg\n")
+    assert run(f"urls:real,me,{tmp_path / 'list.txt'}", tmp_path / "out") == {"fetch_failed": 2}
+    assert site.asked == ["/robots.txt"] * web_module.ATTEMPTS  # once for both, and no image without it
+    assert not (tmp_path / "out" / "rejected.csv").exists()
+    assert run(f"urls:real,me,{tmp_path / 'list.txt'}", tmp_path / "out") == {"taken": 2}
+
+
+def test_a_server_that_asks_for_more_patience_than_we_have_is_left_alone_for_this_run(site, tmp_path) -> None:
+    site.files["/b.jpg"] = picture(2)
+    site.troubles["/a.jpg"] = [(429, str(int(web_module.LONGEST_WAIT) + 1))]
+    (tmp_path / "list.txt").write_text(f"{site.url}/a.jpg\n{site.url}/b.jpg\n")
+    assert run(f"urls:real,me,{tmp_path / 'list.txt'}", tmp_path / "out") == {"fetch_failed": 2}
+    assert site.asked == ["/robots.txt", "/a.jpg"]
+    assert not (tmp_path / "out" / "rejected.csv").exists()
+
+
+def test_a_large_file_has_time_by_its_size_and_an_image_by_the_setting(site, monkeypatch) -> None:
+    given = []
+
+    async def fetch_async(url: str, **how: object) -> bytes:
+        given.append(how["seconds"])
+        return b""
+
+    monkeypatch.setattr(fetch, "fetch_async", fetch_async)
+
+    async def main() -> None:
+        web = Web(settings_of(fetch_seconds=7), 1000)
+        await web.image(f"{site.url}/a.jpg")
+        await web.file(f"{site.url}/a.zip", 100 << 20)
+
+    asyncio.run(main())
+    assert given == [7, 7, 100]  # robots.txt, the image, the file
+
+
+def test_unsplash_hears_of_a_download_when_there_is_one(site, monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(unsplash, "API", f"{site.url}/api")
+    result = {"user": {"name": "A"}, "created_at": "2026-11-02"}
+    results = [
+        {
+            **result,
+            "urls": {"raw": f"{site.url}/{number}.jpg"},
+            "links": {"html": "H", "download_location": f"{site.url}/used{number}?ixid=1"},
+        }
+        for number in range(3)
+    ]
+    site.answers["/api"] = {"total_pages": 1, "results": results}
+    for number in range(3):
+        site.files[f"/{number}.jpg"] = picture(number)
+        site.files[f"/used{number}"] = b"{}"
+    assert run("unsplash:cat", tmp_path, count=2, unsplash_access_key="k") == {"taken": 2}
+    assert [path for path in site.asked if path.startswith("/used")] == ["/used0", "/used1"]
+    assert "exclude training" in rows(tmp_path)[0]["licence"]
+
+
+def test_a_source_that_offers_only_what_is_too_old_is_not_read_to_its_end(monkeypatch, tmp_path) -> None:
+    from lifecycle import collect as module
+    from lifecycle.sources import Item, urls
+
+    offered = []
+
+    async def endless(web: object, what: str, settings: object):
+        for number in range(100):
+            offered.append(number)
+            yield Item(url=f"http://x/{number}", label="ai", claim="", date="2020-01-01")
+
+    monkeypatch.setattr(urls, "items", endless)
+    monkeypatch.setattr(module, "OLDER", 10)
+    assert run("urls:x", tmp_path, since="2026-01-01") == {"older": 10}
+    assert len(offered) <= 11
+
+
+def test_a_day_that_is_none_is_refused(capsys) -> None:
+    from lifecycle.collect import main
+
+    with pytest.raises(SystemExit, match="2"):
+        main(["urls:x", "--since", "yesterday"])
+    assert "'yesterday' is no day" in capsys.readouterr().err
+
+
+def test_folders_of_one_name_are_told_apart(tmp_path) -> None:
+    for place, seed in (("one", 1), ("two", 3)):
+        for label, more in (("real", 0), ("fake", 1)):
+            folder = tmp_path / place / "archive" / label
+            folder.mkdir(parents=True)
+            (folder / "a.jpg").write_bytes(picture(seed + more))
+    out = tmp_path / "out"
+    assert run(f"kaggle:{tmp_path}/one/archive", out) == {"taken": 2}
+    assert run(f"kaggle:{tmp_path}/two/archive", out) == {"taken": 2}
+    assert len({(each["source"], each["label"]) for each in rows(out)}) == 4
+    assert len({each["source"] for each in rows(out)}) == 2
+    assert run(f"folder:real,me,{tmp_path}/one/archive/real", tmp_path / "mine") == {"taken": 1}
+    assert run(f"folder:real,me,{tmp_path}/two/archive/real", tmp_path / "mine") == {"taken": 1}
+
+
 def test_a_private_address_is_refused_by_the_products_own_guard(tmp_path) -> None:
     web = Web(settings_of(), 1000)
     with pytest.raises(UrlRefused):
@@ -335,6 +432,7 @@ def test_a_rolling_window_drops_what_is_old(tmp_path) -> None:
     assert collection.drop_older(30) == 1
     assert not path.exists()
     assert rows(out) == []
+    assert run(f"folder:real,me,{tmp_path / 'in'}", out) == {"there already": 1}  # else the window would never move
 
 
 def test_every_source_can_be_opened_and_a_wrong_name_gets_a_hint() -> None:

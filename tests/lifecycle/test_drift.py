@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -52,6 +53,12 @@ def reference() -> Reference:
     return reference_of(rows(1000, np.random.default_rng(0)))
 
 
+@pytest.fixture(scope="module")
+def trusted() -> Reference:
+    """As verdicts say it: their signals follow their sizes."""
+    return reference_of(window_of(verdicts_of(rows(1000, np.random.default_rng(0))), SIGNALS))
+
+
 def test_undrifted_windows_raise_hardly_an_alarm(reference: Reference) -> None:
     rng = np.random.default_rng(1)
     alarms = [compare(reference, rows(200, rng)).alarm for _ in range(100)]
@@ -71,15 +78,51 @@ def test_recompressed_traffic_is_noticed_as_delivery_and_with_new_content_as_bot
     assert compare(reference, rows(200, rng, "hard", new=0.4)).cause == "delivery and content"
 
 
-def test_what_moves_too_little_for_one_window_is_seen_over_three(reference: Reference) -> None:
+def test_what_moves_too_little_for_one_window_is_seen_over_three(trusted: Reference) -> None:
     rng = np.random.default_rng(4)
-    watch = Watch(reference, 200)
+    watch = Watch(lambda release: trusted, 200)
     causes = []
     for _ in range(6):
         window = rows(200, rng, new=0.12)
-        causes += [shift.cause for _, shift in watch.add(verdicts_of(window))]
+        causes += [seen.shift.cause for seen in watch.add(verdicts_of(window))]
     assert len(causes) == 6
+    assert causes[0] == "none"
     assert "content" in causes
+
+
+def test_a_window_is_of_one_release_and_compared_with_its_own_reference(trusted: Reference) -> None:
+    rng = np.random.default_rng(9)
+    moved = replace(trusted, values=trusted.values + np.float32(5))
+    asked = []
+
+    def of(release: str) -> Reference | None:
+        asked.append(release)
+        return {"one": trusted, "two": moved}.get(release)
+
+    def by(release: str, count: int) -> list[dict[str, object]]:
+        return [{**each, "models": {"release": release}} for each in verdicts_of(rows(count, rng))]
+
+    mixed = [each for three in zip(by("one", 200), by("two", 200), by("lost", 200), strict=True) for each in three]
+    found = {seen.release: seen.shift.alarm for seen in Watch(of, 200).add(mixed)}
+    assert found == {"one": False, "two": True}
+    assert asked == ["one", "two", "lost"]
+
+
+def test_an_image_that_the_reference_has_under_three_deliveries_is_no_drift() -> None:
+    """Were its copies on both sides of the classifier, it would know the reference again."""
+    rng = np.random.default_rng(10)
+    images = np.repeat(rng.normal(0, 1, (150, 40)), 3, axis=0) + rng.normal(0, 0.05, (450, 40))
+    names = tuple(f"s{number}" for number in range(40))
+    sources = np.repeat(np.arange(150), 3).astype(str)
+    half = np.full(450, 0.5)
+    known = Reference(names, images.astype(np.float32), half, np.tile(DELIVERIES, 150), sources)
+    alarms = 0
+    for _ in range(20):
+        values = rng.normal(0, 1, (200, 40))
+        window = Window(values, half[:200], rng.choice(DELIVERIES, 200), np.full(200, "real"))
+        found = compare(known, window)
+        alarms += any(each.name == "all signals together" and each.moved for each in found.moves)
+    assert alarms <= 2
 
 
 def test_psi_is_nothing_for_the_same_and_large_for_another_distribution() -> None:
@@ -135,7 +178,7 @@ def test_files_are_watched_and_the_report_shows_what_moved(tmp_path, monkeypatch
     assert drift.main([str(tmp_path / "trusted.jsonl"), *arguments]) == 0
     with pytest.raises(DatasetMissing, match="no verdicts"):
         list(read_verdicts([tmp_path / "absent"]))
-    with pytest.raises(DatasetMissing, match="200 or more"):
+    with pytest.raises(DatasetMissing, match="of one release are no baseline; give 200 or more"):
         baseline_of(list(read_verdicts([tmp_path / "now" / "1.json"])))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -94,6 +96,25 @@ def test_numbers_that_do_not_mean_what_they_say_are_refused() -> None:
 def test_each_fact_of_the_golden_set_has_its_reason(changed: dict[str, object], word: str) -> None:
     (reason,) = reasons(new=replace(FACTS, **changed))
     assert word in reason
+
+
+def test_memory_is_not_compared_where_the_system_does_not_say() -> None:
+    unknown = replace(FACTS, megabytes=0.0)
+    assert decide(CHAMPION, CHAMPION, unknown, FACTS, BOUNDS).promote
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_peak_is_the_childs_own_and_not_that_of_the_process_that_started_it() -> None:
+    held = np.ones(400 << 17)  # 400 MiB, which ru_maxrss of a child would begin with
+    code = "from lifecycle.golden import peak_megabytes; x = bytearray({} << 20); x[::4096] = b'1' * len(x[::4096]); "
+    code += "print(peak_megabytes())"
+    peaks = [
+        float(subprocess.run([sys.executable, "-c", code.format(size)], capture_output=True, check=True).stdout)
+        for size in (1, 200)
+    ]
+    assert held.nbytes >> 20 == 400
+    assert peaks[0] < 380
+    assert 150 < peaks[1] - peaks[0] < 300
 
 
 def test_every_reason_is_listed_at_once() -> None:

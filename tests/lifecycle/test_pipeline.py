@@ -24,8 +24,12 @@ def test_every_choice_is_in_the_file_of_parameters_and_no_other() -> None:
 def test_each_stage_runs_its_step_and_gives_its_output() -> None:
     for name, stage in STAGES.items():
         assert stage["cmd"] == f"python -m lifecycle.retrain {name} --run ${{run}}"
-        assert stage["outs"] == [f"${{run}}/{STEPS[name][0]}"]
-        assert set(stage.get("params", ())) <= set(PARAMS)
+        step = STEPS[name]
+        assert stage["outs"][0] == f"${{run}}/{step.output}"
+        assert stage["outs"][-1] == f"${{run}}/made_from/{name}.txt"
+        assert stage.get("params", []) == list(step.params)
+        assert ("${dataset}" in stage["deps"]) == step.data
+        assert {f"${{run}}/{STEPS[each].output}" for each in step.after} == set(stage["deps"]) - {"${dataset}"}
 
 
 def test_a_stage_depends_on_what_the_steps_before_it_made() -> None:

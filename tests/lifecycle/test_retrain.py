@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from lifecycle.validate import validate
 from models.loaders import Weights
 from tests.fusion.synthetic import INPUTS
 from utils.errors import DataRefused, ReleaseUnusable, TableError
+from utils.persistence import sha256_file
 from utils.releases import REFERENCE, Store
 from utils.settings import Settings
 
@@ -98,6 +100,12 @@ PARAMS = {
 }
 
 
+def params_file(dataset: Path) -> Path:
+    path = dataset.with_name("params.yaml")
+    path.write_text(json.dumps({**PARAMS, "dataset": str(dataset)}))
+    return path
+
+
 def params_of(dataset: Path, **changed: object) -> Params:
     return Params(**{**PARAMS, "dataset": str(dataset), **changed})
 
@@ -110,7 +118,7 @@ def shipped(monkeypatch, settings: Settings, dataset: Path, quick: None, tmp_pat
     monkeypatch.setattr(retrain, "fusion_folder", lambda models: run.artifact)
 
 
-def test_a_run_trains_registers_compares_and_promotes(settings, dataset, shipped, tmp_path, capsys) -> None:
+def test_a_run_trains_registers_compares_and_promotes(settings, dataset, shipped, tmp_path, monkeypatch) -> None:
     run = open_run(settings, params_of(dataset))
     run_steps(run)
     decision = json.loads(run.path("decision.json").read_text())
@@ -130,6 +138,8 @@ def test_a_run_trains_registers_compares_and_promotes(settings, dataset, shipped
     lines = [json.loads(line) for line in run.path("log.jsonl").read_text().splitlines()]
     assert {each["run"] for each in lines} == {run.name}
     assert [each["step"] for each in lines if each["event"] == "done"] == list(STEPS)
+    monkeypatch.setattr(retrain, "load_settings", lambda: settings)
+    assert retrain.main(["--params", str(params_file(dataset)), "--run", str(run.folder)]) == 0  # all was done before
     assert "imgv_retrain_failed 0.0" in (settings.lifecycle.folder / "lifecycle.prom").read_text()
 
     fresh = Registry(settings)
@@ -173,7 +183,7 @@ def test_killed_at_any_step_the_run_goes_on_and_registers_one_version(settings, 
 
 def _be_killed_in(step: str, settings: Settings, params: Params, folder: Path) -> Iterator[None]:
     """The step's work is done and what marks it as done is not, or has just been."""
-    output, do = STEPS[step]
+    do = STEPS[step].do
 
     def killed(run: retrain.Run) -> None:
         write = retrain.Run.say
@@ -183,7 +193,7 @@ def _be_killed_in(step: str, settings: Settings, params: Params, folder: Path) -
         os.kill(os.getpid(), signal.SIGKILL)
 
     try:
-        STEPS[step] = output, killed
+        STEPS[step] = replace(STEPS[step], do=killed)
         run_steps(open_run(settings, params, folder))
     finally:
         os._exit(9)
@@ -198,15 +208,96 @@ def test_a_run_goes_on_only_with_the_parameters_and_the_data_that_it_began_with(
     assert open_run(settings, params).folder != begun.folder
 
 
+def test_a_named_run_does_again_what_changed_inputs_reach_and_nothing_else(settings, dataset, shipped) -> None:
+    folder = settings.lifecycle.folder / "runs" / "mine"
+
+    def done(params: Params) -> list[str]:
+        run = open_run(settings, params, folder)
+        before = len(log.read_text().splitlines()) if (log := run.path("log.jsonl")).exists() else 0
+        run_steps(run)
+        lines = [json.loads(line) for line in log.read_text().splitlines()[before:]]
+        return [each["step"] for each in lines if each["event"] == "done"]
+
+    params = params_of(dataset)
+    assert done(params) == list(STEPS)
+    assert done(params) == []
+    assert done(replace(params, gate={**params.gate, "real": 0.4})) == ["compare", "promote"]
+    params = replace(params, drop=0.1)
+    assert done(params) == ["fusion", "evaluate", "release", "compare", "promote"]
+    os.utime(dataset.parent / "0-0.jpg", (0, 0))  # another file of the same size, as far as anybody can tell
+    assert done(params) == list(STEPS)
+
+
+def test_rows_of_an_image_that_was_replaced_are_measured_again(settings, dataset, quick) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    runs = settings.lifecycle.folder / "runs"
+    (runs / "earlier").mkdir(parents=True)
+    run = open_run(settings, params_of(dataset), runs / "now")
+    table = pyarrow.table(
+        {"filepath": ["a.jpg", "a.jpg", "b.jpg", "c.jpg"], "delivery": ["clean", "web", "web", "web"]}
+    )
+    parquet.write_table(table, runs / "earlier" / "features.parquet")
+    (runs / "earlier" / "images.json").write_text(json.dumps({"a.jpg": "1", "b.jpg": "2", "c.jpg": "3"}))
+    run.say("images.json", {"a.jpg": "1", "b.jpg": "other"})
+    retrain._take_over(runs / "earlier" / "features.parquet", run)
+    assert parquet.read_table(run.path("measuring-features.parquet"))["filepath"].to_pylist() == ["a.jpg", "a.jpg"]
+
+
+def test_a_champion_that_came_after_the_comparison_is_compared_with(settings, dataset, shipped) -> None:
+    run = open_run(settings, params_of(dataset))
+    run_steps(run, list(STEPS)[:-1])
+    other = open_run(settings, params_of(dataset, drop=0.1), run.folder.with_name("other"))
+    run_steps(other)
+    run_steps(run, ["promote"])
+    assert json.loads(run.path("decision.json").read_text())["champion"] == other.release.name
+
+
+def test_a_failure_before_the_first_step_is_told_too(monkeypatch, settings, dataset, tmp_path, capsys) -> None:
+    told = []
+    monkeypatch.setattr(retrain, "notify", lambda settings, event: told.append(event))
+    monkeypatch.setattr(retrain, "load_settings", lambda: settings)
+    path = tmp_path / "params.yaml"
+    path.write_text("sped: 2\n")
+    assert retrain.main(["--params", str(path)]) == 3
+    assert told == [{"event": "retrain_failed", "run": "", "step": "", "error": told[0]["error"]}]
+    assert "sped" in told[0]["error"]
+    assert "imgv_retrain_failed 1.0" in (settings.lifecycle.folder / "lifecycle.prom").read_text()
+
+
+def test_without_a_file_of_parameters_here_the_shipped_one_holds(monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert retrain.default_params() == Path(retrain.__file__).parents[1] / "params.yaml"
+    (tmp_path / "params.yaml").touch()
+    assert retrain.default_params() == Path("params.yaml")
+
+
+def test_a_releases_name_follows_every_file_in_it(settings, dataset, shipped, tmp_path) -> None:
+    from lifecycle.release import make_release
+
+    run = open_run(settings, params_of(dataset), tmp_path / "first")
+    whole = Reference.of(retrain.FusionModel.load(run.artifact), retrain.read_table(run.path("features.parquet")))
+    names = set()
+    for number, values in enumerate((whole.values, whole.values + 1, whole.values)):
+        folder = tmp_path / f"release{number}"
+        folder.mkdir()
+        reference = replace(whole, values=values)
+        names.add(make_release(folder, "2026-12-01", run.artifact, settings.models, reference=reference).name)
+    assert len(names) == 2
+
+
 def test_data_that_fails_is_refused_with_its_lines_and_told(monkeypatch, settings, dataset, quick) -> None:
     told = []
     monkeypatch.setattr(retrain, "notify", lambda settings, event: told.append(event))
+    monkeypatch.setattr(retrain, "load_settings", lambda: settings)
     rows = dataset.read_text().splitlines()
     rows[3] = rows[3].replace("real", "unreal")
     dataset.write_text("\n".join(rows))
     run = open_run(settings, params_of(dataset))
     with pytest.raises(DataRefused, match=r"label .*unreal.*\(line 4\)"):
         run_steps(run)
+    assert retrain.main(["--params", str(params_file(dataset))]) == 3
     assert told[0]["event"] == "retrain_failed"
     assert told[0]["step"] == "validate"
     assert "imgv_retrain_failed 1.0" in (settings.lifecycle.folder / "lifecycle.prom").read_text()
@@ -215,7 +306,8 @@ def test_data_that_fails_is_refused_with_its_lines_and_told(monkeypatch, setting
 
 def test_validation_finds_what_is_wrong_and_names_the_lines(settings, dataset) -> None:
     folder = dataset.parent
-    findings, _ = validate(dataset, settings.lifecycle, jobs=1)
+    findings, _, images = validate(dataset, settings.lifecycle, jobs=1)
+    assert images["0-0.jpg"] == sha256_file(folder / "0-0.jpg")
     assert not [each for each in findings if each.level == "error"]
     (folder / "0-0.jpg").write_bytes(b"text")
     (folder / "9-0.jpg").write_bytes((folder / "1-0.jpg").read_bytes())  # train and val
@@ -240,7 +332,7 @@ def test_a_data_set_whose_files_give_the_label_away_is_refused(settings, dataset
             path.unlink()
             text = text.replace(f"{path.name},", f"{path.stem}{wanted},")
     dataset.write_text(text)
-    findings, _ = validate(dataset, settings.lifecycle, jobs=1)
+    findings, _, _ = validate(dataset, settings.lifecycle, jobs=1)
     assert any(each.check == "container" and each.level == "error" for each in findings)
 
 

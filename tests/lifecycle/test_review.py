@@ -44,6 +44,13 @@ def test_uncertain_and_disputed_images_come_first(tmp_path) -> None:
     assert found == {"uncertainty": pytest.approx(0.9), "disagreement": pytest.approx(0.85)}
 
 
+def test_an_image_that_is_left_out_is_told(box, tmp_path, capsys) -> None:
+    settings = Settings.of(decode_in_child=False)
+    (box / "1.image").write_bytes(b"no image")
+    Review(list(reported(box)), Collection.at(tmp_path / "data"), "ann", settings).label(1, "ai")
+    assert "1.image is left out: not_an_image" in capsys.readouterr().err
+
+
 def test_labels_move_images_into_the_data_set_and_reports_go(box, tmp_path) -> None:
     other = tmp_path / "other.png"
     other.write_bytes(picture(2, "PNG"))
@@ -60,6 +67,9 @@ def test_labels_move_images_into_the_data_set_and_reports_go(box, tmp_path) -> N
             assert (await client.get("/image/1")).status_code == 404
             elsewhere = {"origin": "http://evil.example"}
             assert (await client.post("/label/2", data={"label": "ai"}, headers=elsewhere)).status_code == 403
+            rebound = {"host": "evil.example", "origin": "http://evil.example"}
+            assert (await client.get("/image/2", headers=rebound)).status_code == 400
+            assert (await client.post("/label/2", data={"label": "ai"}, headers=rebound)).status_code == 400
             assert (await client.post("/label/2", data={"label": "real"})).status_code == 303
             await client.post("/label/2", data={"label": "ai"})  # sent twice
             assert len(review.cases) == 1

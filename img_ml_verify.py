@@ -7,7 +7,7 @@ import asyncio
 import logging
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from importlib.util import find_spec
@@ -195,9 +195,12 @@ def _progress(total: int) -> Iterator[Callable[[], object]]:
 
 
 async def judge(
-    sources: Sequence[str], settings: Settings, verifier: Verifies, artifacts: Path | None = None
+    sources: Iterable[str | Request], settings: Settings, verifier: Verifies, artifacts: Path | None = None
 ) -> AsyncIterator[tuple[str, Verdict | VerifyError]]:
     """Answer for every source, in order: a verdict, or the error that says why there is none.
+
+    Args:
+        sources: asked for the next ones as they are needed.
 
     Raises:
         SetupError: no image can be judged.
@@ -207,7 +210,7 @@ async def judge(
 
     waiting = iter(sources)
     with Pipeline(settings.pipeline, settings.decode, settings.fetch, {"": verifier}) as pipeline:
-        coming: deque[tuple[str, asyncio.Task[Verdict | VerifyError]]] = deque()
+        coming: deque[tuple[str | Request, asyncio.Task[Verdict | VerifyError]]] = deque()
         try:
             while True:
                 for source in islice(waiting, 2 * settings.pipeline.batch - len(coming)):  # one batch ahead
@@ -216,17 +219,19 @@ async def judge(
                 if not coming:
                     return
                 source, task = coming.popleft()
-                yield shown(source), await task
+                yield shown(source) if isinstance(source, str) else source.source, await task
         finally:
             for _, task in coming:
                 task.cancel()
 
 
-async def _answer(source: str, max_bytes: int, pipeline: Pipeline, artifacts: Path | None) -> Verdict | VerifyError:
+async def _answer(
+    source: str | Request, max_bytes: int, pipeline: Pipeline, artifacts: Path | None
+) -> Verdict | VerifyError:
     from utils.errors import Internal, SetupError, VerifyError
 
     try:
-        request = _request(source, max_bytes)
+        request = _request(source, max_bytes) if isinstance(source, str) else source
         with pipeline.place(request) as place:
             raw = await pipeline.read(request, place)
             sample, judgement = await pipeline.judge(request, raw, place)
@@ -244,7 +249,7 @@ async def _answer(source: str, max_bytes: int, pipeline: Pipeline, artifacts: Pa
     except VerifyError as error:
         return error
     except Exception:  # a bug of ours must not cost the other images their answer
-        log.exception("cannot judge %s", source)
+        log.exception("cannot judge %s", source if isinstance(source, str) else source.source)
         return Internal("a bug of ours, not your image's fault; please report the traceback above")
 
 

@@ -13,7 +13,6 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -27,8 +26,9 @@ from training.datasets import LABELS, SPLITS, check_splits, read_rows
 from training.deliveries import Deliveries
 from training.extraction import Task, delivered
 from training.feature_table import Table
+from utils.actors import check_ray, through_actors
 from utils.contracts import Sample
-from utils.errors import BadSettings, InputError, TableError
+from utils.errors import InputError, TableError
 from utils.persistence import sha256_file
 from utils.settings import DecodeSettings
 
@@ -205,33 +205,12 @@ def _on_ray(
     groups: Sequence[Group], make: Make, decode: DecodeSettings, address: str, jobs: int, gpus: int
 ) -> Iterator[Found]:
     """A pool of ``jobs`` actors; one that dies is started again, and its group is embedded again."""
-    if find_spec("ray") is None or find_spec("pyarrow") is None:
-        raise BadSettings("--ray needs Ray Data: pip install 'ray[data]'")
-    if address == "local":  # Ray's switch for staying on the loopback address; read when it is imported
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    import ray
-    import ray.data
-
-    if address == "local":
-        ray.init("local", num_cpus=jobs, include_dashboard=False)
-    else:
-        ray.init(address)
-    try:
-        ray.data.DataContext.get_current().enable_progress_bars = False  # ours counts images
-        rows = [{"group": json.dumps([(key, asdict(task)) for key, task in group])} for group in groups]
-        found = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            RayEmbedder,
-            fn_constructor_args=(make, decode),
-            compute=ray.data.ActorPoolStrategy(size=min(jobs, len(rows))),
-            num_cpus=1,
-            num_gpus=gpus,
-        )
-        for row in found.iter_rows():
-            keys, width, failures = json.loads(row["found"])
-            vectors = np.frombuffer(row["raw"], "<f4").reshape(len(keys), width) if keys else np.empty((0, 0))
-            yield keys, list(vectors.astype(np.float32)), failures
-    finally:
-        ray.shutdown()
+    check_ray("--ray")
+    rows = [{"group": json.dumps([(key, asdict(task)) for key, task in group])} for group in groups]
+    for row in through_actors(rows, RayEmbedder, (make, decode), address, actors=jobs, gpus=gpus):
+        keys, width, failures = json.loads(row["found"])
+        vectors = np.frombuffer(row["raw"], "<f4").reshape(len(keys), width) if keys else np.empty((0, 0))
+        yield keys, list(vectors.astype(np.float32)), failures
 
 
 # --- what is kept

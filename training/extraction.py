@@ -32,6 +32,7 @@ from ingress.sources import Ingress
 from training.datasets import LABELS, read_rows
 from training.deliveries import LOSSY, Deliveries, deliver_at_random
 from training.feature_table import PARQUET, numbers, read_columns
+from utils.actors import LOCAL, check_ray, through_actors
 from utils.contracts import Json, Sample
 from utils.deliveries import DELIVERIES, FIXED, deliver
 from utils.errors import BadSettings, TableError, VerifyError
@@ -127,8 +128,8 @@ def _check_installed(out: Path, engine: str) -> None:
     """Say so before hours of work, not after."""
     if out.suffix == PARQUET and find_spec("pyarrow") is None:
         raise BadSettings(f"{out}: writing Parquet needs pyarrow: pip install pyarrow")
-    if engine == "ray" and (find_spec("ray") is None or find_spec("pyarrow") is None):
-        raise BadSettings("--engine ray needs Ray Data: pip install 'ray[data]'")
+    if engine == "ray":
+        check_ray("--engine ray")
 
 
 def read_keys(table: Path) -> dict[str, tuple[str, ...]]:
@@ -307,32 +308,12 @@ def _on_ray(
     tasks: Sequence[Task], jobs: int, models: ModelSettings, decode: DecodeSettings, skip: Sequence[str]
 ) -> Iterator[str]:
     """A pool of ``jobs`` actors, each of one CPU, and of one GPU where IMGV_DEVICE asks for CUDA."""
-    address = os.environ.get("RAY_ADDRESS")
-    if not address:  # Ray's switch for staying on the loopback address, as it does on macOS; read when it is imported
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    import ray
-    import ray.data
-
-    if not tasks:
-        return
-    if address:
-        ray.init(address)
-    else:
-        ray.init("local", num_cpus=jobs, include_dashboard=False)
-    try:
-        ray.data.DataContext.get_current().enable_progress_bars = False  # ours counts images
-        blocks = max(math.ceil(len(tasks) / RAY_BLOCK), min(jobs, len(tasks)))
-        found = ray.data.from_items([asdict(task) for task in tasks], override_num_blocks=blocks).map(
-            RayMeasurer,
-            fn_constructor_args=(models, decode, skip),
-            compute=ray.data.ActorPoolStrategy(size=min(jobs, blocks)),
-            num_cpus=1,
-            num_gpus=1 if models.device.startswith("cuda") else 0,
-        )
-        for row in found.iter_rows():
-            yield row["line"]
-    finally:
-        ray.shutdown()
+    blocks = max(math.ceil(len(tasks) / RAY_BLOCK), min(jobs, len(tasks)))
+    address = os.environ.get("RAY_ADDRESS") or LOCAL
+    gpus = 1 if models.device.startswith("cuda") else 0
+    parts = [asdict(task) for task in tasks]
+    found = through_actors(parts, RayMeasurer, (models, decode, skip), address, actors=jobs, blocks=blocks, gpus=gpus)
+    return (row["line"] for row in found)
 
 
 class Measurer:

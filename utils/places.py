@@ -27,7 +27,7 @@ class Place(Protocol):
     address: str
 
     def names(self, below: str = "") -> Iterator[tuple[str, int]]:
-        """Every file whose name begins so, and its size, in order of the names."""
+        """Every file whose name begins so, and its size, always in the same order."""
         ...
 
     def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
@@ -64,14 +64,13 @@ class Folder:
         self.folder, self.address = folder, str(folder)
 
     def names(self, below: str = "") -> Iterator[tuple[str, int]]:
-        found = {}
-        for folder, _, files in os.walk(self.folder):
-            for file in files:
+        for folder, folders, files in os.walk(self.folder):
+            folders.sort()
+            for file in sorted(files):
                 path = Path(folder, file)
                 name = path.relative_to(self.folder).as_posix()
                 if name.startswith(below) and not file.endswith(".tmp"):
-                    found[name] = path.stat().st_size
-        yield from sorted(found.items())
+                    yield name, path.stat().st_size
 
     def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
         with self.open(name) as file:

@@ -64,7 +64,7 @@ def serve(settings: Settings) -> int:
     import uvicorn
 
     from api.app import create_app
-    from api.limits import LOOPBACK
+    from api.limits import LOOPBACK, WEBSOCKET_BYTES
     from api.queued import QueueBackend
     from worker.http import PunctualProtocol
     from worker.logs import configure_worker_logging
@@ -102,7 +102,8 @@ def serve(settings: Settings) -> int:
             forwarded_allow_ips=list(settings.api.proxies) or None,
             timeout_graceful_shutdown=round(settings.pipeline.drain_seconds),
             http=PunctualProtocol,
-            ws="none",
+            ws="websockets-sansio",
+            ws_max_size=WEBSOCKET_BYTES,
         )
     )
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again at the end, which would be our status

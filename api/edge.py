@@ -10,6 +10,7 @@ import logging
 import re
 import secrets
 import time
+from contextlib import suppress
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 access = logging.getLogger("api.access")
 
 _METHODS = ("GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE")
+# Of an answer: to a request, to a WebSocket that is taken, and to one that is not.
+_BEGINNINGS = ("http.response.start", "websocket.accept", "websocket.http.response.start")
 _REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 # The page's own files only. OWASP Secure Headers Project; X-XSS-Protection is left out as it advises.
@@ -45,10 +48,10 @@ class Edge:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        if is_head := scope["method"] == "HEAD":  # every page answers it as GET, without the body (RFC 9110, 9.3.2)
+        if is_head := scope.get("method") == "HEAD":  # every page answers it as GET, without the body (RFC 9110, 9.3.2)
             scope = {**scope, "method": "GET"}
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
@@ -57,8 +60,8 @@ class Edge:
 
         async def send_and_note(message: Message) -> None:
             nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
+            if message["type"] in _BEGINNINGS:
+                status = message.get("status", 101)
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = request_id
                 for name, value in SECURITY.items():
@@ -73,12 +76,16 @@ class Edge:
             log.exception("request %s", request_id)
             if not status:
                 await respond(Internal(BUG), request_id)(scope, receive, send_and_note)
+            elif scope["type"] == "websocket":
+                with suppress(OSError):  # it is gone
+                    await send({"type": "websocket.close", "code": 1011})
         finally:
             self._note(scope, status or 500, time.perf_counter() - began, request_id)
 
     def _note(self, scope: Scope, status: int, seconds: float, request_id: str) -> None:
         route = getattr(scope.get("route"), "path", "-")
-        method = scope["method"] if scope["method"] in _METHODS else "-"  # a stranger must not make up labels
+        given = scope.get("method", "GET")  # a WebSocket begins as one
+        method = given if given in _METHODS else "-"  # a stranger must not make up labels
         self._metrics.requests.labels(method, route, status).inc()
         self._metrics.seconds.labels(route).observe(seconds)
         fields = {"status": status, "ms": round(seconds * 1000), "caller": scope["state"].get("caller", "-")}

@@ -9,7 +9,7 @@ import ipaddress
 import secrets
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from urllib.parse import SplitResult, urlsplit
 
@@ -33,6 +33,9 @@ PUBLIC = (
     "/v1/schema",
 )  # no key is asked
 BATCH = "/v1/verify/batch"
+SUBPROTOCOL = "imgv"  # of our WebSocket
+WEBSOCKET = "WEBSOCKET"
+WEBSOCKET_BYTES = 1024  # of a message to us: none is expected
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _FORM_BYTES = 64 << 10  # boundaries, names and options around the images
 
@@ -63,15 +66,18 @@ class KeyRing:
     def __bool__(self) -> bool:
         return bool(self._hashes)
 
-    def name_of(self, headers: Headers) -> str:
+    def name_of(self, headers: Headers, protocols: Sequence[str] = ()) -> str:
         """Whose key it is, from ``Authorization: Bearer`` or ``X-API-Key``. Every hash is compared, in constant time.
+
+        Args:
+            protocols: that a WebSocket offers; a browser can give a key nowhere else. It stands behind our own.
 
         Raises:
             Unauthorized: no key, or not one of ours.
         """
         scheme, _, given = headers.get("authorization", "").partition(" ")
         key = given.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        digest = _hash(key)
+        digest = _hash(protocols[1] if not key and len(protocols) == 2 and protocols[0] == SUBPROTOCOL else key)
         found = [name for name, known in self._hashes.items() if hmac.compare_digest(digest, known)]
         if not found:
             raise Unauthorized("give a known API key: Authorization: Bearer …, or X-API-Key: …")
@@ -193,7 +199,7 @@ class Gate:
         self._seconds = settings.upload_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         state = scope.setdefault("state", {})
@@ -202,7 +208,7 @@ class Gate:
         except VerifyError as error:
             await respond(error, state.get("request_id", ""))(scope, receive, send)
             return
-        if scope["method"] != "POST":
+        if _kind(scope) != "POST":
             await self._app(scope, receive, send)
             return
         caller = state["caller"]
@@ -223,11 +229,12 @@ class Gate:
             VerifyError: not to be served.
         """
         headers = Headers(scope=scope)
-        self._check_site(headers, scope["method"])
+        self._check_site(headers, kind := _kind(scope))
         path = scope["path"]
         public = path in PUBLIC or path.startswith("/static/")
-        caller = caller_of(scope) if public or not self._keys else self._keys.name_of(headers)
-        if scope["method"] == "POST" and not public:
+        offered = scope.get("subprotocols", ())
+        caller = caller_of(scope) if public or not self._keys else self._keys.name_of(headers, offered)
+        if kind == "POST" and not public:
             most = self._most.get(path, self._most_single)
             announced = headers.get("content-length", "0")
             if announced.isdigit() and int(announced) > most:
@@ -236,13 +243,13 @@ class Gate:
             self._limiter.take(caller)
         return caller
 
-    def _check_site(self, headers: Headers, method: str) -> None:
-        """Pages of other sites may call only when they are on the list."""
+    def _check_site(self, headers: Headers, kind: str) -> None:
+        """Pages of other sites may call only when they are on the list. A browser lets any page open a WebSocket."""
         host = headers.get("host", "")
         if self._hosts and _parts(f"//{host}").hostname not in self._hosts:
             raise BadRequest("this server does not answer to that name; see IMGV_API_HOSTS")
         origin = headers.get("origin")
-        if method == "POST" and origin and origin not in self._origins and _parts(origin).netloc != host:
+        if kind in ("POST", WEBSOCKET) and origin and origin not in self._origins and _parts(origin).netloc != host:
             raise BadRequest("pages of that origin may not call; see IMGV_API_ORIGINS")
 
     def _reserve(self, caller: str, size: int) -> None:
@@ -276,6 +283,11 @@ class _Body:
         self.received += size
         self._whole = not message.get("more_body", False)
         return message
+
+
+def _kind(scope: Scope) -> str:
+    """The method, or that it is a WebSocket."""
+    return WEBSOCKET if scope["type"] == "websocket" else str(scope["method"])
 
 
 def _parts(url: str) -> SplitResult:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, WebSocket, WebSocketDisconnect
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import AppStatus
 from starlette.responses import FileResponse, Response, StreamingResponse
@@ -16,7 +16,8 @@ from starlette.responses import FileResponse, Response, StreamingResponse
 from api.documents import ACCEPTED, PROBLEMS, body_of, image_body, inlined
 from api.intake import read_feedback, read_many, read_one, read_url
 from api.jobs import Image, Job
-from api.problems import BUG, problem
+from api.limits import SUBPROTOCOL
+from api.problems import BUG, problem, respond
 from api.schemas import (
     MAX_WAIT_SECONDS,
     BatchRequest,
@@ -197,26 +198,61 @@ async def get_events(request: Request, job_id: str) -> Response:
     server = server_of(request)
     job = await server.backend.find(job_id)
     return EventSourceResponse(
-        _events(job, server.stopping, request.state.request_id),
+        _sent_events(job, server.stopping, request.state.request_id),
         ping=_IDLE_SECONDS,
         sep="\n",
         send_timeout=_SEND_SECONDS,
     )
 
 
-async def _events(job: Job, stopping: asyncio.Event, request_id: str) -> AsyncIterator[ServerSentEvent]:
+@router.websocket("/v1/jobs/{job_id}/events")
+async def watch_job(socket: WebSocket, job_id: str) -> None:
+    """The same as messages, ``{"event", "data"}``; it closes after the last. What the client says is not heard."""
+    server: Server = socket.app.state.server
+    request_id = socket.state.request_id
+    try:
+        job = await server.backend.find(job_id)
+    except VerifyError as error:
+        await socket.send_denial_response(respond(error, request_id))
+        return
+    await socket.accept(SUBPROTOCOL if SUBPROTOCOL in socket.scope["subprotocols"] else None)
+
+    async def tell() -> None:
+        async for event, data in _events(job, server.stopping, request_id):
+            async with asyncio.timeout(_SEND_SECONDS):
+                await socket.send_text(dump({"event": event, "data": data}))
+        await socket.close()
+
+    async def heard() -> None:
+        while (await socket.receive())["type"] != "websocket.disconnect":
+            pass
+
+    tasks = asyncio.create_task(tell()), asyncio.create_task(heard())
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        for failure in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(failure, Exception) and not isinstance(failure, (WebSocketDisconnect, TimeoutError)):
+                raise failure
+
+
+async def _sent_events(job: Job, stopping: asyncio.Event, request_id: str) -> AsyncIterator[ServerSentEvent]:
+    async for event, data in _events(job, stopping, request_id):
+        yield ServerSentEvent(dump(data), event=event, sep="\n")
+
+
+async def _events(job: Job, stopping: asyncio.Event, request_id: str) -> AsyncIterator[tuple[str, Json]]:
+    """Every stage, then the verdict or the error; fewer when the server stops before the end."""
     idle = 0.0
     async for each in job.stages(idle_seconds=1.0):
         idle = 0.0 if each is not None else idle + 1.0
         if each is not None:
-            yield _event("stage", {"stage": each[0], "seconds": round(each[1], 3)})
+            yield "stage", {"stage": each[0], "seconds": round(each[1], 3)}
         elif stopping.is_set() and idle >= _LAST_SECONDS:
             return
-    yield _event("error", problem(job.error, request_id)) if job.error else _event("verdict", job.verdict)
-
-
-def _event(name: str, data: Json) -> ServerSentEvent:
-    return ServerSentEvent(dump(data), event=name, sep="\n")
+    yield ("error", problem(job.error, request_id)) if job.error else ("verdict", job.verdict)
 
 
 @router.get(

@@ -24,7 +24,7 @@ class PunctualProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self._at_work():
+        if self.transport.get_protocol() is not self or self._at_work():  # a WebSocket now, with a protocol of its own
             self._stop_waiting()
         elif self._late is None:  # a further request on the same connection
             self._await_head()

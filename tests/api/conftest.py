@@ -17,6 +17,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from api.app import create_app
+from api.limits import WEBSOCKET_BYTES
 from api.local import LocalBackend
 from api.metrics import Metrics
 from inference.detector import Verifier
@@ -25,6 +26,7 @@ from tests.fakes import FakeDetector, fusion_model
 from utils.contracts import PUBLIC_FEATURES
 from utils.releases import Release
 from utils.settings import Settings
+from worker.http import PunctualProtocol
 
 Work = Callable[[httpx.AsyncClient], Awaitable[object]]
 
@@ -106,7 +108,16 @@ class LiveServer:
     """uvicorn on loopback, in a thread."""
 
     def __init__(self, app) -> None:
-        config = uvicorn.Config(app, port=0, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=5)
+        config = uvicorn.Config(
+            app,
+            port=0,
+            log_config=None,
+            access_log=False,
+            http=PunctualProtocol,
+            ws="websockets-sansio",
+            ws_max_size=WEBSOCKET_BYTES,
+            timeout_graceful_shutdown=5,
+        )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run)
 

@@ -385,6 +385,8 @@ def test_every_fault_of_a_caller_or_of_the_world_has_a_status_of_its_own():
     for code, cls in classes_by_code().items():
         if cls.__module__ != InputError.__module__:  # another test's double
             continue
+        if code in ("no_capacity", "cloud_failed", "copy_differs"):  # of command lines that no request reaches
+            continue
         own = issubclass(cls, (InputError, TransientError)) and cls is not Internal
         assert ("http_status" in vars(cls)) == own, code
         assert type(coded(code, "text")) is cls

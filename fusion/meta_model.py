@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fusion.calibration import Calibration, calibration_from_json
+from fusion.calibration import Calibration, Subsets, calibration_from_json
 from fusion.decision import Thresholds
 from fusion.estimators import Estimator, FloatArray, Trees, clean, estimator_from_json
 from fusion.reference import ReferenceTable
@@ -45,6 +45,7 @@ class FusionModel:
     quantiles: Mapping[str, FloatArray]  # "real" and "ai": d x 5 at QUANTILES; NaN where training had no value
     metrics: Mapping[str, Json]  # as measured in training; for people, never used here
     reference: ReferenceTable | None = None  # None: an artifact from before there was one
+    subsets: Subsets | None = None  # None: one calibration, whatever was measured
 
     def __post_init__(self) -> None:
         if not self.inputs or len(set(self.inputs)) != len(self.inputs):
@@ -82,6 +83,7 @@ class FusionModel:
                 quantiles={label: np.array(stored["quantiles"][label], float) for label in ("real", "ai")},
                 metrics=stored["metrics"],
                 reference=ReferenceTable.from_json(stored["reference"]) if stored.get("reference") else None,
+                subsets=Subsets.from_json(stored["subsets"], stored["inputs"]) if stored.get("subsets") else None,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise FusionCorrupt(
@@ -104,6 +106,8 @@ class FusionModel:
         }
         if self.reference:
             stored["reference"] = self.reference.to_json()
+        if self.subsets:
+            stored["subsets"] = self.subsets.to_json(self.inputs)
         files = {
             "model.json": (json.dumps(stored, indent=1, allow_nan=False) + "\n").encode(),
             "README.md": readme.encode(),
@@ -134,7 +138,8 @@ class FusionModel:
 
     def probabilities(self, matrix: FloatArray) -> FloatArray:
         """n x d in the order of ``inputs`` -> n."""
-        return self.calibration(self.log_odds(matrix))
+        log_odds = self.log_odds(matrix)
+        return self.subsets(clean(matrix), log_odds, self.calibration) if self.subsets else self.calibration(log_odds)
 
     def log_odds(self, matrix: FloatArray) -> FloatArray:
         """n x d in the order of ``inputs`` -> n, before calibration."""

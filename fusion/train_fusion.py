@@ -29,7 +29,7 @@ from training import fusion_card as report
 from training.datasets import BY_IMAGE, DATASET, SPLITS, check_enough, check_splits, fusion_split, read_rows
 from training.deliveries import TAUGHT
 from training.feature_table import IntArray, Table, families, read_table, source_weights
-from training.meta_models import KINDS, fit, fit_calibration
+from training.meta_models import KINDS, fit, fit_calibration, fit_subsets
 from training.metrics import evaluate, log_loss, plain
 from training.reference import measure_reference
 from training.thresholds import choose_thresholds, measure_tiers
@@ -79,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.drop,
         arguments.seed,
         arguments.target_real,
+        arguments.subsets,
     )
     text = report.readme(model, arguments.drop, arguments.seed, arguments.target_real, arguments.about)
     _install(model, out, text)
@@ -155,10 +156,14 @@ def train(
     drop: float = 0.3,
     seed: int = 0,
     target_real: float = 0.95,
+    subsets: bool = False,
 ) -> tuple[FusionModel, Table, FloatArray]:
     """Cross-validate every kind, fit the chosen one to all training rows, and measure it.
 
     The rows of split ``train`` make the model, the calibration and the thresholds; those of ``val`` only measure it.
+
+    Args:
+        subsets: calibrate each subset of the parts apart, for where detectors are missing.
 
     Returns:
         The model, the rows it is reported on (val, or train where there is none), and their probabilities (for train
@@ -180,11 +185,23 @@ def train(
     weights = source_weights(training.labels, training.sources)
     estimator = fit(chosen.kind, table.inputs, training.matrix, training.labels, weights, drop, seed)
 
+    def held_out_odds(matrix: FloatArray) -> FloatArray:
+        return _out_of_fold(chosen.fold_models, matrix, folds)
+
+    apart = (
+        fit_subsets(table.inputs, training.matrix, training.labels, training.sources, folds, held_out_odds)
+        if subsets
+        else None
+    )
+
+    def calibrated(matrix: FloatArray, log_odds: FloatArray) -> FloatArray:
+        return apart(matrix, log_odds, chosen.calibration) if apart else chosen.calibration(log_odds)
+
     def probabilities(rows: Table) -> FloatArray:
-        return chosen.calibration(estimator.log_odds(rows.matrix))
+        return calibrated(rows.matrix, estimator.log_odds(rows.matrix))
 
     def out_of_fold(rows: Table) -> FloatArray:
-        return chosen.calibration(_out_of_fold(chosen.fold_models, rows.matrix, folds))
+        return calibrated(rows.matrix, held_out_odds(rows.matrix))
 
     has_validation = len(validation) > 0
     measured, score = (validation, probabilities) if has_validation else (training, out_of_fold)
@@ -214,6 +231,7 @@ def train(
         quantiles={label: _quantiles(training, value) for label, value in (("real", 0), ("ai", 1))},
         metrics=metrics,
         reference=measure_reference(training, chosen.held_out, HELD_OUT, seed),
+        subsets=apart,
     )
     return model, measured, score(measured)
 
@@ -378,6 +396,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         type=_share,
         default=0.95,
         help="real images called real, worst delivery (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--subsets", action="store_true", help="calibrate every subset of detectors apart, for where some are missing"
     )
     parser.add_argument("--jobs", type=int, default=2, help="processes that measure images (default: %(default)s)")
     parser.add_argument("--about", default="", help="what the images are, one paragraph for the model card")

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusion.estimators import FloatArray, clean
+from inference.registry import DETECTORS
 from training.datasets import LABELS, SPLITS, fusion_split
 from utils.errors import TableError
 
@@ -24,6 +25,7 @@ Columns: TypeAlias = Mapping[str, Sequence[str] | FloatArray]  # Parquet's numbe
 REQUIRED_COLUMNS = ("label", "source", "split")
 # Describe an image; never features.
 OTHER_COLUMNS = ("delivery", "generator", "filepath", "sha256", "kind", "content", "models")
+FORENSICS = "forensics"  # all modules together
 PARQUET = ".parquet"  # a table's suffix; any other is CSV
 
 
@@ -179,6 +181,20 @@ def families(inputs: Sequence[str]) -> Mapping[str, list[int]]:
     positions: dict[str, list[int]] = {}
     for position, name in enumerate(inputs):
         positions.setdefault(family(name), []).append(position)
+    return positions
+
+
+def part(name: str) -> str:
+    """The detector that a feature comes from, or FORENSICS: what a machine has or has not."""
+    owner = next((each for each, spec in DETECTORS.items() if name in spec.features), FORENSICS)
+    return family(name) if owner == "mantranet_compact" else owner  # either width of it
+
+
+def parts(inputs: Sequence[str]) -> Mapping[str, list[int]]:
+    """Part -> positions of its inputs, in order of first appearance."""
+    positions: dict[str, list[int]] = {}
+    for position, name in enumerate(inputs):
+        positions.setdefault(part(name), []).append(position)
     return positions
 
 

@@ -30,6 +30,12 @@ FLATTER = (
 )
 
 
+SUBSETS = (
+    "Where detectors are missing, or all forensics, what is left is calibrated by itself, "
+    "fitted out of fold with the other parts taken away."
+)
+
+
 def readme(model: FusionModel, drop: float, seed: int, target_real: float, about: str) -> str:
     """The model card as Markdown."""
     metrics, cuts = model.metrics, model.thresholds
@@ -45,6 +51,7 @@ def readme(model: FusionModel, drop: float, seed: int, target_real: float, about
         "the classes weigh the same, and so does every source within its class: the probability is for equally "
         f"frequent classes. Trained with scikit-learn {version('scikit-learn')}, XGBoost {version('xgboost')}, NumPy "
         f"{version('numpy')} on {platform.system()} {platform.machine()}.",
+        *([SUBSETS] if model.subsets else []),
         "## Kinds compared",
         "Out-of-fold over grouped folds of the training sources, calibrated on the other folds, each kind at the "
         f"threshold that calls {target_real:.0%} of real images real in its worst delivery. Log loss, by which "

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fusion.calibration import Calibration, Isotonic, Platt
+from fusion.calibration import Calibration, Isotonic, Platt, Subsets
 from fusion.estimators import Estimator, FloatArray, Logistic, Perceptron, Scaling, Trees, logit
-from training.feature_table import IntArray, families
+from training.feature_table import IntArray, NameArray, families, parts, source_weights
 from training.metrics import log_loss
 
 DROPPED_COPIES = 2  # copies of the table with families missing, beside the table as it is
@@ -235,6 +236,42 @@ def fit_calibration(
             best = (loss, fit_map(np.ones(len(labels), bool)), held_out)
     assert best is not None
     return best[1], best[2]
+
+
+def fit_subsets(
+    inputs: Sequence[str],
+    matrix: FloatArray,
+    labels: IntArray,
+    sources: NameArray,
+    folds: IntArray,
+    log_odds: Callable[[FloatArray], FloatArray],
+) -> Subsets:
+    """A calibration for every subset of the parts but all of them, each fitted with the others taken away.
+
+    Args:
+        log_odds: n x d -> n, out of fold, for ``matrix`` and for copies of it that lack something.
+    """
+    columns = parts(inputs)
+    measured = {name: ~np.isnan(matrix[:, own]).all(axis=1) for name, own in columns.items()}
+    maps = {}
+    for size in range(len(columns) - 1, 0, -1):
+        for kept in combinations(columns, size):
+            rows = np.all([measured[name] for name in kept], axis=0)
+            if any(len(np.unique(labels[rows & (folds != fold)])) < 2 for fold in np.unique(folds)):
+                continue  # too little to fit to; the calibration of all answers
+            odds = log_odds(without(matrix, columns, kept))[rows]
+            weights, count = source_weights(labels[rows], sources[rows]), len(np.unique(sources[rows]))
+            maps[frozenset(kept)], _ = fit_calibration(odds, labels[rows], weights, count, folds[rows])
+    return Subsets({name: tuple(own) for name, own in columns.items()}, maps)
+
+
+def without(matrix: FloatArray, columns: Mapping[str, Sequence[int]], kept: Collection[str]) -> FloatArray:
+    """A copy that lacks all parts but those kept."""
+    copy = matrix.copy()
+    for name, own in columns.items():
+        if name not in kept:
+            copy[:, own] = np.nan
+    return copy
 
 
 def _rounded(values: FloatArray) -> FloatArray:

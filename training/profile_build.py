@@ -14,19 +14,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fusion import train_fusion
-from fusion.estimators import FloatArray
 from fusion.meta_model import FusionModel
 from inference.registry import DETECTORS
 from models.loaders import SHIPPED, Weights, install
 from training.backbone_embeddings import DELIVERED, embed_with, made_by
 from training.embeddings import Embedded
 from training.extraction import Key, extract, fill
-from training.feature_table import Table, family, read_table
+from training.feature_table import Table, parts, read_table
 from training.fusion_card import markdown_table
 from training.head_fit import fit, write
+from training.meta_models import without
 from training.metrics import evaluate, expected_calibration_error, plain, resampled_weights
 from training.profile_plan import Part
 from utils.errors import TableError, WeightsMissing
@@ -36,7 +35,6 @@ from utils.profiles import PROFILES
 from utils.settings import load_settings
 
 PROFILE = "full"
-FORENSICS = "forensics"
 REPORT = "comparison.md"
 MOST_PARTS = 6  # of which every subset is measured; of more those that lack one, and each alone
 
@@ -162,7 +160,9 @@ def fuse(build: Build) -> None:
     if mark.is_file() and mark.read_text(encoding="utf-8") == _fused(build, table):
         return
     about = f"Made by scripts.build_profile for {', '.join(part.name for part in build.parts)}."
-    options = ["--table", str(table), "--out", str(build.out), "--profile", PROFILE]
+    # Provenance decides by rules and is no input (docs/fusion.md).
+    options = ["--table", str(table), "--out", str(build.out), "--profile", PROFILE, "--subsets"]
+    options += ["--exclude", "provenance.*", "watermark.*"]
     ended = train_fusion.main([*options, "--about", about, "--seed", str(build.seed)])
     if ended == Exit.INTERRUPTED:
         raise KeyboardInterrupt
@@ -247,34 +247,20 @@ def _inputs_of(model: FusionModel, path: Path) -> Table:
     return replace(table, inputs=model.inputs, matrix=matrix)
 
 
-def part_name(feature: str) -> str:
-    """Detector, or forensics: what a machine has or has not."""
-    owner = next((name for name, spec in DETECTORS.items() if feature in spec.features), FORENSICS)
-    return family(feature) if owner == "mantranet_compact" else owner
-
-
 def subsets(model: FusionModel, table: Table) -> str:
     """A line for each subset: AUROC, balanced accuracy at the artifact's threshold, ECE and how it compares."""
-    names = list(dict.fromkeys(part_name(each) for each in model.inputs))
-    columns = {name: np.array([part_name(each) == name for each in model.inputs]) for name in names}
+    columns = parts(model.inputs)
+    names = list(columns)
     weights = resampled_weights(table.labels, table.sources, 0)
     lines = ["| parts | AUROC | balanced accuracy | ECE | above the full set's |", "|---|---|---|---|---|"]
     full = float("nan")
     every = range(len(names), 0, -1)
     for size in every if len(names) <= MOST_PARTS else (len(names), len(names) - 1, 1):
         for kept in itertools.combinations(names, size):
-            probabilities = model.probabilities(_only(table.matrix, columns, kept))
+            probabilities = model.probabilities(without(table.matrix, columns, kept))
             found = evaluate(table.labels, probabilities, table.sources, model.thresholds.label)
             ece = float(expected_calibration_error(table.labels, probabilities, weights[:1])[0])
             full = ece if size == len(names) else full
             cells = (found["auroc"], found["balanced_accuracy"], f"{ece:.3f}", f"{ece - full:+.3f}")
             lines.append(f"| {' + '.join(kept)} | {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
-
-
-def _only(matrix: FloatArray, columns: Mapping[str, NDArray[np.bool_]], kept: Sequence[str]) -> FloatArray:
-    lacking = matrix.copy()
-    for name, own in columns.items():
-        if name not in kept:
-            lacking[:, own] = np.nan
-    return lacking

@@ -149,6 +149,13 @@ def test_another_schema_version_says_what_to_run(copy: Path) -> None:
         {"thresholds": {"label": 0.5, "tiers": {"real": 0.6, "likely_real": 0.6, "likely_ai": 0.7, "ai": 0.8}}},
         {"quantiles": {"real": [], "ai": []}},
         {"metrics": None, "model": None, "kind": "mlp"},
+        {
+            "subsets": {
+                "parts": {"dino": ["dino_prob"]},
+                "maps": {"effnet": {"kind": "platt", "slope": 1, "intercept": 0}},
+            }
+        },
+        {"subsets": {"parts": {"dino": ["effnet_prob"]}, "maps": {}}},
     ],
 )
 def test_a_malformed_model_is_refused(copy: Path, change: dict[str, object]) -> None:
@@ -156,6 +163,11 @@ def test_a_malformed_model_is_refused(copy: Path, change: dict[str, object]) -> 
     resign(copy, "model.json", json.dumps(stored).encode())
     with pytest.raises(FusionCorrupt, match=r"model\.json is malformed"):
         FusionModel.load(copy)
+
+
+def test_an_artifact_without_subsets_says_nothing_of_them(folders: dict[str, Path]) -> None:
+    for folder in folders.values():
+        assert "subsets" not in json.loads((folder / "model.json").read_text())
 
 
 def test_trees_that_are_not_trees_are_refused(copy: Path) -> None:

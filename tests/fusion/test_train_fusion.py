@@ -3,6 +3,7 @@ from __future__ import annotations
 import builtins
 import json
 from datetime import date
+from itertools import combinations
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,8 +16,9 @@ from fusion.meta_model import FusionModel
 from fusion.train_fusion import assign_folds, main
 from tests.fusion.synthetic import INPUTS, KINDS, write_table
 from training.extraction import Task
-from training.feature_table import family, read_table, source_weights
-from training.meta_models import drop_families, fit_calibration, fit_isotonic
+from training.feature_table import Table, family, parts, read_table, source_weights
+from training.meta_models import drop_families, fit_calibration, fit_isotonic, without
+from training.metrics import expected_calibration_error
 from utils.exits import Exit
 
 
@@ -191,6 +193,70 @@ def test_isotonic_claims_no_more_than_its_sources_support() -> None:
     probabilities = calibration(log_odds)
     assert probabilities[0] == pytest.approx(0.1)
     assert probabilities[-1] == pytest.approx(0.9)
+
+
+def strong_and_weak(sources: int, seed: int = 3, images: int = 5) -> Table:
+    """Two detectors, one much better than the other, and forensics that hardly know anything."""
+    random = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(sources) % 2, images)
+    side = 2.0 * labels - 1
+    strong, weak = (1 / (1 + np.exp(-side * reach - random.normal(0, 1, len(side)))) for reach in (1.6, 0.5))
+    inputs = ("clip_b16_prob", "effnet_prob", "noise.level", "noise.cfa")
+    noise = random.normal(side[:, None] * (0.1, 0.0), 1)
+    names = np.repeat(np.arange(sources), images)
+    matrix = np.column_stack([strong, weak, noise])
+    of_all = (np.full(len(labels), each) for each in ("train", "web"))
+    return Table(inputs, matrix, labels, names.astype(str), *of_all)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_subset_of_detectors_is_calibrated_where_that_is_asked_for(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_fusion, "KINDS", {kind: train_fusion.KINDS[kind]})
+    table, found = strong_and_weak(400), strong_and_weak(4000, seed=4)  # of few rows even the truth has an error of .03
+    columns = parts(table.inputs)
+    assert list(columns) == ["clip_b16", "effnet", "forensics"]
+    weights = source_weights(found.labels, found.sources)[None]
+
+    def errors(model: FusionModel) -> dict[str, float]:
+        """By the parts that are left."""
+        measured = {}
+        for size in (3, 2, 1):
+            for kept in combinations(columns, size):
+                probabilities = model.probabilities(without(found.matrix, columns, kept))
+                measured[" ".join(kept)] = expected_calibration_error(found.labels, probabilities, weights)[0]
+        return measured
+
+    shared, _, _ = train_fusion.train(table, "shared")
+    apart, _, _ = train_fusion.train(table, "apart", subsets=True)
+    apart.save(tmp_path, "")
+    loaded = FusionModel.load(tmp_path)
+    assert apart.subsets is not None
+    assert len(apart.subsets.maps) == 6, "all but the full one"
+    before, after = errors(shared), errors(loaded)
+    assert after["clip_b16 effnet forensics"] == before["clip_b16 effnet forensics"], "with all parts nothing changes"
+    assert all(after[kept] < before[kept] + 0.006 for kept in before)
+    assert max(after.values()) < 0.05
+    if kind == "logistic":  # its weights stay as they are when the part that they were beside is missing
+        assert before["effnet"] > 2 * after["effnet"]
+    matrix = without(found.matrix, columns, ["effnet"])
+    np.testing.assert_array_equal(apart.probabilities(matrix), loaded.probabilities(matrix))
+
+
+def test_a_subset_that_the_table_cannot_show_is_answered_by_the_calibration_of_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(train_fusion, "KINDS", {"logistic": train_fusion.KINDS["logistic"]})
+    table = strong_and_weak(20)
+    table.matrix[table.labels == 1, 1] = np.nan  # no AI image was ever seen by it
+    model, _, _ = train_fusion.train(table, "few", subsets=True)
+    assert model.subsets is not None
+    assert {frozenset(["effnet"]), frozenset(["effnet", "forensics"])}.isdisjoint(model.subsets.maps)
+    row = np.array([[np.nan, 0.9, np.nan, np.nan]])
+    np.testing.assert_array_equal(model.probabilities(row), model.calibration(model.log_odds(row)))
+    nothing = np.full((1, 4), np.nan)
+    np.testing.assert_array_equal(model.probabilities(nothing), model.calibration(model.log_odds(nothing)))
 
 
 class PlantedMeasurer:

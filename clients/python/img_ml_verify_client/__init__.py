@@ -1,4 +1,4 @@
-"""A Python client of the HTTP API in one file: copy it, or `from api.client import Client`. Needs httpx only.
+"""A Python client of img_ml_verify's HTTP API. Needs httpx only.
 
 client = Client("http://127.0.0.1:8000", key="imgv_…")
 client.verify("photo.jpg")["tier"]
@@ -14,23 +14,32 @@ import json
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias, TypedDict, cast
 
 import httpx
 
+from img_ml_verify_client.answers import FeedbackTaken, Models, Problem, Verdict
+
+__all__ = ["AsyncClient", "Client", "Failed", "FeedbackTaken", "Image", "Models", "Problem", "Refused", "Verdict"]
+
 Image: TypeAlias = "str | Path | bytes"  # a URL or a path; a path; the file itself
-Answer: TypeAlias = "dict[str, Any]"
 
 _TRIES = 5  # of a request that a busy server put off
 _POLL_SECONDS = 0.5
 
 
-class Refused(Exception):
-    """The server's problem details (RFC 9457). ``code`` is one of docs/errors.md."""
+class Failed(TypedDict):
+    """Of an image in a batch."""
 
-    def __init__(self, problem: Answer) -> None:
+    error: Problem
+
+
+class Refused(Exception):
+    """The server's problem details (RFC 9457). ``code`` is one of the server's docs/errors.md."""
+
+    def __init__(self, problem: Problem) -> None:
         super().__init__(f"{problem['code']}: {problem['detail']}")
-        self.code: str = problem["code"]
+        self.code = problem["code"]
         self.problem = problem
 
 
@@ -59,7 +68,7 @@ class Client:
     def close(self) -> None:
         self._http.close()
 
-    def verify(self, image: Image, *, artifacts: bool = False, stability: bool = False) -> Answer:
+    def verify(self, image: Image, *, artifacts: bool = False, stability: bool = False) -> Verdict:
         """The verdict on one image, however long it takes.
 
         Args:
@@ -70,14 +79,14 @@ class Client:
             httpx.HTTPError: no server there.
         """
         answer = self._ask("POST", "/v1/verify", **_one(image, artifacts=artifacts, stability=stability))
-        while answer.get("status") == "running":  # 202: the server's patience ended before the work
+        while (verdict := _verdict_in(answer)) is None:  # 202: the server's patience ended before the work
             time.sleep(_POLL_SECONDS)
-            answer = _ended(self._ask("GET", answer["links"]["self"]))
-        return answer
+            answer = self._ask("GET", answer["links"]["self"])
+        return verdict
 
     def verify_many(
         self, images: Sequence[str | Path | bytes], *, artifacts: bool = False, stability: bool = False
-    ) -> Iterator[tuple[int, Answer]]:
+    ) -> Iterator[tuple[int, Verdict | Failed]]:
         """Index and answer, a verdict or ``{"error": …}``, of every file, as they are done.
 
         Raises:
@@ -92,15 +101,19 @@ class Client:
             for line in filter(None, response.iter_lines()):
                 yield _line(line)
 
-    def artifact(self, verdict: Answer, name: str) -> bytes:
+    def artifact(self, verdict: Verdict, name: str) -> bytes:
         """A heatmap (PNG), ``preview`` (JPEG) or ``report`` (HTML) of a verdict that was asked for with artifacts."""
         return self._send("GET", verdict["artifacts"][name]).content
 
-    def models(self) -> Answer:
+    def models(self) -> Models:
         """What judges there."""
-        return self._ask("GET", "/v1/models")
+        return cast(Models, self._ask("GET", "/v1/models"))
 
-    def _ask(self, method: str, path: str, **request: Any) -> Answer:
+    def feedback(self, verdict: Verdict, label: Literal["real", "ai"], why: str = "") -> FeedbackTaken:
+        """Say what the image of a verdict is, where the server takes reports."""
+        return cast(FeedbackTaken, self._ask("POST", "/v1/feedback", json=_report(verdict, label, why)))
+
+    def _ask(self, method: str, path: str, **request: Any) -> dict[str, Any]:
         return dict(self._send(method, path, **request).json())
 
     def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
@@ -136,17 +149,17 @@ class AsyncClient:
     async def close(self) -> None:
         await self._http.aclose()
 
-    async def verify(self, image: Image, *, artifacts: bool = False, stability: bool = False) -> Answer:
+    async def verify(self, image: Image, *, artifacts: bool = False, stability: bool = False) -> Verdict:
         """As ``Client.verify``."""
         answer = await self._ask("POST", "/v1/verify", **_one(image, artifacts=artifacts, stability=stability))
-        while answer.get("status") == "running":
+        while (verdict := _verdict_in(answer)) is None:
             await asyncio.sleep(_POLL_SECONDS)
-            answer = _ended(await self._ask("GET", answer["links"]["self"]))
-        return answer
+            answer = await self._ask("GET", answer["links"]["self"])
+        return verdict
 
     async def verify_many(
         self, images: Sequence[str | Path | bytes], *, artifacts: bool = False, stability: bool = False
-    ) -> AsyncIterator[tuple[int, Answer]]:
+    ) -> AsyncIterator[tuple[int, Verdict | Failed]]:
         """As ``Client.verify_many``."""
         async with self._http.stream(
             "POST", "/v1/verify/batch", **_many(images, artifacts=artifacts, stability=stability)
@@ -158,15 +171,19 @@ class AsyncClient:
                 if line:
                     yield _line(line)
 
-    async def artifact(self, verdict: Answer, name: str) -> bytes:
+    async def artifact(self, verdict: Verdict, name: str) -> bytes:
         """As ``Client.artifact``."""
         return (await self._send("GET", verdict["artifacts"][name])).content
 
-    async def models(self) -> Answer:
+    async def models(self) -> Models:
         """As ``Client.models``."""
-        return await self._ask("GET", "/v1/models")
+        return cast(Models, await self._ask("GET", "/v1/models"))
 
-    async def _ask(self, method: str, path: str, **request: Any) -> Answer:
+    async def feedback(self, verdict: Verdict, label: Literal["real", "ai"], why: str = "") -> FeedbackTaken:
+        """As ``Client.feedback``."""
+        return cast(FeedbackTaken, await self._ask("POST", "/v1/feedback", json=_report(verdict, label, why)))
+
+    async def _ask(self, method: str, path: str, **request: Any) -> dict[str, Any]:
         return dict((await self._send(method, path, **request)).json())
 
     async def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
@@ -195,20 +212,28 @@ def _many(images: Sequence[str | Path | bytes], *, artifacts: bool, stability: b
     return {"files": [_part(image) for image in images], "data": asked}
 
 
-def _line(line: str) -> tuple[int, Answer]:
+def _report(verdict: Verdict, label: str, why: str) -> dict[str, str]:
+    return {"sha256": verdict["sha256"], "label": label, "why": why}
+
+
+def _line(line: str) -> tuple[int, Verdict | Failed]:
     answer = json.loads(line)
-    return answer["index"], answer.get("verdict") or {"error": answer["error"]}
+    verdict: Verdict | None = answer.get("verdict")
+    failed: Failed = {"error": answer.get("error")}
+    return answer["index"], verdict or failed
 
 
-def _ended(job: Answer) -> Answer:
-    """The verdict of a job, or the job itself while it runs.
+def _verdict_in(answer: dict[str, Any]) -> Verdict | None:
+    """The verdict that was asked for, or that of a job; None while the job runs.
 
     Raises:
-        Refused: it failed.
+        Refused: the job failed.
     """
-    if job["status"] == "failed":
-        raise Refused(job["error"])
-    return dict(job["verdict"]) if job["status"] == "done" else job
+    if "status" not in answer:
+        return cast(Verdict, answer)
+    if answer["status"] == "failed":
+        raise Refused(answer["error"])
+    return cast("Verdict | None", answer.get("verdict"))
 
 
 def _pause(response: httpx.Response, tries_left: int) -> int:

@@ -26,7 +26,7 @@ BLOCK_SETS: Mapping[str, tuple[int, ...]] = {  # counted from 1, as the papers d
     "7-12": tuple(range(7, 13)),
     "all": tuple(range(1, 13)),
 }
-SEARCHED = ("7-12",)  # block sets; all of them lose as much and tell a picture from its JPEG copy more easily
+LOOKED_AT = "7-12"  # of BLOCK_SETS: all blocks rank as well, but tell a picture from its own JPEG copy more easily
 AXES = 1000  # principal ones of the standardised tokens, in which heads are fitted; further ones hold noise
 TEMPERATURES = np.geomspace(0.05, 20, 400)
 

@@ -1,8 +1,8 @@
 """Train the head of clip_b16: python -m training.train_clip_b16 --dataset dataset.csv --out FOLDER --cache FOLDER
 
 The tower stays as OpenAI published it; only the head on its class tokens is learnt, from every source of the data set:
-sources are what it lacks. Images are seen under random deliveries that do not depend on the label. Blocks, penalties
-and temperature are chosen by cross-validation over groups of the sources of splits train and fusion. Rows of split val
+sources are what it lacks. Images are seen under random deliveries that do not depend on the label. The penalty
+and the temperature are chosen by cross-validation over groups of the sources of splits train and fusion. Rows of split val
 measure the recipe: each is scored by the head of the cross-validation that saw nothing of its group. --hold-out val
 keeps that split out of the head altogether, for what only the whole product can measure. The same data set and seed
 give the same head.
@@ -34,7 +34,7 @@ from inference.graphs import sigmoid
 from models.loaders import Weights
 from training.clip_head import (
     INVARIANCE,
-    SEARCHED,
+    LOOKED_AT,
     STRENGTHS,
     CrossFit,
     Examples,
@@ -116,14 +116,11 @@ def train(arguments: argparse.Namespace) -> None:
     pairs = pairs_of(look_at(some_of_each(teaching, 1), PAIR, folder, arguments))
     chooses = np.array([picture.split != VALIDATION for picture, by_delivery in taught for _ in by_delivery])
 
-    choices: list[Choice] = []
-    for blocks in SEARCHED:
-        points = Points(examples, blocks, pairs)
-        recipes = (Recipe(blocks, strength, INVARIANCE) for strength in STRENGTHS)
-        choices += (tried(points, chooses, each, arguments.seed) for each in recipes)
+    points = Points(examples, LOOKED_AT, pairs)
+    recipes = (Recipe(LOOKED_AT, strength, INVARIANCE) for strength in STRENGTHS)
+    choices = [tried(points, chooses, each, arguments.seed) for each in recipes]
     best = min(choices, key=lambda each: each.loss)
-    everything = np.ones(len(examples), np.bool_)
-    head = Points(examples, best.recipe.blocks, pairs).fit(everything, best.recipe).divided(best.temperature)
+    head = points.fit(np.ones(len(examples), np.bool_), best.recipe).divided(best.temperature)
     score = Scorer(head, best)
     measuring = [each for each in some_of_each(found, MEASURED) if each.split == VALIDATION]
     validation = look_at(measuring, DELIVERIES, folder, arguments)

@@ -26,6 +26,8 @@ from typing import get_args
 from utils.contracts import Claim, DecidedBy, Grade, Json, Label, Note, Reason, Tier, strongest
 
 TIERS: tuple[Tier, ...] = get_args(Tier)  # from most real to most AI
+REAL_TIERS: tuple[Tier, ...] = ("real", "likely_real")
+AI_TIERS: tuple[Tier, ...] = ("likely_ai", "ai")
 
 # How sure a generator's mark of each grade makes us. Conventions, not measurements: they order the grades, and leave
 # room for a stolen key (cryptographic) and for a mark copied onto a photograph (the others).
@@ -82,7 +84,7 @@ class Decision:
     reasons: tuple[Reason, ...] = ()
 
     def __post_init__(self) -> None:
-        against: tuple[Tier, ...] = ("real", "likely_real") if self.label == "AI" else ("likely_ai", "ai")
+        against = REAL_TIERS if self.label == "AI" else AI_TIERS
         if self.tier in against:
             raise ValueError(f"label {self.label} contradicts tier {self.tier}")
 

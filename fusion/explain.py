@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from fusion.estimators import FloatArray
 from fusion.meta_model import FusionModel
-from utils.contracts import AI_KINDS, Claim, Note, Reason, Reference
+from fusion.reference import KINDS
+from utils.contracts import AI_KINDS, Claim, Note, Reason, Reference, Resemblance
 
 MOST_REASONS = 6  # what a person reads; the verdict carries every signal anyway
 LEAST_LOG_ODDS = 0.05  # moves a probability of 0.5 by about 0.01: not worth a sentence
@@ -76,6 +77,7 @@ def explain(
     claims: Sequence[Claim] = (),
     notes: Sequence[Note] = (),
     reference: Reference | None = None,
+    resembles: Resemblance | None = None,
 ) -> tuple[Reason, ...]:
     """Sentences for people, in the order of the module's docstring.
 
@@ -87,6 +89,8 @@ def explain(
     reasons = [*_families(model.bias, parts), *_missing(model, features, claims)]
     if reference is not None:
         reasons.append(Reason("reference", rarity(reference)))
+    if resembles is not None and resembles.family != Resemblance.UNKNOWN:
+        reasons.append(Reason("resembles", likeness(resembles)))
     reasons += [Reason(f"claim.{claim.kind}.{claim.grade}", claim.text) for claim in claims]
     reasons += [Reason(note.code, note.text) for note in notes]
     reasons += [
@@ -154,12 +158,19 @@ def _missing(model: FusionModel, features: Mapping[str, float], claims: Sequence
 
 def rarity(reference: Reference) -> str:
     """For example: 1 in 60 real images scores this high (1 in 125 to 1 in 33); 4 in 10 AI images score this low."""
-    what = {"photo": "photographs", "art": "art works", "screenshot": "screenshots and documents"}
-    real = f"real {what.get(reference.kind, 'images')}"
+    real = f"real {KINDS.get(reference.kind, 'images')}"
     high = _one_in(reference.real_as_high, reference.interval, real, "this high")
     low = _one_in(reference.ai_as_low, reference.ai_interval, "AI images", "this low")
     delivery = "" if reference.delivery == "all" else f", among copies like this one ({reference.delivery})"
     return f"{high}; {low}; measured on images that were new to the model that scored them{delivery}."
+
+
+def likeness(found: Resemblance) -> str:
+    """The family that a generated image looks most like, and what that is worth."""
+    return (
+        f"Of the generators that we know it looks most like {found.family} ({found.probability:.0%}). Such a name was "
+        f"right for {found.right:.0%} of the generated images of new sources: a hint, no claim of origin."
+    )
 
 
 def _one_in(share: float, interval: tuple[float, float], what: str, where: str) -> str:

@@ -6,8 +6,10 @@ kept in the fusion artifact. Replaces nobody's threshold.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 
@@ -15,9 +17,24 @@ from fusion.estimators import FloatArray
 from utils.contracts import Json, Reference
 from utils.deliveries import ANY
 
+# Kinds of images that scores are compared within.
+KINDS = {"photo": "photographs", "art": "drawings and paintings", "screen": "screenshots, documents and posters"}
+SURE = 0.6  # of its kind; an image of which nobody can be so sure is compared with all kinds
 # Probabilities at which the shares are kept: log-odds of -5 to 5 in quarters, finer than their intervals.
 CUTS: FloatArray = 1 / (1 + np.exp(-np.arange(-5.0, 5.01, 0.25)))
 DIGITS = 5  # of a share: a hundredth of the smallest that a thousand images can show
+
+
+def kind_feature(kind: str) -> str:
+    """The number that says how much an image looks like this kind, 0..1; those of all kinds sum to 1."""
+    return f"clip_b16.{kind}"
+
+
+def most_like(features: Mapping[str, float]) -> tuple[str, float]:
+    """The kind that an image seems to be, and how surely; ANY where nobody measured it or nobody can be sure."""
+    shares = {kind: features.get(kind_feature(kind), math.nan) for kind in KINDS}
+    known = {kind: share for kind, share in shares.items() if share >= SURE}
+    return max(known.items(), key=itemgetter(1), default=(ANY, math.nan))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,21 +93,27 @@ class ReferenceTable:
         }
         return {"measured_on": self.measured_on, "curves": curves}
 
-    def look_up(self, probability: float, kind: str, delivery: str) -> Reference:
+    def of(self, kind: str) -> Mapping[str, Curves]:
+        """The curves of a kind by delivery; of all kinds where it has none."""
+        return self.curves.get(kind, self.curves[ANY])
+
+    def look_up(self, probability: float, delivery: str, kind: str = ANY, share: float = 1.0) -> Reference:
         """Between two cuts the shares are interpolated; beyond the last, its own are an upper bound.
 
         Args:
-            kind, delivery: ANY is used for one that the table does not have.
+            delivery, kind: ANY is used for one that the table does not have.
+            share: how surely the image is of its kind.
         """
         kind = kind if kind in self.curves else ANY
-        delivery = delivery if delivery in self.curves[kind] else ANY
-        found = self.curves[kind][delivery]
+        delivery = delivery if delivery in self.of(kind) else ANY
+        found = self.of(kind)[delivery]
         real, ai = (
             [round(float(np.interp(probability, CUTS, column)), DIGITS) for column in shares.T]
             for shares in (found.real_as_high, found.ai_as_low)
         )
         return Reference(
             kind=kind,
+            kind_probability=None if kind == ANY else round(share, 3),
             delivery=delivery,
             real_as_high=real[0],
             interval=(real[1], real[2]),

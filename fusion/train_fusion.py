@@ -13,7 +13,7 @@ import hashlib
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from itertools import count
 from pathlib import Path
@@ -292,9 +292,7 @@ def _without_dead_columns(table: Table) -> Table:
     if dead:
         print(f"train_fusion: left out, without two different values in training: {', '.join(dead)}", file=sys.stderr)
     inputs = tuple(name for name, keep in zip(table.inputs, alive, strict=True) if keep)
-    return Table(
-        inputs, table.matrix[:, alive], table.labels, table.sources, table.splits, table.deliveries, table.sha256
-    )
+    return replace(table, inputs=inputs, matrix=table.matrix[:, alive])
 
 
 def _by_delivery(table: Table, probabilities: FloatArray, threshold: float, seed: int) -> dict[str, Metrics]:
@@ -315,8 +313,8 @@ def _without_each_family(
     for name, columns in families(table.inputs).items():
         matrix = table.matrix.copy()
         matrix[:, columns] = np.nan
-        lacking = Table(table.inputs, matrix, table.labels, table.sources, table.splits, table.deliveries)
-        measured[name] = plain(evaluate(table.labels, score(lacking), table.sources, threshold, seed))
+        lacking = score(replace(table, matrix=matrix))
+        measured[name] = plain(evaluate(table.labels, lacking, table.sources, threshold, seed))
     return measured
 
 

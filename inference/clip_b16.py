@@ -1,25 +1,28 @@
-"""CLIP ViT-B/16 as it was published, and a linear head on the class tokens of its blocks.
+"""CLIP ViT-B/16 as it was published, and linear heads on the class tokens of its blocks.
 
 Papers:     see models/clip_tower.py
-Sources:    the tower is OpenAI's, unchanged; the head is trained by us
-Differs:    the head is a logistic regression on the tokens themselves; RINE projects and weighs them first
+Sources:    the tower is OpenAI's, unchanged; the heads are trained by us
+Differs:    a head is a logistic regression on the tokens themselves; RINE projects and weighs them first
 Limits:     it sees the whole image at 224 px: what is shown and how it is drawn or lit, not the finest detail
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fusion.reference import kind_feature
+from inference.class_head import ClassHead
 from inference.graphs import Floats, Graph, GraphDetector, Network, sigmoid
 from inference.registry import DETECTORS
 from inference.views import centre_square
 from models.loaders import Weights, compare
 from models.quantised import load_quantised
-from utils.contracts import Measurement, RgbArray, Sample
+from utils.contracts import Measurement, Resemblance, RgbArray, Sample
 from utils.errors import WeightsMismatch
 
 SIDE = 224  # px of the square that the tower looks at
@@ -27,21 +30,36 @@ BLOCKS, WIDTH = 12, 768  # of the tower: class tokens of one image are (BLOCKS, 
 
 
 class ClipB16Detector(GraphDetector):
-    """``clip_b16_prob``: sigmoid of a weighted sum of all class tokens.
+    """``clip_b16_prob``: sigmoid of a weighted sum of all class tokens. Beside it: which kind of image this seems to be
+    and, if it is generated, which family of generators it resembles.
 
     Args:
         network: the tower; squares to class tokens, (b, BLOCKS, WIDTH).
         weight: (BLOCKS, WIDTH); 0 where the head does not look. Standardisation and calibration are in it.
         bias: likewise.
+        kinds, families: heads of their own; None where the data they were trained on did not tell them apart.
+        named: from which probability on a family is named, and how often that was right on sources that were new.
     """
 
     name: ClassVar[str] = "clip_b16"
     features: ClassVar[Mapping[str, str]] = DETECTORS["clip_b16"].features
 
-    def __init__(self, network: Network, version: str, weight: Floats, bias: float) -> None:
+    def __init__(
+        self,
+        network: Network,
+        version: str,
+        weight: Floats,
+        bias: float,
+        kinds: ClassHead | None = None,
+        families: ClassHead | None = None,
+        named: tuple[float, float] = (1.0, 0.0),
+    ) -> None:
         super().__init__(network, version)
         self.weight = weight
         self.bias = bias
+        self.kinds = kinds
+        self.families = families
+        self.named = named
 
     @classmethod
     def load(cls, weights: Weights, device: str = "cpu") -> Self:
@@ -51,12 +69,18 @@ class ClipB16Detector(GraphDetector):
             WeightsMissing, WeightsCorrupt, WeightsMismatch: see models.loaders and ``Graph``.
         """
         head, metadata = weights.arrays("clip_b16_head")
-        compare("clip_b16_head", {"weight": (BLOCKS, WIDTH), "bias": (1,)}, {k: v.shape for k, v in head.items()})
+        compare("clip_b16_head", _shapes(metadata), {name: values.shape for name, values in head.items()})
         card = weights.card("clip_b16")
         if metadata.get("tower") != card.sha256:
             raise WeightsMismatch(f"clip_b16_head was trained on the tower {metadata.get('tower')}, not {card.sha256}")
         tower = load_tower(weights, device)
-        return cls(tower, weights.card("clip_b16_head").version, head["weight"], float(head["bias"][0]))
+        kinds, families = (
+            ClassHead.from_arrays(head, prefix, metadata[prefix]) if metadata.get(prefix) else None
+            for prefix in ("kinds", "families")
+        )
+        named = float(metadata.get("named_from", 1)), float(metadata.get("named_right", 0))
+        version = weights.card("clip_b16_head").version
+        return cls(tower, version, head["weight"], float(head["bias"][0]), kinds, families, named)
 
     @classmethod
     def tiny(cls) -> Self:
@@ -65,12 +89,36 @@ class ClipB16Detector(GraphDetector):
         return cls(cls._tiny_graph(), "tiny", weight.astype(np.float32), 0.0)
 
     def measure(self, sample: Sample) -> Measurement:
-        logit = np.sum(self.tokens(sample.upright) * self.weight, dtype=np.float64) + self.bias
-        return Measurement({"clip_b16_prob": float(sigmoid(logit))})
+        tokens = self.tokens(sample.upright)
+        logit = np.sum(tokens * self.weight, dtype=np.float64) + self.bias
+        features = dict.fromkeys(self.features, math.nan) | {"clip_b16_prob": float(sigmoid(logit))}
+        skipped = None if self.kinds else "the installed head tells no kinds of images apart"
+        if self.kinds:
+            shares = self.kinds.probabilities(tokens)
+            features |= {kind_feature(kind): float(share) for kind, share in zip(self.kinds.names, shares, strict=True)}
+        return Measurement(features, resembles=self._resembles(tokens), skipped=skipped)
+
+    def _resembles(self, tokens: Floats) -> Resemblance | None:
+        """The likeliest family of generators, if this image is generated at all."""
+        if self.families is None:
+            return None
+        shares = self.families.probabilities(tokens)
+        best, (cut, right) = int(shares.argmax()), self.named
+        family = self.families.names[best] if shares[best] >= cut else Resemblance.UNKNOWN
+        return Resemblance(family=family, probability=round(float(shares[best]), 3), right=right)
 
     def tokens(self, upright: RgbArray) -> Floats:
         """What the head looks at: (BLOCKS, WIDTH)."""
         return self.run(view(upright)[np.newaxis])[0]
+
+
+def _shapes(metadata: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+    """What a head's file holds, by what its metadata says."""
+    shapes: dict[str, tuple[int, ...]] = {"weight": (BLOCKS, WIDTH), "bias": (1,)}
+    for prefix in ("kinds", "families"):
+        if classes := len(metadata.get(prefix, "").split()):
+            shapes |= {f"{prefix}_weight": (classes, BLOCKS, WIDTH), f"{prefix}_bias": (classes,)}
+    return shapes
 
 
 def load_tower(weights: Weights, device: str = "cpu") -> Graph:

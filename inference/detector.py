@@ -12,9 +12,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Self
 
-from fusion.decision import decide
+from fusion.decision import AI_TIERS, decide
 from fusion.explain import explain
 from fusion.meta_model import FusionModel
+from fusion.reference import most_like
 from inference import regions, stability
 from inference.ensemble import Ensemble, Findings, build_ensemble
 from inference.limits import limits
@@ -34,7 +35,7 @@ from utils.contracts import (
     Stability,
     Verdict,
 )
-from utils.deliveries import ANY, nearest
+from utils.deliveries import nearest
 from utils.device import pick_device
 from utils.errors import ReleaseUnusable
 from utils.profiles import PROFILES
@@ -152,7 +153,9 @@ class Verifier:
             limited,
         )
         reference = self._reference(probability, sample, features)
-        reasons = explain(self.fusion, features, self.meanings, found.claims, found.notes, reference)
+        # Of the whole image, so not where a picture inside it decides.
+        resembles = found.resembles if shown.sample is sample and decision.tier in AI_TIERS else None
+        reasons = explain(self.fusion, features, self.meanings, found.claims, found.notes, reference, resembles)
         found.timings["fusion"] = time.perf_counter() - started
         values = {name: None if math.isnan(value) else round(float(value), 6) for name, value in features.items()}
         verdict = Verdict(
@@ -169,6 +172,7 @@ class Verifier:
             confidence=round(decision.confidence, 6),
             reference=reference,
             stability=held,
+            resembles=resembles,
             tier=decision.tier,
             decided_by=decision.decided_by,
             **{name: values[name] for name in PUBLIC_FEATURES},
@@ -241,8 +245,9 @@ class Verifier:
         table = self.fusion.reference
         if table is None:
             return None
-        known, quality = table.curves[ANY], features.get("jpeg.quality", math.nan)
-        return table.look_up(probability, ANY, nearest(max(sample.width, sample.height), quality, known))
+        kind, share = most_like(features)
+        longest, quality = max(sample.width, sample.height), features.get("jpeg.quality", math.nan)
+        return table.look_up(probability, nearest(longest, quality, table.of(kind)), kind, share)
 
 
 def build_verifier(settings: ModelSettings, release: Release | None = None) -> Verifier:

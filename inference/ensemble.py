@@ -20,7 +20,7 @@ from inference.graphs import GraphDetector
 from inference.parts import Forensic, Reads, load_forensics
 from inference.registry import DETECTORS, Spec, select_detectors
 from models.loaders import Weights, find
-from utils.contracts import Claim, Heatmap, Json, Measurement, Note, Sample
+from utils.contracts import Claim, Heatmap, Json, Measurement, Note, Resemblance, Sample
 from utils.device import pick_device
 from utils.errors import ReleaseUnusable, VerifyError, WeightsMissing
 from utils.releases import Release
@@ -178,6 +178,7 @@ class Findings:
         self.heatmaps: dict[str, Heatmap] = {}
         self.claims: list[Claim] = []
         self.facts: dict[str, Json] = {}
+        self.resembles: Resemblance | None = None
         self.timings: dict[str, float] = {}
         self.warnings: list[str] = []
 
@@ -190,6 +191,7 @@ class Findings:
         self.heatmaps.update(measured.heatmaps)
         self.claims.extend(measured.claims)
         self.facts.update(measured.facts)
+        self.resembles = measured.resembles or self.resembles
         self.timings[name] = seconds
 
     def fail(self, name: str, features: Iterable[str], error: Exception) -> None:

@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from fusion.reference import KINDS, kind_feature
 from inference.parts import load_forensics
 from utils.contracts import PUBLIC_FEATURES
 from utils.errors import BadSettings
@@ -39,7 +40,11 @@ DETECTORS: dict[str, Spec] = {
     "clip_b16": Spec(
         "inference.clip_b16:ClipB16Detector",
         "clip_b16",
-        {"clip_b16_prob": "probability of AI by a head on CLIP ViT-B/16, 0..1"},
+        {"clip_b16_prob": "probability of AI by a head on CLIP ViT-B/16, 0..1"}
+        | {
+            kind_feature(kind): f"how much it looks like {words} to CLIP ViT-B/16, 0..1"
+            for kind, words in KINDS.items()
+        },
     ),
     "effnet": Spec(
         "inference.effnet:EffNetDetector",

@@ -38,12 +38,13 @@ class Examples:
     Args:
         tokens: (n, blocks, width).
         labels: n; 1 = AI.
-        groups: n; of sources that share an author or motifs: cross-validation keeps them together.
+        sources, groups: n; groups are of sources that share an author or motifs: cross-validation keeps them together.
         weights: n, summing to 1.
     """
 
     tokens: Tokens
     labels: IntArray
+    sources: NameArray
     groups: NameArray
     weights: FloatArray
 
@@ -53,12 +54,13 @@ class Examples:
     def rows(self, chosen: NDArray[np.bool_]) -> Examples:
         """Some of them, weighing in all 1 again."""
         weights = self.weights[chosen]
-        return Examples(self.tokens[chosen], self.labels[chosen], self.groups[chosen], weights / weights.sum())
+        named = self.sources[chosen], self.groups[chosen]
+        return Examples(self.tokens[chosen], self.labels[chosen], *named, weights / weights.sum())
 
 
 def balanced(tokens: Tokens, labels: IntArray, sources: NameArray, groups: NameArray) -> Examples:
     """Examples of which each label weighs the same, and within a label each source."""
-    return Examples(tokens, labels, groups, source_weights(labels, sources))
+    return Examples(tokens, labels, sources, groups, source_weights(labels, sources))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,10 +103,7 @@ class Points:
         inputs -= self._mean
         self._scale = np.sqrt(examples.weights.astype(np.float32) @ inputs**2) + np.float32(1e-6)
         inputs /= self._scale
-        # The axes from the n x n products: n is a fraction of the number of inputs.
-        sizes, axes = np.linalg.eigh((inputs @ inputs.T).astype(float))
-        kept = np.flatnonzero(sizes > 1e-6 * sizes[-1])[-AXES:]
-        self._axes = inputs.T @ (axes[:, kept] / np.sqrt(sizes[kept])).astype(np.float32)
+        self._axes = _principal(inputs)
         self.values: FloatArray = (inputs @ self._axes).astype(float)
         given = np.empty((0, 2, *self._shape), np.float16) if pairs is None else pairs
         moved = np.subtract(given[:, 0, self._blocks], given[:, 1, self._blocks], dtype=np.float32)
@@ -116,10 +115,24 @@ class Points:
         stretch = steadied(self._moved, recipe.invariance)
         model = LogisticRegression(C=recipe.strength, max_iter=1000)
         model.fit(points @ stretch, self.examples.labels[chosen], sample_weight=weights * len(weights) / weights.sum())
-        coefficients = self._axes.astype(float) @ (stretch @ model.coef_[0]) / self._scale
-        weight = np.zeros(self._shape, np.float32)
-        weight[self._blocks] = coefficients.reshape(len(self._blocks), -1)
-        return Head(weight, float(model.intercept_[0] - coefficients @ self._mean))
+        weight, bias = self.folded((stretch @ model.coef_[0])[np.newaxis], model.intercept_)
+        return Head(weight[0], float(bias[0]))
+
+    def folded(self, coefficients: FloatArray, intercepts: FloatArray) -> tuple[NDArray[np.float32], FloatArray]:
+        """Linear models of points, (k, axes) and k, as ones of tokens: (k, blocks, width) and k."""
+        inputs = (coefficients @ self._axes.astype(float).T) / self._scale
+        weights = np.zeros((len(inputs), *self._shape), np.float32)
+        weights[:, self._blocks] = inputs.reshape(len(inputs), len(self._blocks), -1)
+        return weights, intercepts - inputs @ self._mean
+
+
+def _principal(inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The AXES longest principal axes of (n, inputs) as columns, by way of the smaller of the two product matrices."""
+    by_rows = len(inputs) < inputs.shape[1]
+    sizes, axes = np.linalg.eigh((inputs @ inputs.T if by_rows else inputs.T @ inputs).astype(float))
+    kept = np.flatnonzero(sizes > 1e-6 * sizes[-1])[-AXES:]
+    axes = axes[:, kept].astype(np.float32)
+    return inputs.T @ axes / np.sqrt(sizes[kept]).astype(np.float32) if by_rows else axes
 
 
 def steadied(moved: FloatArray, invariance: float) -> FloatArray:

@@ -146,31 +146,34 @@ def read_keys(table: Path) -> dict[str, tuple[str, ...]]:
 
 def fill(
     table: Path,
-    feature: str,
-    values: Mapping[Key, float],
-    others: Mapping[Key, tuple[float, Mapping[str, str]]],
+    values: Mapping[Key, Mapping[str, float]],
+    others: Mapping[Key, tuple[Mapping[str, float], Mapping[str, str]]],
     version: str,
 ) -> None:
-    """Write one feature into the rows of a table, as if the model of this version had measured them with the others.
+    """Write a model's features into the rows of a table, as if this version of it had measured them with the others.
 
     Args:
-        others: value and what is known of images that the table lacks: they get rows with this feature alone.
+        values: by feature, of every row of the table.
+        others: values and what is known of images that the table lacks: they get rows with these features alone.
 
     Raises:
-        TableError: the table cannot be used, or a row gets no value.
+        TableError: the table cannot be used, or a row gets no values.
     """
     names = tuple(feature_meanings())
-    rows, column = _kept(table, names), names.index(feature)
+    column_of = {name: column for column, name in enumerate(names)}
+    rows = _kept(table, names)
     if absent := next((key for key in rows if key not in values), None):
-        raise TableError(f"{table}: no {feature} for {' under '.join(absent)}")
+        raise TableError(f"{table}: no values for {' under '.join(absent)}")
     filled = []
     for key, row in rows.items():
-        row.values[column] = values[key]
+        for name, value in values[key].items():
+            row.values[column_of[name]] = value
         models = [each for each in row.known["models"].split() if each.partition("@")[0] != version.partition("@")[0]]
         filled.append(Row({**row.known, "models": " ".join([version, *models])}, row.values))
-    for (filepath, delivery), (value, about) in others.items():
+    for (filepath, delivery), (own, about) in others.items():
         numbers_of = np.full(len(names), np.nan)
-        numbers_of[column] = value
+        for name, value in own.items():
+            numbers_of[column_of[name]] = value
         known = {**dict.fromkeys(KEYS, ""), **about, "filepath": filepath, "delivery": delivery, "models": version}
         filled.append(Row(known, numbers_of))
     _write(table, names, filled)

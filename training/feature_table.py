@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusion.estimators import FloatArray, clean
+from fusion.reference import KINDS, kind_feature, most_like
 from inference.registry import DETECTORS
 from training.datasets import LABELS, SPLITS, fusion_split
 from utils.errors import TableError
@@ -40,6 +41,7 @@ class Table:
     splits: NameArray  # n; train or val
     deliveries: NameArray  # n; clean, web, hard, ...
     sha256: str = ""  # of the file it was read from
+    kinds: NameArray | None = None  # n; what each image seems to be, of fusion.reference.KINDS or ANY
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -53,6 +55,7 @@ class Table:
             self.splits[chosen],
             self.deliveries[chosen],
             self.sha256,
+            None if self.kinds is None else self.kinds[chosen],
         )
 
 
@@ -88,9 +91,16 @@ def read_table(path: Path, inputs: Sequence[str] = ("*",), exclude: Sequence[str
         sources=np.array(columns["source"], np.str_),
         splits=np.where(splits == "fusion", "train", splits),
         deliveries=np.array(columns.get("delivery", ["clean"] * len(labels)), np.str_),
+        kinds=_kinds(columns, len(labels)),
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
     )
     return table.rows(usable(columns))
+
+
+def _kinds(columns: Columns, count: int) -> NameArray:
+    shares = {name: numbers(name, columns[name]) for name in map(kind_feature, KINDS) if name in columns}
+    rows = ({name: float(column[row]) for name, column in shares.items()} for row in range(count))
+    return np.array([most_like(row)[0] for row in rows], np.str_)
 
 
 def usable(columns: Columns) -> NDArray[np.bool_]:

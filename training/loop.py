@@ -47,6 +47,7 @@ class Picture:
 
     Args:
         content: what it shows (photo, art, face, ...), empty where nobody says.
+        kind, family: as the data set's vocabulary has them, how it came to be and what generated it; empty likewise.
         teacher: the probability of AI that a larger detector gives it, which did not see its group; NaN: none.
     """
 
@@ -57,6 +58,8 @@ class Picture:
     content: str = ""
     group: str = ""  # of sources that share an author or motifs: what cross-validation keeps together
     teacher: float = math.nan
+    kind: str = ""
+    family: str = ""
     lossy: bool = False  # known once it is prepared: its pixels carry a JPEG history
 
     @property
@@ -66,8 +69,8 @@ class Picture:
 
 
 def read_datasets(paths: Iterable[Path], labels: Collection[str] = LABELS) -> list[Picture]:
-    """Every image of these labels in one or more CSVs with filepath, label and source; split, content, group and
-    teacher if they have.
+    """Every image of these labels in one or more CSVs with filepath, label and source; split, content, group, teacher,
+    kind and family if they have.
 
     A file path is looked up from its CSV's own folder. Without a split, a row is for training.
 
@@ -81,7 +84,8 @@ def read_datasets(paths: Iterable[Path], labels: Collection[str] = LABELS) -> li
                 label, content, group = NUMBERS[row["label"]], row.get("content") or "", row.get("group") or ""
                 place, source = path.parent / row["filepath"], row["source"]
                 teacher = float(row.get("teacher") or math.nan)
-                found.append(Picture(place, label, source, row["split"], content, group or source, teacher))
+                about = content, group or source, teacher, row.get("kind") or "", row.get("family") or ""
+                found.append(Picture(place, label, source, row["split"], *about))
     check_labels(found, labels)
     check_splits((each.source, each.split) for each in found)
     return found

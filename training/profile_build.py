@@ -152,7 +152,7 @@ def features(build: Build) -> None:
     for part in build.frozen:
         (feature,) = DETECTORS[part.detector].features
         version = weights.card(DETECTORS[part.detector].model).version
-        fill(filled, feature, _scores(build, part), {}, version)
+        fill(filled, {key: {feature: score} for key, score in _scores(build, part).items()}, {}, version)
 
 
 def fuse(build: Build) -> None:

@@ -6,28 +6,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusion.estimators import FloatArray
-from fusion.reference import CUTS, DIGITS, Curves, ReferenceTable
+from fusion.reference import CUTS, DIGITS, KINDS, Curves, ReferenceTable
 from training.feature_table import Table
 from training.metrics import resampled_weights
 from utils.deliveries import ANY
 
-FEWEST_SOURCES = 10  # of each label: a delivery with fewer has no curves of its own
+FEWEST_SOURCES = 10  # of each label: a kind or delivery with fewer has no curves of its own
 
 
 def measure_reference(table: Table, probabilities: FloatArray, measured_on: str, seed: int = 0) -> ReferenceTable:
-    """Curves for each delivery and for all together; every source weighs the same within its class.
+    """Curves for each kind and delivery, and for all together; every source weighs the same within its class.
 
     Args:
         probabilities: n, of images that neither the detectors nor the fusion model saw in fitting.
         measured_on: which images these are, in words.
     """
-    rows_of = {str(delivery): table.deliveries == delivery for delivery in np.unique(table.deliveries)}
-    curves = {ANY: _curves(table, probabilities, seed)}
-    for delivery, rows in rows_of.items():
-        found = _curves(table.rows(rows), probabilities[rows], seed)
-        if min(found.real_sources, found.ai_sources) >= FEWEST_SOURCES:
-            curves[delivery] = found
-    return ReferenceTable(measured_on, {ANY: curves})
+    everything = np.ones(len(table), np.bool_)
+    kinds = {ANY: everything}
+    if table.kinds is not None:
+        kinds |= {kind: table.kinds == kind for kind in KINDS}
+    deliveries = {ANY: everything} | {str(each): table.deliveries == each for each in np.unique(table.deliveries)}
+    curves: dict[str, dict[str, Curves]] = {}
+    for kind, of_kind in kinds.items():
+        for delivery, delivered in deliveries.items():
+            rows = of_kind & delivered
+            sources = [len(np.unique(table.sources[rows & (table.labels == label)])) for label in (0, 1)]
+            if kind == delivery == ANY or min(sources) >= FEWEST_SOURCES:
+                curves.setdefault(kind, {})[delivery] = _curves(table.rows(rows), probabilities[rows], seed)
+    return ReferenceTable(measured_on, {kind: found for kind, found in curves.items() if ANY in found})
 
 
 def _curves(table: Table, probabilities: FloatArray, seed: int) -> Curves:

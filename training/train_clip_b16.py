@@ -1,16 +1,18 @@
 """Train the head of clip_b16: python -m training.train_clip_b16 --dataset dataset.csv --out FOLDER --cache FOLDER
 
-The tower stays as OpenAI published it; only the head on its class tokens is learnt, from every source of the data set:
-sources are what it lacks. Images are seen under random deliveries that do not depend on the label. The penalty
-and the temperature are chosen by cross-validation over groups of the sources of splits train and fusion. Rows of split val
+The tower stays as OpenAI published it; only heads on its class tokens are learnt, from every source of the data set:
+sources are what it lacks. Images are seen under random deliveries that do not depend on the label. The penalty and the
+temperature are chosen by cross-validation over groups of the sources of splits train and fusion. Rows of split val
 measure the recipe: each is scored by the head of the cross-validation that saw nothing of its group. --hold-out val
-keeps that split out of the head altogether, for what only the whole product can measure. The same data set and seed
-give the same head.
+keeps that split out of the heads altogether, for what only the whole product can measure. The same data set and seed
+give the same heads.
+
+Where the data set names kinds of images and families of generators, two further heads tell these apart, likewise.
 
 OUT/teacher.csv is the data set with these scores in a column teacher, for the training of a smaller detector.
 
---table fills clip_b16_prob into a feature table, so that fusion can be trained without a second run of the tower: every
-row by a head that saw nothing of its group.
+--table fills the detector's features into a feature table, so that fusion can be trained without a second run of the
+tower: every row by heads that saw nothing of its group.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ import argparse
 import csv
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import TypeAlias
@@ -29,9 +31,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusion.estimators import FloatArray
+from fusion.reference import KINDS, kind_feature
 from inference.clip_b16 import load_tower, view
 from inference.graphs import sigmoid
 from models.loaders import Weights
+from training.clip_classes import FEWEST_GROUPS, ClassFit, choose_cut, fit_classes, names_of_strangers
 from training.clip_head import (
     INVARIANCE,
     LOOKED_AT,
@@ -51,7 +55,9 @@ from training.clip_tokens import PAIR, Look, View, tokens_of
 from training.datasets import LABELS
 from training.detectors import measure
 from training.extraction import Key, fill, read_keys
+from training.feature_table import NameArray
 from training.loop import Picture, read_datasets, some_of_each
+from utils.contracts import Json
 from utils.deliveries import DELIVERIES
 from utils.exits import Exit, command, command_parser
 from utils.persistence import record_file, save_arrays, sha256_file
@@ -61,6 +67,8 @@ FILE = "head.safetensors"
 COMMAND = "python -m training.train_clip_b16"
 VALIDATION = "val"  # the split that no choice looks at
 PER_SOURCE = 8  # images of one source and label: from 4 to 8 AUROC rose by .02; what 16 would add was not tried
+SCREENS = ("screenshot", "document", "poster")  # kinds of the vocabulary that show text and flat areas
+NO_FAMILY = ("", "mixed", "unknown", "local")  # families of the vocabulary that name no one generator
 DELIVERED = 1  # random deliveries of each training image: a second one added nothing, another image does
 MEASURED = 4  # images of one source and label that measure it, each under every fixed delivery
 
@@ -89,15 +97,31 @@ class Scorer:
         return self.choice.held_out.log_odds(tokens, np.full(len(tokens), group)) / self.choice.temperature
 
 
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What the detector says of an image, by heads that did not see its group."""
+
+    score: Scorer
+    kinds: ClassFit | None
+
+    def __call__(self, tokens: NDArray[np.float16], group: str) -> dict[str, float]:
+        """(blocks, width) -> number by name of the feature."""
+        found = {"clip_b16_prob": float(sigmoid(self.score(tokens[np.newaxis], group)[0]))}
+        if self.kinds:
+            shares = self.kinds.probabilities(tokens[np.newaxis], group)[0]
+            found |= {kind_feature(name): float(share) for name, share in zip(self.kinds.names, shares, strict=True)}
+        return found
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = command_parser(COMMAND, __doc__)
-    columns = "CSV: filepath,label,source[,split,content]"
+    columns = "CSV: filepath,label,source[,split,content,kind,family]"
     parser.add_argument("--dataset", type=Path, nargs="+", required=True, help=columns)
     parser.add_argument("--hold-out", choices=[VALIDATION], help="a split that teaches the head nothing")
     parser.add_argument("--out", type=Path, required=True, help="folder for the head, its card and its metrics")
     parser.add_argument("--cache", type=Path, required=True, help="folder for tokens, 18 kB per view")
-    parser.add_argument("--table", type=Path, help="of scripts.extract_features: its column clip_b16_prob is filled")
+    parser.add_argument("--table", type=Path, help="of scripts.extract_features: the detector's columns are filled")
     parser.add_argument("--jobs", type=int, default=2, help="processes that look at images (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     train(parser.parse_args(argv))
@@ -122,6 +146,7 @@ def train(arguments: argparse.Namespace) -> None:
     best = min(choices, key=lambda each: each.loss)
     head = points.fit(np.ones(len(examples), np.bool_), best.recipe).divided(best.temperature)
     score = Scorer(head, best)
+    kinds, families, about = taught_classes(taught)
     measuring = [each for each in some_of_each(found, MEASURED) if each.split == VALIDATION]
     validation = look_at(measuring, DELIVERIES, folder, arguments)
     metrics = {
@@ -129,6 +154,7 @@ def train(arguments: argparse.Namespace) -> None:
         "chosen": _row(best),
         "tried": [_row(each) for each in choices],
         "validation": measured(score, validation),
+        **about,
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
     write_teacher(arguments.out / "teacher.csv", found, score, taught)
@@ -136,12 +162,20 @@ def train(arguments: argparse.Namespace) -> None:
     print(json.dumps(metrics, indent=1))
     path: Path = arguments.out / FILE
     metadata = {"tower": tower, "blocks": best.recipe.blocks, "temperature": f"{best.temperature:.4f}"}
-    save_arrays(path, {"weight": head.weight, "bias": np.array([head.bias], np.float32)}, metadata)
+    arrays = {"weight": head.weight, "bias": np.array([head.bias], np.float32)}
+    for prefix, fit in (("kinds", kinds), ("families", families)):
+        if fit:
+            arrays |= fit.head.arrays(prefix)
+            metadata[prefix] = " ".join(fit.head.names)
+    if families:
+        metadata |= {"named_from": f"{about['naming']['cut']:.4f}", "named_right": f"{about['naming']['right']:.3f}"}
+    save_arrays(path, arrays, metadata)
     record_file(arguments.out, "head", FILE, licence="MIT", commercial=True, train=COMMAND)
     if arguments.table:
-        filled = probabilities(arguments.table, found, score, folder, arguments)
-        others = further_rows(arguments.table, taught, score, arguments.dataset[0].parent)
-        fill(arguments.table, "clip_b16_prob", filled, others, f"clip_b16_head@sha256:{sha256_file(path)[:12]}")
+        features = Features(score, kinds)
+        filled = features_of_rows(arguments.table, found, features, folder, arguments)
+        others = further_rows(arguments.table, taught, features, arguments.dataset[0].parent)
+        fill(arguments.table, filled, others, f"clip_b16_head@sha256:{sha256_file(path)[:12]}")
 
 
 # --- what is looked at
@@ -179,6 +213,62 @@ def examples_of(sights: Sights) -> Examples:
 def pairs_of(sights: Sights) -> Tokens:
     """What one JPEG generation moves, of one image of each source: (m, 2, blocks, width)."""
     return np.stack([np.stack([by_delivery[name] for name in PAIR]) for _, by_delivery in sights])
+
+
+# --- classes: which kind of image, which family of generators
+
+
+def taught_classes(taught: Sights) -> tuple[ClassFit | None, ClassFit | None, Mapping[str, Json]]:
+    """The heads for kinds and for families, where the data set tells enough of them apart; and how good they are."""
+    about: dict[str, Json] = {}
+    kinds = families = None
+    if found := examples_of_classes(taught, kind_of):
+        kinds = fit_classes(*found)
+        about["kinds"] = _shares(found[1], kinds)
+    if found := examples_of_classes(taught, family_of):
+        points, names = found
+        families = fit_classes(points, names)
+        naming = choose_cut(families, names, points.examples.weights)
+        about["families"] = _shares(names, families)
+        about["naming"] = asdict(naming)
+        about["strangers"] = names_of_strangers(points, names, families, naming.cut)
+    return kinds, families, about
+
+
+def kind_of(picture: Picture) -> str:
+    """Of fusion.reference.KINDS; empty where the data set does not say."""
+    if picture.kind in SCREENS:
+        return "screen"
+    return picture.content if picture.content in KINDS else ""
+
+
+def family_of(picture: Picture) -> str:
+    return "" if picture.family in NO_FAMILY else picture.family
+
+
+def examples_of_classes(taught: Sights, of: Callable[[Picture], str]) -> tuple[Points, NameArray] | None:
+    """Points and their classes, of classes that enough groups show; None if these are fewer than two."""
+    groups: dict[str, set[str]] = {}
+    for picture, _ in taught:
+        groups.setdefault(of(picture), set()).add(picture.group)
+    known = {name for name, members in groups.items() if name and len(members) >= FEWEST_GROUPS}
+    rows = [(picture, tokens) for picture, tokens in taught if of(picture) in known]
+    if len(known) < 2:
+        return None
+    classes = np.array([of(picture) for picture, tokens in rows for _ in tokens], np.str_)
+    examples = examples_of(rows)
+    _, source, images = np.unique(examples.sources, return_inverse=True, return_counts=True)
+    weights = 1 / images[source]
+    return Points(replace(examples, weights=weights / weights.sum()), LOOKED_AT), classes
+
+
+def _shares(classes: NameArray, fit: ClassFit) -> Json:
+    """Per class: how many examples, and the share whose likeliest class, held out, is the true one."""
+    best = np.array(fit.names)[fit.held_out.argmax(axis=1)]
+    found = {
+        name: (int((classes == name).sum()), float((best == classes)[classes == name].mean())) for name in fit.names
+    }
+    return {"log loss": fit.loss, "strength": fit.strength, "right": found}
 
 
 # --- choosing and measuring
@@ -219,39 +309,39 @@ def write_teacher(path: Path, pictures: Sequence[Picture], score: Scorer, taught
             writer.writerow((each.path.resolve(), *about, scores.get(each.path, "")))
 
 
-def probabilities(
-    table: Path, pictures: Sequence[Picture], score: Scorer, folder: Path, arguments: argparse.Namespace
-) -> Mapping[Key, float]:
+def features_of_rows(
+    table: Path, pictures: Sequence[Picture], features: Features, folder: Path, arguments: argparse.Namespace
+) -> Mapping[Key, Mapping[str, float]]:
     """What the detector says of each row of a feature table; by a head that did not see it where there is one."""
     known = {each.path.resolve(): each for each in pictures}
     wanted: dict[tuple[str, ...], dict[Picture, str]] = {}
     for filepath, deliveries in read_keys(table).items():
         picture = known[(arguments.dataset[0].parent / filepath).resolve()]
         wanted.setdefault(deliveries, {})[picture] = filepath
-    found: dict[Key, float] = {}
+    found: dict[Key, Mapping[str, float]] = {}
     for deliveries, rows in wanted.items():
         for picture, tokens in look_at(list(rows), deliveries, folder, arguments):
             for delivery, seen in tokens.items():
-                found[rows[picture], delivery] = float(sigmoid(score(seen[np.newaxis], picture.group)[0]))
+                found[rows[picture], delivery] = features(seen, picture.group)
     return found
 
 
 def further_rows(
-    table: Path, taught: Sights, score: Scorer, folder: Path
-) -> Mapping[Key, tuple[float, Mapping[str, str]]]:
-    """Scores of held-out heads for what they were taught with and the table lacks: more sources to calibrate fusion on.
+    table: Path, taught: Sights, features: Features, folder: Path
+) -> Mapping[Key, tuple[Mapping[str, float], Mapping[str, str]]]:
+    """What held-out heads say of what they were taught with and the table lacks: more sources to calibrate fusion on.
 
     These rows have no other number. Fusion copes with what is missing, and what counts is sources.
     """
     known = read_keys(table)
-    found: dict[Key, tuple[float, Mapping[str, str]]] = {}
+    found: dict[Key, tuple[Mapping[str, float], Mapping[str, str]]] = {}
     for picture, tokens in taught:
         filepath = picture.path.relative_to(folder).as_posix()
         if filepath in known or picture.split == VALIDATION:
             continue
         about = {"label": LABELS[picture.label], "source": picture.source, "split": "fusion"}
         for delivery, seen in tokens.items():
-            found[filepath, delivery] = float(sigmoid(score(seen[np.newaxis], picture.group)[0])), about
+            found[filepath, delivery] = features(seen, picture.group), about
     return found
 
 

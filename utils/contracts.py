@@ -256,6 +256,7 @@ class Measurement:
     claims: tuple[Claim, ...] = ()
     facts: Mapping[str, Json] = field(default_factory=dict)  # structured findings for the verdict
     skipped: str | None = None
+    resembles: Resemblance | None = None
 
     def __post_init__(self) -> None:
         missing = [name for name, value in self.features.items() if math.isnan(value)]
@@ -280,12 +281,24 @@ class Reason:
 class Reference:
     """How rare the score is among images of known origin; shares in 0..1 with 95 % intervals over sources."""
 
-    kind: str  # of image that it was compared with; all: any
+    kind: str  # of image that it was compared with: photo, art, screen; all: any
+    kind_probability: float | None  # that it is of this kind; None: of any
     delivery: str  # that the image looks most like: clean, web, hard; all: any
     real_as_high: float  # share of real images that score at least as high
     interval: tuple[float, float]
     ai_as_low: float  # share of AI images that score at most as low
     ai_interval: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resemblance:
+    """The family of generators that an image looks most like. A hint for people, never a claim of origin."""
+
+    UNKNOWN: ClassVar[str] = "unknown"
+
+    family: str  # a word of the data set's vocabulary, or UNKNOWN
+    probability: float  # of the likeliest family, named or not, given that the image is generated
+    right: float  # how often a named family was the true one, on sources that were new to the head
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -341,6 +354,7 @@ class Verdict:
     confidence: float
     reference: Reference | None  # None: the fusion artifact has no table
     stability: Stability | None  # None: nobody asked
+    resembles: Resemblance | None  # None: not in an AI tier, or nothing tells families apart
     tier: Tier
     decided_by: DecidedBy
     # The nine public numbers. Higher means more likely AI for every *_prob, *_score and *_anomaly, except exif_score,

@@ -8,7 +8,7 @@ import pytest
 from fusion.explain import LEAST_LOG_ODDS, MOST_REASONS, explain, rarity
 from fusion.meta_model import FusionModel
 from tests.fusion.synthetic import KINDS
-from utils.contracts import Claim, Note, Reason, Reference
+from utils.contracts import Claim, Note, Reason, Reference, Resemblance
 
 MEANINGS = {"dino_prob": "DINOv2 detector, probability of AI", "noise.level": "noise residual, grey levels"}
 STRONG = {"dino_prob": 0.9999, "exif_score": 0.5, "noise.level": 500.0, "noise.spread": 0.0, "spectrum.slope": -1.5}
@@ -121,7 +121,13 @@ def test_claims_and_notes_follow_as_plain_facts_before_the_numbers(models: dict[
 
 
 def reference(share: float, low: float, high: float, **fields: object) -> Reference:
-    known = {"kind": "all", "delivery": "all", "ai_as_low": 0.42, "ai_interval": (0.36, 0.48)} | fields
+    known = {
+        "kind": "all",
+        "kind_probability": None,
+        "delivery": "all",
+        "ai_as_low": 0.42,
+        "ai_interval": (0.36, 0.48),
+    } | fields
     return Reference(real_as_high=share, interval=(low, high), **known)  # type: ignore[arg-type]
 
 
@@ -147,8 +153,18 @@ def test_rarity_names_the_kind_and_the_delivery_it_was_measured_on() -> None:
 def test_the_reference_is_a_reason_before_the_numbers(models: dict[str, FusionModel]) -> None:
     model = models["logistic"]
     assert model.reference is not None
-    found = model.reference.look_up(model.probability(STRONG), "all", "clean")
+    found = model.reference.look_up(model.probability(STRONG), "clean")
     reasons = explain(model, STRONG, MEANINGS, reference=found)
     (told,) = (reason for reason in reasons if reason.code == "reference")
     assert told.text == rarity(found)
     assert math.isfinite(found.real_as_high)
+
+
+def test_a_named_family_is_told_as_a_hint_and_an_unknown_one_is_not(models: dict[str, FusionModel]) -> None:
+    named = Resemblance(family="flux", probability=0.62, right=0.76)
+    by_code = {each.code: each.text for each in explain(models["logistic"], STRONG, MEANINGS, resembles=named)}
+    assert by_code["resembles"].startswith("Of the generators that we know it looks most like flux (62%).")
+    assert "76%" in by_code["resembles"]
+    assert by_code["resembles"].endswith("no claim of origin.")
+    unknown = Resemblance(family=Resemblance.UNKNOWN, probability=0.2, right=0.76)
+    assert "resembles" not in {each.code for each in explain(models["logistic"], STRONG, MEANINGS, resembles=unknown)}

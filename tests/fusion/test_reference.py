@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from fusion.meta_model import FusionModel
-from fusion.reference import CUTS, Curves, ReferenceTable
+from fusion.reference import CUTS, Curves, ReferenceTable, most_like
 from training.feature_table import Table
 from training.reference import measure_reference
 
@@ -34,7 +36,7 @@ def measured() -> ReferenceTable:
 
 
 def test_shares_are_those_of_the_images(measured: ReferenceTable) -> None:
-    found = measured.look_up(0.45, "all", "web")
+    found = measured.look_up(0.45, "web")
     assert found.real_as_high == pytest.approx(0.1, abs=0.03)
     assert found.ai_as_low == pytest.approx(0.1, abs=0.03)
     assert found.interval[0] < found.real_as_high < found.interval[1]
@@ -43,7 +45,7 @@ def test_shares_are_those_of_the_images(measured: ReferenceTable) -> None:
 
 
 def test_a_share_that_nothing_shows_keeps_room_for_what_was_not_seen(measured: ReferenceTable) -> None:
-    found = measured.look_up(0.8, "all", "web")
+    found = measured.look_up(0.8, "web")
     assert (found.real_as_high, found.interval[0]) == (0.0, 0.0)
     assert 3 / (4 * SOURCES * IMAGES) < found.interval[1] < 3 / SOURCES
 
@@ -53,18 +55,18 @@ def test_images_of_one_source_do_not_make_it_surer() -> None:
     labels = np.repeat([0, 1], SOURCES * IMAGES)
     levels = np.random.default_rng(1).random(2 * SOURCES)
     probabilities = np.repeat(levels, IMAGES)
-    found = measure_reference(table(probabilities, labels), probabilities, "made up").look_up(0.5, "all", "web")
+    found = measure_reference(table(probabilities, labels), probabilities, "made up").look_up(0.5, "web")
     assert found.interval[1] - found.interval[0] > 0.2
 
 
 def test_shares_fall_and_rise_with_the_score(measured: ReferenceTable) -> None:
-    found = [measured.look_up(probability, "all", "web") for probability in np.linspace(0, 1, 101)]
+    found = [measured.look_up(probability, "web") for probability in np.linspace(0, 1, 101)]
     assert all(later.real_as_high <= earlier.real_as_high for earlier, later in pairwise(found))
     assert all(later.ai_as_low >= earlier.ai_as_low for earlier, later in pairwise(found))
 
 
 def test_an_unknown_kind_or_delivery_is_compared_with_all(measured: ReferenceTable) -> None:
-    found = measured.look_up(0.45, "art", "clean")
+    found = measured.look_up(0.45, "clean", "art")
     assert (found.kind, found.delivery) == ("all", "all")
 
 
@@ -76,7 +78,7 @@ def test_a_delivery_of_few_sources_has_no_curves_of_its_own() -> None:
 
 def test_a_table_survives_json(measured: ReferenceTable) -> None:
     back = ReferenceTable.from_json(json.loads(json.dumps(measured.to_json())))
-    assert back.look_up(0.3, "all", "web") == measured.look_up(0.3, "all", "web")
+    assert back.look_up(0.3, "web") == measured.look_up(0.3, "web")
     assert back.measured_on == "made up"
 
 
@@ -91,6 +93,27 @@ def test_impossible_tables_are_refused() -> None:
 def test_training_puts_a_table_into_every_artifact(models: dict[str, FusionModel]) -> None:
     for model in models.values():
         assert model.reference is not None
-        low, high = (model.reference.look_up(probability, "all", "all") for probability in (0.01, 0.99))
+        low, high = (model.reference.look_up(probability, "all") for probability in (0.01, 0.99))
         assert low.real_as_high > high.real_as_high
         assert low.ai_as_low < high.ai_as_low
+
+
+def test_each_kind_with_enough_sources_has_curves_of_its_own() -> None:
+    """Drawings score .3 higher than photographs, so the same score is rarer among photographs."""
+    rng = np.random.default_rng(2)
+    labels = np.repeat([0, 1], SOURCES * IMAGES)
+    drawn = np.tile(np.arange(SOURCES) % 2, (IMAGES, 1)).T.reshape(-1)
+    drawn = np.concatenate([drawn, drawn])
+    probabilities = rng.random(len(labels)) * 0.4 + 0.3 * drawn + 0.2 * labels
+    kinds = np.where(drawn, "art", "photo")
+    found = measure_reference(replace(table(probabilities, labels), kinds=kinds), probabilities, "made up")
+    assert set(found.curves) == {"all", "photo", "art"}, "none of screens"
+    photo, art, both = (found.look_up(0.45, "web", kind, 0.9) for kind in ("photo", "art", "all"))
+    assert photo.real_as_high < both.real_as_high < art.real_as_high
+    assert (photo.kind, photo.kind_probability, both.kind_probability) == ("photo", 0.9, None)
+
+
+def test_an_image_is_of_a_kind_only_where_that_is_sure() -> None:
+    assert most_like({"clip_b16.photo": 0.1, "clip_b16.art": 0.7, "clip_b16.screen": 0.2}) == ("art", 0.7)
+    assert most_like({"clip_b16.photo": 0.5, "clip_b16.art": 0.3, "clip_b16.screen": 0.2})[0] == "all"
+    assert most_like({"clip_b16.photo": math.nan, "effnet_prob": 0.9})[0] == "all"

@@ -17,7 +17,7 @@ from inference.graphs import graph_weights
 from models.loaders import Weights, shipped
 from models.quantised import SCALE
 from tests.pictures import sample_of
-from utils.contracts import Sample
+from utils.contracts import Resemblance, Sample
 from utils.errors import WeightsCorrupt, WeightsMismatch
 from utils.persistence import sha256_file
 
@@ -85,10 +85,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def installed(folder: Path, **head: NDArray[np.generic] | str) -> Weights:
-    """The tower, the shipped graph and a head; ``head`` changes what is in it."""
+    """The tower, the shipped graph and a head; ``head`` changes what is in it: arrays, and texts of its metadata."""
     tower = folder / "clip_b16.safetensors"
     values = {"weight": np.full((BLOCKS, WIDTH), 1e-4, np.float32), "bias": np.array([0.3], np.float32), **head}
-    metadata = {"tower": str(values.pop("tower", sha256_file(tower)))}
+    metadata = {"tower": sha256_file(tower)} | {name: each for name, each in values.items() if isinstance(each, str)}
+    values = {name: each for name, each in values.items() if not isinstance(each, str)}
     save_file(values, folder / "clip_b16_head.safetensors", metadata)
     files = {"clip_b16": tower, "clip_b16_head": folder / "clip_b16_head.safetensors"}
     facts = 'file = "{}"\nsize = {}\nsha256 = "{}"\n'
@@ -123,3 +124,37 @@ def test_a_damaged_tower_is_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "clip_b16.safetensors").write_bytes((folder / "clip_b16.safetensors").read_bytes()[:-1])
     with pytest.raises(WeightsCorrupt, match="expected"):
         load_tower(Weights(weights.cards, (tmp_path, *weights.folders)))
+
+
+# --- kinds and families
+
+
+CLASSES = {
+    "kinds_weight": np.zeros((3, BLOCKS, WIDTH), np.float32),
+    "kinds_bias": np.log([0.7, 0.2, 0.1]).astype(np.float32),
+    "families_weight": np.zeros((2, BLOCKS, WIDTH), np.float32),
+    "families_bias": np.log([0.4, 0.6]).astype(np.float32),
+}
+
+
+@pytest.mark.parametrize(("named_from", "family"), [("0.55", "gan"), ("0.65", "unknown")])
+def test_a_head_may_tell_kinds_and_families_too(
+    folder: Path, photograph: NDArray[np.uint8], named_from: str, family: str
+) -> None:
+    named = {"kinds": "photo art screen", "families": "flux gan", "named_from": named_from, "named_right": "0.8"}
+    found = ClipB16Detector.load(installed(folder, **CLASSES, **named)).measure(sample_of(photograph))
+    shares = {name: value for name, value in found.features.items() if name != "clip_b16_prob"}
+    assert shares == pytest.approx({"clip_b16.photo": 0.7, "clip_b16.art": 0.2, "clip_b16.screen": 0.1}, abs=1e-5)
+    assert found.resembles == Resemblance(family=family, probability=0.6, right=0.8)
+
+
+def test_a_head_without_them_says_so(folder: Path, photograph: NDArray[np.uint8]) -> None:
+    found = ClipB16Detector.load(installed(folder)).measure(sample_of(photograph))
+    assert math.isnan(found.features["clip_b16.photo"])
+    assert found.skipped == "the installed head tells no kinds of images apart"
+    assert found.resembles is None
+
+
+def test_classes_of_another_shape_are_refused(folder: Path) -> None:
+    with pytest.raises(WeightsMismatch, match=r"clip_b16_head: .*kinds_weight"):
+        ClipB16Detector.load(installed(folder, **CLASSES, kinds="photo art"))

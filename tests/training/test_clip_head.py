@@ -120,6 +120,7 @@ def test_the_temperature_undoes_what_made_log_odds_too_large() -> None:
     drawn = Examples(
         given.tokens,
         (rng.random(len(given)) < 1 / (1 + np.exp(-log_odds))) * 1,
+        given.sources,
         given.groups,
         given.weights,
     )

@@ -112,3 +112,24 @@ def test_a_data_set_of_one_label_is_told_in_a_line(tmp_path: Path, capsys: pytes
     where = ["--dataset", str(path), "--out", str(tmp_path), "--cache", str(tmp_path)]
     assert trainer.main(where) == Exit.FAILED
     assert "bad_table: training needs real and ai images" in capsys.readouterr().err
+
+
+def test_kinds_and_families_are_learnt_where_the_data_set_names_them(tmp_path: Path) -> None:
+    """Their heads stand in the file, and what held-out ones say of the kind in every row of a table."""
+    data = dataset(tmp_path)
+    with data.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for number, row in enumerate(rows):
+        row["content"] = ("photo", "art")[number // 3 % 2]
+        row["family"] = ("flux", "gan")[number // 3 % 2] if row["label"] == "ai" else ""
+    with data.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], "family"])
+        writer.writeheader()
+        writer.writerows(rows)
+    head, metadata = load_arrays(trained(data, tmp_path / "a"))
+    assert (metadata["kinds"], metadata["families"]) == ("art photo", "flux gan")
+    assert head["kinds_weight"].shape == head["families_weight"].shape == (2, BLOCKS, WIDTH)
+    measured = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    assert set(measured["kinds"]["right"]) == {"art", "photo"}
+    assert set(measured["families"]["right"]) == {"flux", "gan"}
+    assert 0 <= float(metadata["named_from"]) <= 1

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,15 +14,10 @@ from PIL.PngImagePlugin import PngInfo
 from inference.registry import feature_meanings
 from inference.words import GRADE_WORDS, TIER_MEANINGS, TIER_WORDS
 from tests.api.conftest import LiveServer, Watched, local_app, photo, settings_of
+from tests.browsers import CHROMIUM, FLAGS, violations
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install -r requirements-dev.txt un-skips it")
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-AXE = Path(os.environ.get("AXE_CORE", "node_modules/axe-core/axe.min.js"))
-FLAGS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
 FLIGHT = {"name": "photo.jpg", "mimeType": "image/jpeg", "buffer": photo()}
 FLOWER = {"name": "flower.jpg", "mimeType": "image/jpeg", "buffer": photo("flower.jpg")}
 LETTER = {"name": "letter.txt", "mimeType": "text/plain", "buffer": b"dear sir or madam"}
@@ -297,8 +290,6 @@ def test_nothing_is_wider_than_the_screen(open_page, width):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(open_page, scheme):
-    if not AXE.is_file():
-        pytest.skip("needs axe-core: npm install axe-core, or AXE_CORE=path/to/axe.min.js")
     page = open_page(color_scheme=scheme, reduced_motion="reduce")
     page.set_input_files("#file", [FLIGHT, LETTER])
     settled(page, 2)
@@ -306,14 +297,7 @@ def test_axe_finds_nothing_serious(open_page, scheme):
     for summary in page.locator("summary").all():
         summary.click()
     page.get_by_label("Error level analysis").check()
-    page.evaluate(AXE.read_text())
-    found = page.evaluate("axe.run()")["violations"]
-    serious = {
-        each["id"]: [node["html"] for node in each["nodes"]]
-        for each in found
-        if each["impact"] in ("serious", "critical")
-    }
-    assert not serious
+    assert violations(page) == []
     assert (
         page.evaluate("getComputedStyle(document.body).backgroundColor")
         == {

@@ -1,0 +1,68 @@
+// One image's verdict. Its bytes come from the page that shows it, as the person sees it; where that page may not read
+// them, the server is given the address.
+
+import { judge, models } from "./server.js";
+
+const asked = new URLSearchParams(location.search);
+const src = asked.get("src");
+const element = (id) => document.getElementById(id);
+
+/** Runs in the page. */
+async function bytesOf(address) {
+  try {
+    const response = await fetch(address);
+    if (!response.ok) return null;
+    const reader = new FileReader();
+    const read = new Promise((resolve, reject) => {
+      reader.onload = () => resolve(reader.result);
+      reader.onerror = () => reject(reader.error);
+    });
+    reader.readAsDataURL(await response.blob());
+    return await read;
+  } catch {
+    return null; // another site's image, without CORS
+  }
+}
+
+async function body() {
+  const target = { tabId: Number(asked.get("tab")), frameIds: [Number(asked.get("frame"))] };
+  let data = null;
+  try {
+    [{ result: data }] = await chrome.scripting.executeScript({ target, func: bytesOf, args: [src] });
+  } catch {
+    // a page that no extension may enter
+  }
+  if (data) {
+    element("image").src = data;
+    element("image").hidden = false;
+    const name = src.startsWith("http") ? new URL(src).pathname.split("/").pop() : "";
+    return { image_base64: data, filename: name || "image" };
+  }
+  if (/^https?:/.test(src)) return { url: src };
+  throw new Error("The page does not give this image away. Save it, and drop it on your server's page.");
+}
+
+function show(verdict, words) {
+  const tier = element("tier");
+  const word = words.tiers[verdict.tier];
+  tier.textContent = word[0].toUpperCase() + word.slice(1);
+  tier.className = verdict.tier;
+  element("meaning").textContent = words.tier_meanings[verdict.tier];
+  element("number").textContent =
+    `Probability of AI from the pixels ${verdict.fusion_prob.toFixed(2)}; decided by ${verdict.decided_by}; ${verdict.width} × ${verdict.height} ${verdict.format}`;
+  for (const { text } of verdict.reasoning.filter((each) => each.feature === null)) {
+    const line = document.createElement("li");
+    line.textContent = text;
+    element("why").append(line);
+  }
+}
+
+element("options").addEventListener("click", () => chrome.runtime.openOptionsPage());
+try {
+  const [verdict, words] = await Promise.all([body().then(judge), models()]);
+  show(verdict, words);
+} catch (error) {
+  element("tier").textContent = "No verdict";
+  element("meaning").textContent = error.message;
+}
+document.querySelector("main").setAttribute("aria-busy", "false");

@@ -73,9 +73,8 @@ class Batched(ABC):
 
     def _forward(self, batch: Tensor) -> tuple[Tensor, ...]:
         with torch.inference_mode():
-            if (
-                self.device.type == "cuda" and torch.cuda.is_available()
-            ):  # copied while the GPU still works on the batch before
+            # The GPU fetches pinned memory by itself. Nothing overlaps: the outputs of each batch are waited for.
+            if self.device.type == "cuda" and torch.cuda.is_available():
                 batch = batch.pin_memory()
             on_device = batch.to(self.device, self.dtype, non_blocking=True, memory_format=self._format)
             return tuple(output.float().cpu() for output in self.forward(on_device))

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Self
 
@@ -17,7 +16,7 @@ from fusion.explain import explain
 from fusion.meta_model import FusionModel
 from fusion.reference import most_like
 from inference import regions, stability
-from inference.ensemble import Ensemble, Findings, build_ensemble
+from inference.ensemble import Ensemble, Findings, build_ensemble, class_of, placed
 from inference.limits import limits
 from inference.parts import load_forensics
 from inference.registry import DETECTORS, feature_meanings, select_detectors
@@ -36,7 +35,6 @@ from utils.contracts import (
     Verdict,
 )
 from utils.deliveries import nearest
-from utils.device import pick_device
 from utils.errors import ReleaseUnusable
 from utils.profiles import PROFILES
 from utils.releases import Release, Store
@@ -287,17 +285,11 @@ def build_head_verifier(settings: ModelSettings, folder: Path) -> Verifier:
         BackboneMismatch: the head was trained on another backbone than the one installed.
         SetupError: the head or its backbone is missing or damaged.
     """
-    import torch
-
     from inference.frozen import Head
 
     head, version = Head.open(folder)
     spec, weights = DETECTORS[head.detector], Weights.at(settings.weights_dir)
-    module, _, cls = spec.path.partition(":")
-    device, reason = pick_device(settings.device)
-    log.info("%s: device=%s (%s), %s", head.detector, device, reason, settings.precision)
-    kind = getattr(import_module(module), cls)
-    detector = kind.with_head(head, version, weights, device, getattr(torch, settings.precision))
+    detector = class_of(spec).with_head(head, version, weights, *placed(head.detector, settings))
     others = [each for each in DETECTORS.values() if each is not spec]
     unavailable = {name: f"judged by {folder} alone" for each in others for name in each.features}
     ensemble = Ensemble([detector], load_forensics(settings.c2pa_trust_anchors), unavailable, settings.threads)

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib import import_module
 from itertools import chain
-from typing import Protocol, Self, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, runtime_checkable
 
 from inference.graphs import GraphDetector
 from inference.parts import Forensic, Reads, load_forensics
@@ -26,6 +26,9 @@ from utils.errors import ReleaseUnusable, VerifyError, WeightsMissing
 from utils.releases import Release
 from utils.settings import ModelSettings
 from utils.threads import cores
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 
@@ -265,15 +268,26 @@ def _check_weights(release: Release, weights: Weights) -> None:
 
 
 def _load_detector(name: str, spec: Spec, weights: Weights, settings: ModelSettings) -> Detector:
-    module, _, cls = spec.path.partition(":")
-    detector = getattr(import_module(module), cls)
+    detector = class_of(spec)
     loaded: Detector
     if issubclass(detector, GraphDetector):
         loaded = detector.load(weights, settings.device)
-        return loaded
+    else:
+        loaded = detector.load(weights, *placed(name, settings))
+    return loaded
+
+
+def class_of(spec: Spec) -> Any:
+    """The class of a detector, imported only now."""
+    module, _, cls = spec.path.partition(":")
+    return getattr(import_module(module), cls)
+
+
+def placed(name: str, settings: ModelSettings) -> tuple[str, torch.dtype]:
+    """The device and the precision that a detector on torch runs with; both are told in the log."""
     import torch  # takes seconds and gigabytes, which nothing else needs
 
     device, reason = pick_device(settings.device)
     log.info("%s: device=%s (%s), %s", name, device, reason, settings.precision)
-    loaded = detector.load(weights, device, getattr(torch, settings.precision))
-    return loaded
+    precision: torch.dtype = getattr(torch, settings.precision)
+    return device, precision

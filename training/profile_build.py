@@ -231,7 +231,8 @@ def report(model: FusionModel, shipped: FusionModel, table: Path) -> str:
             compared[f"{each.name}, {delivery}, AI from {each.thresholds.label:.3f}"] = plain(found)
     sections = [
         f"# {model.name} against {shipped.name}, validation sources",
-        "Nothing of either was fitted to these sources; 95 % bootstrap intervals over them.",
+        "The new fusion and its heads were not fitted to these sources. What ships may have learnt from some of them: "
+        "the cards of its detectors say from which. 95 % bootstrap intervals over sources.",
         markdown_table("artifact, delivery", compared),
         "## What any subset of parts is worth",
         "The same artifact where the other parts are missing, as on a machine that cannot hold them.",

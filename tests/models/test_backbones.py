@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,7 @@ SMALL: Mapping[str, Mapping[str, int]] = {
     "open_clip": {"width": 96, "layers": 2, "head_width": 48},
     "transformers": {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 192},
 }
+FULL_SIZE, LARGEST = "IMGV_TEST_FULL_SIZE", 440_000_000  # parameters: up to size L
 NAMES = [name for name, each in backbones().items() if each.library != "graph" and each.architecture != "dinov2"]
 
 
@@ -213,6 +215,16 @@ def test_a_backbone_sees_what_another_implementation_sees(name: str) -> None:
     found, expected = both(small(name))
     assert expected.std() > 1e-3
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NAMES if backbone(name).parameters < LARGEST])
+def test_a_backbone_of_full_size_sees_what_another_implementation_sees(name: str) -> None:
+    if FULL_SIZE not in os.environ:
+        pytest.skip(f"takes minutes and 6 GB of memory: set {FULL_SIZE}=1")
+    found, expected = both(backbone(name))
+    assert expected.std() > 1e-3
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_a_tower_is_read_from_open_clips_layout_too() -> None:

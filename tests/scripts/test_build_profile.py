@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from pkgutil import resolve_name
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import open_clip
+import psutil
 import pytest
 import torch
 from dotenv import dotenv_values
@@ -26,20 +29,25 @@ from inference.clip_models import ClipH14Detector
 from models.backbone_nets import empty
 from models.backbones import backbones
 from models.fatformer_net import TINY, FatFormer
-from models.loaders import Weights, record_card
+from models.loaders import SHIPPED, Weights, record_card
 from scripts import build_profile
 from scripts.embed_clip_prompts import main as embed_clip_prompts
 from tests.models.test_backbones import drawn, published, small
 from tests.models.test_fatformer_net import official_state
 from training import profile_build
 from training.embeddings import GROUP, Embedded
-from training.feature_table import read_columns
+from training.feature_table import parts as feature_parts
+from training.feature_table import read_columns, read_table
+from training.meta_models import without
+from training.metrics import evaluate
 from training.profile_build import Build
-from training.profile_plan import GIB, Machine, Plan, chosen, part_of
+from training.profile_plan import GIB, Machine, Plan, chosen, costs, part_of
 from utils.errors import BadSettings, PlanDoesNotFit
 from utils.exits import Exit
 from utils.persistence import sha256_file
+from utils.profiles import PROFILES
 
+REPOSITORY = Path(__file__).parents[2]
 IMAGES = 56
 HEADS = ("dinov3_small", "siglip2_base", "pe_core_base")
 PARTS = "effnet,dinov3:dinov3_small,siglip2:siglip2_base,pe_core:pe_core_base,fatformer,clip_h14"
@@ -264,15 +272,69 @@ def test_a_plan_says_what_a_licence_forbids_and_takes_it_only_by_name(
     assert "CC-BY-NC-4.0 (NOT FOR COMMERCIAL USE)" in capsys.readouterr().out
 
 
-def test_a_recommendation_needs_no_data_set(
-    weights_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.fixture
+def four_gb(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine, measured as it is but for its memory."""
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=4 * GIB))
+    monkeypatch.setattr(profile_build.subprocess, "run", lambda *_, **__: pytest.fail("downloaded"))
+
+
+def test_a_recommendation_fits_the_memory_that_is_measured_and_needs_no_data_set(
+    weights_dir: Path, four_gb: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(build_profile, "this_machine", lambda *_: machine(4))
     assert build_profile.main(["full", "--plan", "--json"]) == 0
     shown = capsys.readouterr().out
     plan = json.loads(shown[shown.index("{") : shown.rindex("}") + 1])
-    assert plan["memory_bytes"] <= 4 * GIB
-    assert {"clip_b16", "effnet"} <= {each["name"] for each in plan["detectors"]}
+    assert plan["memory_free"] == 4 * GIB
+    assert 2 * GIB < plan["memory_bytes"] <= 4 * GIB
+    names = [each["name"] for each in plan["detectors"]]
+    assert {"clip_b16", "effnet"} <= set(names)
+    assert any(":" in name for name in names), "and a foundation backbone"
+    assert f"--detectors {','.join(names)}" in shown
+
+
+def test_what_is_too_large_for_the_memory_that_is_measured_is_refused_and_leaves_nothing(
+    dataset: Path, weights_dir: Path, four_gb: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(path for path in dataset.parent.rglob("*"))
+    command = ["full", "--dataset", str(dataset), "--detectors", "effnet,clip:clip_l14,pe_core:pe_core_giant", "--yes"]
+    assert build_profile.main(command) == Exit.SETUP
+    error = capsys.readouterr().err
+    assert "does_not_fit" in error
+    assert "4.0 are free" in error
+    assert "--detectors effnet,clip:clip_l14" in error
+    assert sorted(path for path in dataset.parent.rglob("*")) == before
+
+
+def test_the_worth_and_size_of_what_ships_are_measured_ones() -> None:
+    """Balanced accuracy of each network that the shipped artifact reads, alone, on the table that it came from."""
+    name = PROFILES["full"].fusion
+    model = FusionModel.load(SHIPPED / name)
+    table = read_table(REPOSITORY / "training" / "tables" / f"{name}.parquet", model.inputs)
+    found = table.rows(table.splits == "val")
+    for detector in ("clip_b16", "effnet"):
+        alone = model.probabilities(without(found.matrix, feature_parts(model.inputs), [detector]))
+        measured = evaluate(found.labels, alone, found.sources, 0.5)["balanced_accuracy"].value
+        assert costs()[detector]["worth"] == pytest.approx(measured, abs=0.005)
+        assert (
+            f"{name} with this input alone, at 0.5, {len(set(found.sources))} validation" in costs()[detector]["source"]
+        )
+    with torch.device("meta"):
+        parameters = sum(each.numel() for each in FatFormer().parameters())
+    assert costs()["fatformer"]["parameters"] == parameters
+
+
+def test_the_page_has_the_size_of_every_backbone() -> None:
+    rows = [line.split("|") for line in (REPOSITORY / "docs" / "full.md").read_text().splitlines() if " M | " in line]
+    told: dict[str, int] = {}
+    for _, names, sizes, *_ in rows:
+        words = [name.strip(" `") for name in names.split(",")]
+        full = [words[0], *(f"{words[0].rpartition('_')[0]}{word}" if word[0] == "_" else word for word in words[1:])]
+        numbers = re.findall(r"\d+(?:,\d{3})*", sizes)
+        told |= {name: int(size.replace(",", "")) for name, size in zip(full, numbers, strict=True)}
+    expected = {name: round(each.parameters / 1e6) for name, each in backbones().items()}
+    expected |= {name: round(costs()[name]["parameters"] / 1e6) for name in ("fatformer", "mantranet")}
+    assert told == expected
 
 
 def test_a_wrong_detector_or_pair_is_told(tmp_path: Path) -> None:

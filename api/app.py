@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, nullcontext
 from typing import TypeAlias
@@ -14,19 +15,22 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
-from api import page, routes
+from api import config, page, routes
 from api.catalogue import catalogue
+from api.config import Configurator
 from api.documents import finish_openapi
 from api.edge import Edge
 from api.feedback import FeedbackBox
-from api.jobs import Backend
+from api.jobs import Backend, SharesSettings
 from api.limits import Gate, RateLimiter
 from api.metrics import Metrics
 from api.problems import respond
 from api.server import Server
 from inference.detector import promoted
 from inference.live import following
+from utils import live_settings
 from utils.errors import BadRequest, NotFound, VerifyError
+from utils.live_settings import Keeper, LiveSettings, MemoryKeeper
 from utils.releases import Release
 from utils.settings import Settings
 
@@ -68,6 +72,21 @@ def create_app(settings: Settings, make_backend: MakeBackend = default_backend) 
     if folder := settings.api.feedback_dir:
         days, images = settings.api.feedback_days, settings.api.feedback_images
         feedback = FeedbackBox(folder, keep_images=images, keep_days=days)
+    judging = release
+    overridden = settings.models
+
+    def apply(values: LiveSettings) -> None:
+        nonlocal overridden
+        threshold = settings.models.threshold if values.threshold is None else values.threshold
+        overridden = settings.models.model_copy(update={"threshold": threshold})
+        limits = {"rate_per_minute": values.rate_per_minute, "batch_images": values.batch_images}
+        server.settings = settings.api.model_copy(update={name: each for name, each in limits.items() if each})
+        limiter.set_rate(server.settings.rate_per_minute)
+        logging.getLogger().setLevel(values.log_level or settings.log.level)
+        backend.configure(values, settings.models)
+        server.models = catalogue(overridden, backend.where, judging)
+
+    keeper: Keeper = backend.keeper() if isinstance(backend, SharesSettings) else MemoryKeeper()
     server = Server(
         settings.api,
         settings.decode.max_bytes,
@@ -77,17 +96,23 @@ def create_app(settings: Settings, make_backend: MakeBackend = default_backend) 
         feedback,
         metrics,
         models,
+        Configurator(settings, keeper, apply),
         asyncio.Event(),
     )
 
     def adopt(release: Release) -> None:
-        backend.adopt(release, settings.models)
-        server.models = catalogue(settings.models, backend.where, release)
+        nonlocal judging
+        backend.adopt(release, overridden)
+        judging = release
+        server.models = catalogue(overridden, backend.where, release)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         sweeping = feedback.sweeping() if feedback else nullcontext()
-        async with backend, following(settings.models, release.name if release else "", adopt), sweeping:
+        current = release.name if release else ""
+        seconds = settings.models.release_refresh_seconds
+        following_settings = live_settings.following(keeper, apply, seconds) if settings.api.admins else nullcontext()
+        async with backend, following(settings.models, current, adopt), following_settings, sweeping:
             yield
 
     origins = settings.api.origins
@@ -125,6 +150,7 @@ def create_app(settings: Settings, make_backend: MakeBackend = default_backend) 
     )
     app.state.server = server
     app.include_router(routes.router)
+    app.include_router(config.router)
     app.include_router(page.router)
     app.mount("/static/reference", page.reference)
     app.mount("/static", page.assets)

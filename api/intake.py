@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import tempfile
 from collections.abc import AsyncIterator, Sequence
@@ -17,6 +18,7 @@ from starlette.requests import Request
 from api.jobs import Image
 from api.schemas import BatchRequest, Extras, Feedback, Item, Options, UrlRequest, VerifyRequest
 from ingress.sources import from_base64, is_url, too_many_bytes
+from utils.contracts import Json
 from utils.errors import BadRequest, DiskFull, TooManyBytes
 
 log = logging.getLogger(__name__)
@@ -72,6 +74,22 @@ async def read_feedback(request: Request, max_bytes: int) -> tuple[Feedback, byt
     if feedback.image_base64 is None:
         return feedback, None
     return feedback, (await _image(Item(image_base64=feedback.image_base64), max_bytes)).raw
+
+
+async def read_json_object(request: Request) -> dict[str, Json]:
+    """
+    Raises:
+        BadRequest: not a JSON object.
+    """
+    if _content_type(request) != "application/json":
+        raise BadRequest("send application/json")
+    try:
+        found = json.loads(await request.body())
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"not JSON: {error}"[:200]) from error
+    if not isinstance(found, dict):
+        raise BadRequest("send a JSON object")
+    return found
 
 
 async def read_many(

@@ -8,10 +8,11 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, Self, TypeAlias
+from typing import Literal, Protocol, Self, TypeAlias, runtime_checkable
 
 from utils.contracts import Json
 from utils.errors import VerifyError
+from utils.live_settings import Keeper, LiveSettings
 from utils.releases import Release
 from utils.settings import ModelSettings
 
@@ -104,6 +105,9 @@ class Backend(Protocol):
             SetupError: it cannot be used; the old one goes on.
         """
 
+    def configure(self, values: LiveSettings, models: ModelSettings) -> None:
+        """Judge with these settings; workers look for them themselves."""
+
     async def submit(self, image: Image, *, artifacts: bool = False, stability: bool = False) -> Job:
         """
         Args:
@@ -127,3 +131,10 @@ class Backend(Protocol):
     async def __aenter__(self) -> Self: ...
 
     async def __aexit__(self, *_: object) -> None: ...
+
+
+@runtime_checkable
+class SharesSettings(Protocol):
+    """A backend whose workers share the settings that change at run time."""
+
+    def keeper(self) -> Keeper: ...

@@ -32,7 +32,8 @@ PUBLIC = (
     "/redoc",
     "/v1/schema",
 )  # no key is asked
-BATCH = "/v1/verify/batch"
+BATCH, CONFIG = "/v1/verify/batch", "/v1/config"
+_WITH_BODY = ("POST", "PATCH")
 SUBPROTOCOL = "imgv"  # of our WebSocket
 WEBSOCKET = "WEBSOCKET"
 WEBSOCKET_BYTES = 1024  # of a message to us: none is expected
@@ -96,6 +97,9 @@ class RateLimiter:
         self._most = float(per_minute)
         self._per_second = per_minute / 60
         self._buckets: dict[str, tuple[float, float]] = {}  # caller -> tokens, and when
+
+    def set_rate(self, per_minute: int) -> None:
+        self._most, self._per_second = float(per_minute), per_minute / 60
 
     def take(self, caller: str) -> None:
         """One image.
@@ -191,7 +195,7 @@ class Gate:
         if not self._hosts and settings.host in LOOPBACK:
             self._hosts = frozenset(LOOPBACK)  # else a page could reach us by a name that it points here
         # Base64 takes 4 bytes for 3.
-        self._most = {BATCH: settings.batch_mb << 20}
+        self._most = {BATCH: settings.batch_mb << 20, CONFIG: _FORM_BYTES}
         self._most_single = max_bytes * 4 // 3 + _FORM_BYTES
         largest = max(self._most_single, *self._most.values())
         self._bytes = _Budget(max(pipeline.max_mb << 20, largest), "bytes are in work", largest)
@@ -208,7 +212,7 @@ class Gate:
         except VerifyError as error:
             await respond(error, state.get("request_id", ""))(scope, receive, send)
             return
-        if _kind(scope) != "POST":
+        if _kind(scope) not in _WITH_BODY:
             await self._app(scope, receive, send)
             return
         caller = state["caller"]
@@ -234,13 +238,14 @@ class Gate:
         public = path in PUBLIC or path.startswith("/static/")
         offered = scope.get("subprotocols", ())
         caller = caller_of(scope) if public or not self._keys else self._keys.name_of(headers, offered)
-        if kind == "POST" and not public:
+        if kind in _WITH_BODY and not public:
             most = self._most.get(path, self._most_single)
             announced = headers.get("content-length", "0")
             if announced.isdigit() and int(announced) > most:
                 raise _too_large(most)
             self._requests.check(caller, 1)
-            self._limiter.take(caller)
+            if not path.startswith(CONFIG):  # no image; and whoever set the rate too low must be able to mend it
+                self._limiter.take(caller)
         return caller
 
     def _check_site(self, headers: Headers, kind: str) -> None:
@@ -249,7 +254,8 @@ class Gate:
         if self._hosts and _parts(f"//{host}").hostname not in self._hosts:
             raise BadRequest("this server does not answer to that name; see IMGV_API_HOSTS")
         origin = headers.get("origin")
-        if kind in ("POST", WEBSOCKET) and origin and origin not in self._origins and _parts(origin).netloc != host:
+        foreign = origin and origin not in self._origins and _parts(origin).netloc != host
+        if foreign and kind in (*_WITH_BODY, WEBSOCKET):
             raise BadRequest("pages of that origin may not call; see IMGV_API_ORIGINS")
 
     def _reserve(self, caller: str, size: int) -> None:

@@ -19,6 +19,7 @@ from inference.live import LiveVerifier
 from inference.pipeline import Pipeline, Place, Request
 from utils.contracts import Sample, Verdict
 from utils.errors import Internal, NotFound, QueueFull, VerifyError
+from utils.live_settings import LiveSettings
 from utils.releases import Release
 from utils.settings import DecodeSettings, FetchSettings, ModelSettings, PipelineSettings
 from utils.verdict_json import verdict_dict
@@ -91,6 +92,9 @@ class LocalBackend:
         from inference.detector import build_verifier
 
         self._verifier.replace(build_verifier(models, release))
+
+    def configure(self, values: LiveSettings, models: ModelSettings) -> None:
+        self._verifier.set_threshold(models.threshold if values.threshold is None else values.threshold)
 
     async def submit(self, image: Image, *, artifacts: bool = False, stability: bool = False) -> Job:
         self._check_room(image)

@@ -21,9 +21,11 @@ from api.jobs import Image, Job
 from api.metrics import Metrics
 from api.problems import coded
 from utils.errors import Internal, NotFound, QueueUnreachable
+from utils.live_settings import LiveSettings
 from utils.releases import Release
 from utils.settings import ModelSettings, QueueSettings
 from worker.connect import connect
+from worker.live_settings import RedisKeeper
 from worker.rights import check_rights, producer_needs
 from worker.stream import Keys
 from worker.submit import enqueue
@@ -63,6 +65,12 @@ class QueueBackend:
         await self._client.aclose()
 
     def adopt(self, release: Release, models: ModelSettings) -> None: ...
+
+    def configure(self, values: LiveSettings, models: ModelSettings) -> None: ...
+
+    def keeper(self) -> RedisKeeper:
+        """Of the settings that workers share with us."""
+        return RedisKeeper(self._client, self._keys)
 
     async def check(self) -> None:
         """

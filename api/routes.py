@@ -305,7 +305,9 @@ async def post_feedback(request: Request) -> Response:
 
 @router.get("/v1/models", tags=["about"], summary="What judges here", response_model=Models)
 async def get_models(request: Request) -> Response:
-    return _json(server_of(request).models.model_dump())
+    server = server_of(request)
+    taken = "no" if server.feedback is None else "images" if server.settings.feedback_images else "reports"
+    return _json({**server.models.model_dump(), "feedback": taken})
 
 
 @router.get("/v1/schema", tags=["about"], summary="JSON Schema of a verdict")

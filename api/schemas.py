@@ -151,6 +151,9 @@ class Models(BaseModel):
     tiers: dict[Tier, str]
     tier_meanings: dict[Tier, str] = Field(description="what to make of an image of this tier, as a sentence")
     grades: dict[Grade, GradeInfo] = Field(description="of a claim in `provenance`, the hardest to forge first")
+    feedback: Literal["no", "reports", "images"] = Field(
+        "no", description="whether POST /v1/feedback is taken, and images with it"
+    )
     numbers: list[str] = Field(description="the verdict's own numbers, in order; `signals` has the others")
     heatmaps: dict[str, str]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 
@@ -13,6 +14,9 @@ from api.limits import RateLimiter
 from api.metrics import Metrics
 from api.schemas import Models
 from utils.settings import ApiSettings
+
+if TYPE_CHECKING:  # it has routes, which need this module
+    from api.config import Configurator
 
 
 @dataclass(slots=True)
@@ -27,6 +31,7 @@ class Server:
     feedback: FeedbackBox | None  # None: none is taken
     metrics: Metrics
     models: Models  # another one when another release judges
+    config: Configurator
     stopping: asyncio.Event  # set on the first signal, so that streams end by themselves
 
 

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -97,6 +98,12 @@ class Verifier:
 
     def __exit__(self, *_: object) -> None:
         self.ensemble.close()
+
+    def with_threshold(self, threshold: float | None) -> Self:
+        """The same with another threshold of the label; None: the artifact's."""
+        other = copy(self)
+        other.threshold = threshold
+        return other
 
     def _unused(self) -> tuple[str, ...]:
         """Opinions on AI that this artifact was not trained with: shown, not used. A map of changes is no opinion."""

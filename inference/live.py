@@ -41,6 +41,12 @@ class LiveVerifier(Generic[V]):
             old, self.now = self.now, verifier
         old.__exit__(None, None, None)
 
+    def set_threshold(self, threshold: float | None) -> None:
+        """Judge with another threshold of the label from the next batch on."""
+        with self._judging:
+            if self.now.threshold != threshold:
+                self.now = self.now.with_threshold(threshold)
+
 
 class Follower:
     """Looks which release the store points at, and hands each new one on."""

@@ -115,7 +115,7 @@ def _origin(folder: Path, row: Mapping[str, str]) -> bytes | None:
     return raw
 
 
-def _pixels(raw: bytes) -> RgbArray:
+def pixels(raw: bytes) -> RgbArray:
     with Image.open(BytesIO(raw)) as image:
         return np.asarray(image.convert("RGB"))
 
@@ -130,14 +130,14 @@ def _prompted(raw: bytes) -> bytes:
     """As a generator's own program marks what it made: the parameters in a text chunk."""
     info = PngInfo()
     info.add_text("parameters", PROMPT)
-    return _png(_pixels(raw), info)
+    return _png(pixels(raw), info)
 
 
 EDITS: dict[str, Callable[[bytes], bytes]] = {
     "": lambda raw: raw,
-    "png": lambda raw: _png(_pixels(raw)),
-    "web": lambda raw: deliver(_pixels(raw), "web"),
-    "hard": lambda raw: deliver(_pixels(raw), "hard"),
+    "png": lambda raw: _png(pixels(raw)),
+    "web": lambda raw: deliver(pixels(raw), "web"),
+    "hard": lambda raw: deliver(pixels(raw), "hard"),
     "prompted": _prompted,
 }
 
@@ -205,7 +205,7 @@ def _crops(photographs: Sequence[bytes]) -> Iterator[RgbArray]:
     """Of each different photograph, always the same."""
     rng = np.random.default_rng(0)
     for raw in dict.fromkeys(photographs):
-        rgb = _pixels(raw)
+        rgb = pixels(raw)
         for _ in range(CROPS):
             top, left = (int(rng.integers(0, max(1, side - SIDE + 1))) for side in rgb.shape[:2])
             yield rgb[top : top + SIDE, left : left + SIDE]

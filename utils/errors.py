@@ -137,6 +137,20 @@ class Unauthorized(InputError):
     http_status = 401
 
 
+class Forbidden(InputError):
+    """A key that is known and lacks the right."""
+
+    code = "forbidden"
+    http_status = 403
+
+
+class Conflict(InputError):
+    """Somebody else changed the same thing meanwhile."""
+
+    code = "conflict"
+    http_status = 409
+
+
 class NotFound(InputError):
     """No such page, job or artifact, or not any more."""
 

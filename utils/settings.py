@@ -266,6 +266,9 @@ class ApiSettings(Section):
     keys: Keys = Field(
         {}, description="who may call: name=sha256 of a key, comma separated; python -m api --new-key NAME; empty: all"
     )
+    admins: Words = Field(
+        (), description="names of keys that may change settings at run time (/v1/config), comma separated; empty: none"
+    )
     rate_per_minute: int = Field(600, gt=0, description="images one key, or one address without keys, may send")
     wait_seconds: float = Field(30.0, gt=0, description="how long a request waits for its verdict by default")
     upload_seconds: float = Field(60.0, gt=0, description="time to receive one request's body")
@@ -286,6 +289,14 @@ class ApiSettings(Section):
     feedback_days: float = Field(
         90.0, gt=0, alias="feedback_days", description="how long reports and their images are kept"
     )
+
+    @field_validator("admins")
+    @classmethod
+    def _admins_have_keys(cls, value: tuple[str, ...], field: ValidationInfo) -> tuple[str, ...]:
+        """Else an address, which is what callers without keys are called, could be given the right."""
+        if unknown := [name for name in value if name not in field.data.get("keys", {})]:
+            raise ValueError(f"IMGV_API_KEYS has no key of the name {unknown[0][:50]!r}")
+        return value
 
 
 class LifecycleSettings(Section):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,7 +70,13 @@ class ImageJobs:
     buries_input_errors = False
 
     def __init__(self, rules: Rules) -> None:
-        self._rules = rules
+        self._rules = self._given = rules
+
+    def prefer(self, profile: str | None) -> None:
+        """Let this be the profile of jobs that name none; None, or one that does not run here: the first again."""
+        known = self._given.profiles
+        first = profile if profile in known else known[0]
+        self._rules = replace(self._given, profiles=tuple(dict.fromkeys((first, *known))))
 
     def parse(self, entry: Entry) -> Job:
         job = parse(entry, self._rules)

@@ -17,13 +17,16 @@ from dataclasses import replace
 from redis.exceptions import RedisError, ResponseError
 
 from ingress.fetch import post_async
+from utils import live_settings
 from utils.errors import BadSettings, SetupError
+from utils.live_settings import LiveSettings
 from utils.releases import Release
 from utils.settings import FetchSettings, PipelineSettings, QueueSettings, Settings
 from worker.cache import RedisCache, fingerprint
 from worker.callbacks import Callback, CallbackJobs, Sender, signing_key
 from worker.connect import BLOCK_MS, Client, connect
 from worker.jobs import ImageJobs, Job, Rules
+from worker.live_settings import RedisKeeper
 from worker.loop import Handler, Limits, Loop
 from worker.metrics import Metrics, Page, serve
 from worker.rights import check_rights, warn_of_eviction, worker_needs
@@ -64,9 +67,18 @@ async def judging(settings: Settings, metrics: Metrics, client: Client) -> Async
     }
     limit_library_threads()
 
+    threshold = models.threshold
+
     def adopt(promoted: Release) -> None:
-        verifiers[models.profile].replace(build_verifier(models, promoted))
+        verifiers[models.profile].replace(build_verifier(models, promoted).with_threshold(threshold))
         metrics.judges_with(promoted.name)
+
+    def apply(values: LiveSettings) -> None:
+        nonlocal threshold
+        threshold = models.threshold if values.threshold is None else values.threshold
+        for verifier in verifiers.values():
+            verifier.set_threshold(threshold)
+        logging.getLogger().setLevel(values.log_level or settings.log.level)
 
     def fingerprint_of(name: str) -> str:
         return fingerprint(verifiers[name].now)
@@ -76,7 +88,10 @@ async def judging(settings: Settings, metrics: Metrics, client: Client) -> Async
     cache = RedisCache(client, Keys(queue.prefix), queue.cache_seconds) if queue.cache_seconds else None
     parts = queue, settings.pipeline, settings.decode, settings.fetch
     following_release = following(models, current, adopt, metrics.release_failures.inc)
-    async with following_release, Judge(*parts, verifiers, metrics, cache, fingerprint_of) as judge:
+    keeper = RedisKeeper(client, Keys(queue.prefix))
+    following_settings = live_settings.following(keeper, apply, models.release_refresh_seconds)
+    judge = Judge(*parts, verifiers, metrics, cache, fingerprint_of)
+    async with following_release, following_settings, judge:
         yield judge
 
 
@@ -97,6 +112,7 @@ def build_service(settings: Settings, url: str, make_handler: MakeHandlerOf = ju
         settings.pipeline,
         settings.fetch,
         functools.partial(make_handler, settings),
+        settings.models.release_refresh_seconds,
     )
 
 
@@ -111,10 +127,12 @@ class Service:
         pipeline: PipelineSettings,
         fetch: FetchSettings,
         make_handler: MakeHandler,
+        refresh_seconds: float,
     ) -> None:
         """
         Args:
             fetch: how callbacks may connect.
+            refresh_seconds: how often settings that changed at run time are looked for.
 
         Raises:
             BadSettings: a setting that only the worker reads.
@@ -122,6 +140,7 @@ class Service:
         self._settings = settings
         self._fetch = fetch
         self._make_handler = make_handler
+        self._refresh_seconds = refresh_seconds
         self._client = connect(url)
         self._keys = Keys(settings.prefix)
         if "+cluster" in url.partition("://")[0] and not ("{" in self._keys.prefix and "}" in self._keys.prefix):
@@ -157,7 +176,12 @@ class Service:
             answers = await self._check_server()
             handler = await stack.enter_async_context(self._make_handler(self.metrics, self._client))
             queue = self._queue(self._keys.streams, self._settings.attempts)
-            self.loop = Loop(queue, ImageJobs(self._rules), handler, self._limits, self.metrics)
+            kind = ImageJobs(self._rules)
+            keeper = RedisKeeper(self._client, self._keys)
+            await stack.enter_async_context(
+                live_settings.following(keeper, lambda values: kind.prefer(values.profile), self._refresh_seconds)
+            )
+            self.loop = Loop(queue, kind, handler, self._limits, self.metrics)
             await self._ensure(queue)
             if not answers:
                 stack.callback(asyncio.create_task(self._check_when_back(self.loop)).cancel)

@@ -71,6 +71,11 @@ class Keys:
             | {payloads(queue): "hash" for queue in queues}
         )
 
+    @property
+    def settings(self) -> str:
+        """What was changed at run time."""
+        return f"{self.prefix}:settings"
+
     def verdict(self, job_id: str) -> str:
         """The answer's key, and the channel it is published on."""
         return f"{self.prefix}:verdict:{job_id}"

@@ -4,6 +4,7 @@ import { el, percent, words } from "./dom.js";
 import { evidence, meaning, tierWords } from "./evidence.js";
 import { earlier, forget, remember } from "./history.js";
 import { models, useKey, verify } from "./server.js";
+import { wrong } from "./wrong.js";
 
 const at = (id) => document.getElementById(id);
 const STAGES = { waiting: "Waiting for its turn", sending: "Sending", queued: "Waiting for its turn", fetching: "Downloading", decoding: "Reading the image", judging: "Measuring", reporting: "Drawing heatmaps", done: "Done" };
@@ -44,7 +45,7 @@ async function run(image, card, expanded) {
   tell();
   try {
     const verdict = await verify(image, at("stability").checked, (stage) => card.progress(stage));
-    card.judged(verdict, expanded);
+    card.judged(verdict, expanded, image);
     counts.checked++;
     counts.tiers[verdict.tier] = (counts.tiers[verdict.tier] ?? 0) + 1;
     remember(verdict);
@@ -92,7 +93,7 @@ class Card {
     this.button?.remove();
   }
 
-  judged(verdict, expanded) {
+  judged(verdict, expanded, image) {
     this.settle(`tier-${verdict.tier}`, tierWords(verdict, known), meaning(verdict, known));
     this.body.append(el("p", { class: "name" }, `${percent(verdict.fusion_prob)} probability of AI from the pixels`));
     const shown = evidence(verdict, known, this.local);
@@ -104,6 +105,8 @@ class Card {
     };
     this.button = el("button", { type: "button", class: "button", "aria-controls": shown.id, onclick: () => toggle(shown.hidden) });
     this.summary.append(this.button);
+    const complaint = wrong(verdict, known, image);
+    if (complaint) shown.append(complaint);
     this.element.append(shown);
     toggle(expanded);
   }

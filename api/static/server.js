@@ -63,6 +63,21 @@ async function submit(image, stability) {
   return (await ask(query, { method: "POST", body: form })).json();
 }
 
+/** Tells what an image really is. */
+export async function report(verdict, label, why, image) {
+  const said = { job_id: verdict.job_id, sha256: verdict.sha256, label, why };
+  if (image) said.image_base64 = await base64(image);
+  return (await ask("/v1/feedback", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(said) })).json();
+}
+
+const base64 = (blob) =>
+  new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result.slice(reader.result.indexOf(",") + 1));
+    reader.onerror = () => reject(new Problem({ code: "file", detail: "The file cannot be read any more." }));
+    reader.readAsDataURL(blob);
+  });
+
 /** Server-sent events by fetch, because EventSource cannot carry a key. A stream that breaks is asked for again. */
 async function events(job, onStage) {
   for (let again = 0; ; again++) {

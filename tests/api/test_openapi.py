@@ -27,7 +27,7 @@ CHECKS = (
     response_schema_conformance,
     response_headers_conformance,
 )
-OPERATIONS = 16
+OPERATIONS = 19
 
 
 @pytest.fixture(scope="module")

@@ -95,6 +95,31 @@ def test_a_photograph_gets_words_first_then_evidence_with_heatmaps(open_page):
     assert "640 × 427" in metadata
 
 
+def test_a_wrong_verdict_is_reported_from_the_page_with_its_image(open_page, verifier, tmp_path):
+    settings = settings_of(feedback_dir=str(tmp_path), feedback_images=True)
+    with LiveServer(local_app(settings, verifier)) as server:
+        page = open_page(server.url)
+        page.set_input_files("#file", FLIGHT)
+        card = settled(page).first
+        card.get_by_role("button", name="This is wrong").click()
+        card.get_by_label("Made by AI").check()
+        card.get_by_label("How do you know?").fill("I made <b>it</b>")
+        card.get_by_label("Send the image along").check()
+        card.get_by_role("button", name="Send", exact=True).click()
+        card.get_by_text("Thank you").wait_for()
+        assert not card.get_by_role("button", name="This is wrong").is_visible()
+    (path,) = tmp_path.glob("*.json")
+    said = json.loads(path.read_text())
+    assert (said["label"], said["why"], said["image_kept"]) == ("ai", "I made <b>it</b>", True)
+    assert path.with_suffix(".image").read_bytes() == FLIGHT["buffer"]
+
+
+def test_a_server_that_takes_no_reports_shows_no_button_for_them(open_page):
+    page = open_page()
+    page.set_input_files("#file", FLOWER)
+    assert settled(page).first.get_by_role("button", name="This is wrong").count() == 0
+
+
 def test_a_claim_is_told_in_the_servers_words_and_every_number_is_counted(open_page):
     record = PngInfo()
     record.add_text("parameters", "a lighthouse\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 42")

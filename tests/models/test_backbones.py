@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from transformers import (
     Blip2VisionConfig,
     Blip2VisionModel,
+    Dinov2Config,
+    Dinov2Model,
     DINOv3ViTConfig,
     DINOv3ViTModel,
     SiglipVisionConfig,
@@ -244,10 +246,22 @@ def test_parameters_and_tokens_are_those_of_the_network(name: str) -> None:
     with torch.device("meta"):  # of the full size, without memory
         network = empty(record, "meta")
     assert sum(parameter.numel() for parameter in network.parameters()) == record.parameters
-    tower = network.network
-    patches = tower.patch_embed.num_patches if isinstance(network, TimmTower) else None
-    if patches:
-        assert record.tokens == patches + tower.num_prefix_tokens
+    patch = next(each.kernel_size[0] for each in network.modules() if isinstance(each, nn.Conv2d))
+    prefix = network.network.num_prefix_tokens if isinstance(network, TimmTower) else 1
+    assert record.tokens == (record.side // patch) ** 2 + prefix
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "layers"), [("dinov2_small", 384, 12), ("dinov2_base", 768, 12), ("dinov2_large", 1024, 24)]
+)
+def test_parameters_of_dinov2_are_those_of_transformers_network(name: str, width: int, layers: int) -> None:
+    config = Dinov2Config(
+        hidden_size=width, num_hidden_layers=layers, num_attention_heads=width // 64, patch_size=14, image_size=518
+    )
+    with torch.device("meta"):
+        network = Dinov2Model(config)
+    assert sum(parameter.numel() for parameter in network.parameters()) == backbone(name).parameters
+    assert backbone(name).tokens == (backbone(name).side // 14) ** 2 + 1
 
 
 @pytest.mark.parametrize("name", backbones())

@@ -28,7 +28,9 @@ lint:
 docs:
 	$(BIN)/python -m scripts.signals_table > docs/signals.md
 	$(BIN)/python -m scripts.write_requirements
-	$(BIN)/python -m pytest -q tests/test_docs.py tests/test_guide.py
+	$(BIN)/python -m scripts.write_clients
+	$(BIN)/mkdocs build --strict
+	$(BIN)/python -m pytest -q tests/test_docs.py tests/test_guide.py tests/test_site.py
 
 bench:
 	$(BIN)/python -m scripts.benchmark

@@ -14,7 +14,7 @@ FILES = {  # name -> the file that it goes on from, the extras that it adds; wit
     "requirements-embedded.txt": ("", ()),
     "requirements.txt": ("requirements-embedded.txt", ("full", "train")),
     "requirements-lifecycle.txt": ("requirements.txt", ("lifecycle", "cloud")),
-    "requirements-dev.txt": ("requirements-lifecycle.txt", ("heic", "dev")),
+    "requirements-dev.txt": ("requirements-lifecycle.txt", ("heic", "docs", "dev")),
 }
 
 

@@ -1,0 +1,38 @@
+"""What the docs' site has beside docs/: pages from the root of the repository, and links that lead to them.
+
+MkDocs calls this (``hooks`` in mkdocs.yml). It writes no file.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = {  # file of the root -> page
+    ".env.example": "settings.md",
+    "CHANGELOG.md": "CHANGELOG.md",
+    "CODE_OF_CONDUCT.md": "CODE_OF_CONDUCT.md",
+    "CONTRIBUTING.md": "CONTRIBUTING.md",
+    "SECURITY.md": "SECURITY.md",
+}
+
+
+def on_files(files: Any, config: Any) -> Any:
+    from mkdocs.structure.files import File
+
+    for name, page in PAGES.items():
+        files.append(File.generated(config, page, content=_text(name)))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    return re.sub(r"\]\(\.\./([^)#]+)", lambda link: f"]({PAGES.get(link[1], link[0][2:])}", markdown)
+
+
+def _text(name: str) -> str:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    if name.endswith(".md"):
+        return text.replace("](docs/", "](")
+    return f"# Settings\n\nEnvironment variables, or lines of `.env` beside the program.\n\n```ini\n{text}```\n"

@@ -31,6 +31,7 @@ from lifecycle.reference import Reference
 from lifecycle.registry import Registry
 from lifecycle.shift import Shift, Window, compare, window_of
 from utils.contracts import Json
+from utils.emf import Emf
 from utils.errors import DatasetMissing, QueueUnreachable, ReleaseUnusable
 from utils.exits import Exit, command, command_parser
 from utils.pages import template
@@ -282,6 +283,8 @@ def tell(arguments: argparse.Namespace, settings: Settings, gauges: Gauges) -> C
     def each(seen: Seen) -> None:
         shift = seen.shift
         gauges.show(shift, seen.window)
+        if settings.log.metrics_seconds:
+            Emf(gauges.registry).print()
         names = ", ".join(f"{move.name} ({move.distance:.2f})" for move in shift.moved[:5])
         by = f" by {seen.release}" if seen.release else ""
         print(f"{shift.images} images{by}: {shift.cause}{f' moved: {names}' if shift.alarm else ''}", flush=True)

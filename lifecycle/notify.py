@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
 
 from ingress.fetch import post_async
 from utils.contracts import Json
+from utils.emf import Emf
 from utils.errors import VerifyError
 from utils.settings import Settings
 from worker.callbacks import signature_headers, signing_key
@@ -59,6 +60,8 @@ def gauges(settings: Settings, *, failed: bool) -> None:
     at = Gauge("imgv_retrain_ended_timestamp_seconds", "when the last retraining ended", registry=registry)
     at.set_to_current_time()
     write_to_textfile(str(settings.lifecycle.folder / GAUGES), registry)
+    if settings.log.metrics_seconds:
+        Emf(registry).print()
 
 
 def notify(settings: Settings, event: Mapping[str, Json]) -> bool:

@@ -4,7 +4,8 @@ MLflow holds what is known of each release (parameters, metrics with their inter
 the registered model ``img_ml_verify``; the release's files lie in a store beside it. ``promote`` publishes a release to
 the store of IMGV_RELEASE and then moves that store's pointer, which is all that worker and API read: they take it over
 within IMGV_RELEASE_REFRESH_SECONDS. The alias ``champion`` follows the pointer, ``challenger`` is the newest release
-that was not promoted. Without IMGV_RELEASE the registry's own store is the published one.
+that was not promoted. Without IMGV_RELEASE the registry's own store is the published one. IMGV_WANDB_PROJECT shows
+every registered release on Weights & Biases too.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.contracts import Json
-from utils.errors import ReleaseUnusable
+from utils.errors import BadSettings, ReleaseUnusable
 from utils.exits import Exit, command, command_parser
 from utils.releases import POINTER, Pointer, Release, Store
 from utils.settings import Settings, load_settings
@@ -55,6 +56,7 @@ class Registry:
         folder = settings.lifecycle.folder
         self.releases = Store(folder / "releases")
         self.published = Store(settings.models.release) if settings.models.release else self.releases
+        self._wandb_project = settings.lifecycle.wandb_project
         self._uri = settings.lifecycle.tracking_uri or f"sqlite:///{folder / 'mlflow.db'}"
         self._artifacts = (folder / "artifacts").absolute().as_uri()
         folder.mkdir(parents=True, exist_ok=True)
@@ -147,6 +149,8 @@ class Registry:
             MODEL, str(self.releases.folder / release.name), run.info.run_id, tags={_RELEASE: release.name}
         )
         client.set_registered_model_alias(MODEL, CHALLENGER, version.version)
+        if self._wandb_project:
+            _show_on_wandb(self._wandb_project, self.releases.folder.parent, release.name, parameters, metrics, files)
         return self._registered(release.name)
 
     def decide(self, release: str, decision: str) -> None:
@@ -180,6 +184,40 @@ class Registry:
         self._client.set_registered_model_alias(MODEL, CHAMPION, str(entry.version))
         if CHALLENGER in entry.aliases:
             self._client.delete_registered_model_alias(MODEL, CHALLENGER)
+
+
+def _show_on_wandb(
+    project: str,
+    folder: Path,
+    release: str,
+    parameters: Mapping[str, Json],
+    metrics: Mapping[str, float],
+    files: Path | None,
+) -> None:
+    """The same on Weights & Biases, by its own account and variables (WANDB_MODE=offline keeps it in the folder).
+
+    Raises:
+        BadSettings: it is not installed.
+    """
+    try:
+        import wandb
+    except ImportError as error:
+        raise BadSettings("IMGV_WANDB_PROJECT needs Weights & Biases: pip install wandb") from error
+    settings = wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_meta=True)
+    with wandb.init(
+        project=project,
+        name=release,
+        id=release,
+        resume="allow",
+        dir=str(folder),
+        config=dict(parameters),
+        settings=settings,
+    ) as run:
+        run.summary.update(dict(metrics))
+        if files is not None:
+            card = wandb.Artifact(f"card-{release}", "card")
+            card.add_dir(str(files))
+            run.log_artifact(card)
 
 
 def _entry(version: ModelVersion, aliases: Mapping[str, Sequence[str]]) -> Entry:

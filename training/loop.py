@@ -9,10 +9,13 @@ import ctypes
 import hashlib
 import json
 import math
+import signal
+import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -254,6 +257,8 @@ def fit(
 ) -> nn.Module:
     """Train in place and return the running average of the weights, in eval mode.
 
+    SIGTERM, as spot machines give it before they go, ends the run after a step, with a checkpoint.
+
     ``folder`` receives a checkpoint every few minutes and at the end, and a log with one JSON object per line. A run
     resumed with more minutes goes on along the longer schedule. The seed fixes the result where ``steps`` ends the run;
     how many steps fit into ``minutes`` is the machine's affair.
@@ -267,6 +272,7 @@ def fit(
     Raises:
         BadSettings: the checkpoint was made with another batch or seed: the samples would be others.
         TrainingDiverged: the loss is NaN or infinite; the last checkpoint stays.
+        KeyboardInterrupt: SIGTERM came.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _keep_freed_memory()
@@ -277,24 +283,45 @@ def fit(
     _shorten_log(folder / LOG, run.step)
     began, saved = time.monotonic() - run.seconds, time.monotonic()
     sums: Counter[str] = Counter()
-    for batch in _batches(samples, recipe, run.step):
-        run.seconds = time.monotonic() - began
-        progress = max(run.step / recipe.steps, run.seconds / (recipe.minutes * 60))
-        if progress >= 1:
-            break
-        rate = recipe.rate_at(progress)
-        sums.update({**run.learn(batch, loss, rate), "steps": 1})
-        if run.step % recipe.log_steps == 0:
-            _write_log(folder / LOG, run, rate, sums)
-            sums.clear()
-        if time.monotonic() - saved > recipe.save_seconds:
-            run.save(folder / CHECKPOINT)
-            saved = time.monotonic()
-        if enough and enough(run.average.module, run.step):
-            break
+    with _sigterm() as came:
+        for batch in _batches(samples, recipe, run.step):
+            run.seconds = time.monotonic() - began
+            progress = max(run.step / recipe.steps, run.seconds / (recipe.minutes * 60))
+            if progress >= 1:
+                break
+            rate = recipe.rate_at(progress)
+            sums.update({**run.learn(batch, loss, rate), "steps": 1})
+            if run.step % recipe.log_steps == 0:
+                _write_log(folder / LOG, run, rate, sums)
+                sums.clear()
+            if came.is_set() or time.monotonic() - saved > recipe.save_seconds:
+                run.save(folder / CHECKPOINT)
+                saved = time.monotonic()
+                _end_if(came)
+            if enough and enough(run.average.module, run.step):
+                break
     run.save(folder / CHECKPOINT)
     kept: nn.Module = run.average.module
     return kept.eval().requires_grad_(False)
+
+
+@contextmanager
+def _sigterm() -> Iterator[threading.Event]:
+    """Is set when SIGTERM comes, which ends nothing meanwhile. In the main thread alone: others get no signals."""
+    came = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: came.set())
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end_if(came: threading.Event) -> None:
+    if came.is_set():
+        raise KeyboardInterrupt("SIGTERM: the checkpoint is written; go on with --resume")
 
 
 class _Run:

@@ -167,6 +167,12 @@ class ModelSettings(Section):
 class LogSettings(Section):
     level: str = Field("WARNING", alias="log_level", description="DEBUG, INFO, WARNING, ERROR")
     as_json: bool = Field(False, alias="log_json", description="log of worker and API as one JSON object per line")
+    metrics_seconds: float = Field(
+        0.0,
+        ge=0,
+        alias="metrics_seconds",
+        description="how often worker, training and drift print numbers as CloudWatch's embedded metrics; 0: never",
+    )
 
 
 class DecodeSettings(Section):
@@ -311,6 +317,11 @@ class LifecycleSettings(Section):
         "",
         validation_alias=_either("tracking_uri", "MLFLOW_TRACKING_URI"),
         description="MLflow, also read from MLFLOW_TRACKING_URI; empty: SQLite in the folder above",
+    )
+    wandb_project: str = Field(
+        "",
+        alias="wandb_project",
+        description="also show every registered release in this project of Weights & Biases; empty: do not",
     )
     min_images: int = Field(
         50,

@@ -18,6 +18,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from ingress.fetch import post_async
 from utils import live_settings
+from utils.emf import Emf
 from utils.errors import BadSettings, SetupError
 from utils.live_settings import LiveSettings
 from utils.releases import Release
@@ -113,6 +114,7 @@ def build_service(settings: Settings, url: str, make_handler: MakeHandlerOf = ju
         settings.fetch,
         functools.partial(make_handler, settings),
         settings.models.release_refresh_seconds,
+        settings.log.metrics_seconds,
     )
 
 
@@ -128,11 +130,13 @@ class Service:
         fetch: FetchSettings,
         make_handler: MakeHandler,
         refresh_seconds: float,
+        metrics_seconds: float = 0,
     ) -> None:
         """
         Args:
             fetch: how callbacks may connect.
             refresh_seconds: how often settings that changed at run time are looked for.
+            metrics_seconds: how often numbers are printed for CloudWatch; 0: never.
 
         Raises:
             BadSettings: a setting that only the worker reads.
@@ -141,6 +145,7 @@ class Service:
         self._fetch = fetch
         self._make_handler = make_handler
         self._refresh_seconds = refresh_seconds
+        self._metrics_seconds = metrics_seconds
         self._client = connect(url)
         self._keys = Keys(settings.prefix)
         if "+cluster" in url.partition("://")[0] and not ("{" in self._keys.prefix and "}" in self._keys.prefix):
@@ -192,6 +197,8 @@ class Service:
                 running.append(self._callbacks.run())
             if self._settings.metrics:
                 await stack.enter_async_context(serve(self._settings.metrics, self._pages(self.loop)))
+            if self._metrics_seconds:
+                stack.callback(asyncio.create_task(self._print_numbers(self.loop, self._metrics_seconds)).cancel)
             ready()
             await asyncio.gather(*(self._together(each) for each in running))
         return self.loop.failure
@@ -256,14 +263,24 @@ class Service:
         with contextlib.suppress(RedisError, OSError):  # the loop makes the group when the server is back
             await queue.ensure()
 
+    async def _numbers(self, loop: Loop[Job]) -> str:
+        try:
+            depths = await loop.queue.depth()
+        except (RedisError, OSError):
+            depths = []  # our own numbers are true without the server's
+        loops = (loop, self._callbacks) if self._callbacks else (loop,)
+        return self.metrics.render(depths, loop.held, {key for each in loops for key in each.queue.unusable})
+
+    async def _print_numbers(self, loop: Loop[Job], seconds: float) -> None:
+        emf = Emf(self.metrics.registry)
+        while True:
+            await asyncio.sleep(seconds)
+            await self._numbers(loop)  # the queue's gauges
+            emf.print()
+
     def _pages(self, loop: Loop[Job]) -> dict[str, Page]:
         async def metrics() -> tuple[int, str]:
-            try:
-                depths = await loop.queue.depth()
-            except (RedisError, OSError):
-                depths = []  # our own numbers are true without the server's
-            loops = (loop, self._callbacks) if self._callbacks else (loop,)
-            return 200, self.metrics.render(depths, loop.held, {key for each in loops for key in each.queue.unusable})
+            return 200, await self._numbers(loop)
 
         async def health() -> tuple[int, str]:
             # Not whether the server answers: restarting every worker would not bring it back.

@@ -55,14 +55,12 @@ Files = dict[str, Entry]  # by name
 class Options:
     jobs: int = 8
     delete: bool = False
-    kms: str = ""  # key; empty: S3's own
+    kms: str = ""  # key; empty: as the bucket says, which S3 always encrypts
     part: int = PART
 
     @property
     def encryption(self) -> dict[str, str]:
-        if self.kms:
-            return {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": self.kms}
-        return {"ServerSideEncryption": "AES256"}
+        return {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": self.kms} if self.kms else {}
 
 
 # --- manifests
@@ -375,7 +373,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         each.add_argument("address", help=f"{S3}BUCKET/PREFIX")
         each.add_argument("--jobs", type=int, default=8, help="transfers side by side (default: %(default)s)")
         if name == "push":
-            each.add_argument("--kms", default="", metavar="KEY", help="encrypt with this key (default: S3's own)")
+            each.add_argument(
+                "--kms", default="", metavar="KEY", help="encrypt with this key (default: as the bucket says)"
+            )
         else:
             each.add_argument("--version", default="", help="of the manifest (default: the newest)")
         if name != "verify":

@@ -16,7 +16,7 @@ from api.intake import read_json_object
 from api.server import Server, server_of
 from utils.errors import BadRequest, Conflict, Forbidden, ReleaseUnusable
 from utils.live_settings import Keeper, LiveSettings, State, shown
-from utils.releases import POINTER, Store
+from utils.releases import store_at
 from utils.settings import Settings
 from utils.verdict_json import dump
 
@@ -94,11 +94,11 @@ class Configurator:
 
     def _judging(self) -> str:
         store = self._settings.models.release
-        return Store(store).pointer().release if store and (Store(store).folder / POINTER).exists() else ""
+        return store_at(store).judging() if store else ""
 
     def _promote(self, release: str) -> None:
         try:
-            Store(self._settings.models.release).promote(release)
+            store_at(self._settings.models.release).promote(release)
         except OSError as error:
             raise ReleaseUnusable(
                 f"the store cannot be written from here ({error.strerror}): lifecycle.registry promote {release}"

@@ -38,7 +38,7 @@ from utils.contracts import (
 from utils.deliveries import nearest
 from utils.errors import ReleaseUnusable
 from utils.profiles import PROFILES
-from utils.releases import Release, Store
+from utils.releases import Release, store_at
 from utils.settings import ModelSettings
 
 log = logging.getLogger(__name__)
@@ -310,7 +310,7 @@ def promoted(settings: ModelSettings) -> Release | None:
     Raises:
         ReleaseUnusable: it is missing or damaged.
     """
-    return Store(settings.release).current() if settings.release else None
+    return store_at(settings.release).current() if settings.release else None
 
 
 def fusion_folder(settings: ModelSettings, release: Release | None = None) -> Path:

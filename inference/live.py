@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from utils.contracts import Sample
 from utils.errors import VerifyError
-from utils.releases import Release, Store
+from utils.releases import Release, store_at
 from utils.settings import ModelSettings
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Follower:
             current: the release that judges already.
             adopt: loads a release and judges with it; called on a thread. What it raises leaves the old one in place.
         """
-        self._store = Store(settings.release)
+        self._store = store_at(settings.release)
         self._adopt = adopt
         self.current = current
 

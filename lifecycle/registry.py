@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from utils.contracts import Json
 from utils.errors import BadSettings, ReleaseUnusable
 from utils.exits import Exit, command, command_parser
-from utils.releases import POINTER, Pointer, Release, Store
+from utils.releases import POINTER, Pointer, Release, Store, store_at
 from utils.settings import Settings, load_settings
 
 if TYPE_CHECKING:  # takes seconds to import
@@ -55,7 +55,7 @@ class Registry:
     def __init__(self, settings: Settings) -> None:
         folder = settings.lifecycle.folder
         self.releases = Store(folder / "releases")
-        self.published = Store(settings.models.release) if settings.models.release else self.releases
+        self.published = store_at(settings.models.release) if settings.models.release else self.releases
         self._wandb_project = settings.lifecycle.wandb_project
         self._uri = settings.lifecycle.tracking_uri or f"sqlite:///{folder / 'mlflow.db'}"
         self._artifacts = (folder / "artifacts").absolute().as_uri()
@@ -93,7 +93,7 @@ class Registry:
 
     def champion(self) -> Release | None:
         """The release that judges; None before the first promotion."""
-        return self.published.current() if (self.published.folder / POINTER).exists() else None
+        return self.published.current() if self.published.judging() else None
 
     def known(self, release: str) -> dict[str, Json]:
         """Parameters and metrics of a release.
@@ -251,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _tell(pointer: Pointer, registry: Registry) -> None:
     before = f"; before it {pointer.previous[0]}, which `rollback` returns to" if pointer.previous else ""
-    print(f"{registry.published.folder / POINTER} names {pointer.release}{before}")
+    print(f"{registry.published.address}/{POINTER} names {pointer.release}{before}")
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -1,30 +1,35 @@
 """Releases: what is promoted as one thing, and the store that publishes them. Knows no model and no registry.
 
-A store is a folder. ``NAME/`` is a release: ``release.json`` says what it is and lists every other file with its hash,
-``fusion/`` is the fusion artifact, ``models/`` holds networks and heads as ``models/saved_models`` does. The pointer
-``current.json`` names the release to judge with and the hash of its ``release.json``, so that it pins every byte.
-A release is complete before the pointer names it, and is never changed afterwards.
+A store is a folder, or a prefix of an S3 bucket. ``NAME/`` is a release: ``release.json`` says what it is and lists
+every other file with its hash, ``fusion/`` is the fusion artifact, ``models/`` holds networks and heads as
+``models/saved_models`` does. The pointer ``current.json`` names the release to judge with and the hash of its
+``release.json``, so that it pins every byte. A release is complete before the pointer names it, and is never changed
+afterwards.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from utils.errors import ReleaseUnusable
+from utils.errors import FileMissing, ReleaseUnusable
 from utils.persistence import VERIFIED, sha256_file, write_atomic
+from utils.places import S3, Place, place
 
 POINTER, MANIFEST = "current.json", "release.json"
 FUSION, MODELS = "fusion", "models"  # folders of a release
 REFERENCE = "reference.npz"  # of a release: the numbers that drift is measured against
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+COPIES = Path("~/.cache/img_ml_verify/releases")  # of what lies in buckets
 _KEPT = 20  # names that the pointer remembers, for rollbacks
 
 
@@ -65,6 +70,8 @@ class Store:
 
     def __init__(self, address: str | Path) -> None:
         self.folder = Path(address).expanduser()
+        self.address = str(self.folder)
+        self._place: Place = place(self.folder)
 
     # ------------------------------------------------------------------------------------------------------- reading
 
@@ -78,16 +85,31 @@ class Store:
         Raises:
             ReleaseUnusable: nothing was promoted here yet, or the file is damaged.
         """
-        path = self.folder / POINTER
+        path = f"{self.address}/{POINTER}"
         try:
-            said = json.loads(path.read_text(encoding="utf-8"))
+            said = json.loads(self._place.read(POINTER))
             return Pointer(said["release"], said["sha256"], said["since"], tuple(said["previous"]))
-        except OSError as error:
+        except FileMissing as error:
             raise ReleaseUnusable(
-                f"{path} cannot be read ({error.strerror}); promote a release: python -m lifecycle.registry promote"
+                f"{path} cannot be read; promote a release: python -m lifecycle.registry promote"
             ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise ReleaseUnusable(f"{path} is damaged; promote a release again: {error!r}") from error
+
+    def judging(self) -> str:
+        """The release that the pointer names; empty before the first promotion.
+
+        Raises:
+            ReleaseUnusable: the pointer is damaged.
+        """
+        return self.pointer().release if self._has(POINTER) else ""
+
+    def _has(self, name: str) -> bool:
+        try:
+            self._place.read(name, 0, 1)
+        except FileMissing:
+            return False
+        return True
 
     def current(self) -> Release:
         """The release that the pointer names, every file of it verified.
@@ -155,14 +177,12 @@ class Store:
         """
         self.open(name)
         previous: tuple[str, ...] = ()
-        if (self.folder / POINTER).exists():
+        if self._has(POINTER):
             old = self.pointer()
             if old.release == name:
                 return old
             previous = (old.release, *(each for each in old.previous if each not in (old.release, name)))[:_KEPT]
-        pointer = Pointer(name, sha256_file(self.folder / name / MANIFEST), now(), previous)
-        write_atomic(self.folder / POINTER, (json.dumps(asdict(pointer), indent=1) + "\n").encode())
-        return pointer
+        return self._point(name, previous)
 
     def rollback(self) -> Pointer:
         """Move the pointer back to the release before.
@@ -175,9 +195,87 @@ class Store:
             raise ReleaseUnusable(f"{self.folder} knows no release before {old.release}; promote one by its name")
         name, *earlier = old.previous
         self.open(name)
-        pointer = Pointer(name, sha256_file(self.folder / name / MANIFEST), now(), tuple(earlier))
-        write_atomic(self.folder / POINTER, (json.dumps(asdict(pointer), indent=1) + "\n").encode())
+        return self._point(name, tuple(earlier))
+
+    def _point(self, name: str, previous: tuple[str, ...]) -> Pointer:
+        """To a release that was verified just before."""
+        pointer = Pointer(name, sha256_file(self.folder / name / MANIFEST), now(), previous)
+        self._place.write(POINTER, (json.dumps(asdict(pointer), indent=1) + "\n").encode())
         return pointer
+
+
+class BucketStore(Store):
+    """The releases below a prefix of an S3 bucket; those that are asked for lie in a folder of this machine too.
+
+    Args:
+        copies: that folder; None: one of the user's cache.
+    """
+
+    def __init__(self, address: str, copies: Path | None = None) -> None:
+        digest = hashlib.sha256(address.encode()).hexdigest()[:16]
+        super().__init__(copies or COPIES / digest)
+        self.address = address.rstrip("/")
+        self._place = place(address)
+
+    def names(self) -> list[str]:
+        for name, _ in self._place.names():
+            release, _, file = name.partition("/")
+            if file == MANIFEST:
+                self._copy(release)
+        return super().names()
+
+    def open(self, name: str, sha256: str = "") -> Release:
+        self._copy(_checked(name))
+        try:
+            return super().open(name, sha256)
+        except ReleaseUnusable:  # the copy may be at fault
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+            self._copy(name)
+            return super().open(name, sha256)
+
+    def publish(self, release: Release) -> Release:
+        name = _checked(release.name)
+        if not self._has(f"{name}/{MANIFEST}"):
+            for path in (*release.files, MANIFEST):  # the manifest last: with it the release is complete
+                self._place.write(f"{name}/{path}", (release.folder / path).read_bytes())
+        published = self.open(name)
+        if published.files != release.files:
+            raise ReleaseUnusable(f"{self.address}/{name} is another release of that name; a release is never changed")
+        return published
+
+    def _copy(self, name: str) -> None:
+        """Have a release here, unless it is.
+
+        Raises:
+            ReleaseUnusable: it is not there whole.
+        """
+        if (self.folder / name / MANIFEST).is_file():
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with tempfile.TemporaryDirectory(dir=self.folder, prefix=".copying-") as scratch:
+                manifest = self._place.read(f"{name}/{MANIFEST}")
+                for file in (*json.loads(manifest)["files"], MANIFEST):
+                    path = (Path(scratch) / name / file).resolve()
+                    if not path.is_relative_to(Path(scratch).resolve()):
+                        raise ReleaseUnusable(f"{self.address}/{name}/{MANIFEST} names a file outside the release")
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(manifest if file == MANIFEST else self._place.read(f"{name}/{file}"))
+                with suppress(OSError):  # another process copied it meanwhile
+                    (Path(scratch) / name).rename(self.folder / name)
+        except (FileMissing, ValueError, KeyError, TypeError) as error:
+            raise ReleaseUnusable(
+                f"{self.address}/{name} cannot be read: {error}; publish the release again"
+            ) from error
+
+
+def store_at(address: str | Path) -> Store:
+    """The store at a folder, or at s3://BUCKET/PREFIX.
+
+    Raises:
+        BadSettings: an address of S3 without a bucket.
+    """
+    return BucketStore(str(address)) if str(address).startswith(S3) else Store(address)
 
 
 def seal(folder: Path, name: str, *, profile: str, code: str, data: str, weights: Mapping[str, str]) -> Release:

@@ -144,7 +144,9 @@ class ModelSettings(Section):
         "", description="fusion artifact: a folder, or its name in models/saved_models; empty: the profile's"
     )
     release: str = Field(
-        "", description="store of promoted releases, a folder: its pointer names the models to judge with; empty: none"
+        "",
+        description="store of promoted releases, a folder or s3://BUCKET/PREFIX: its pointer names the models to judge"
+        " with; empty: none",
     )
     release_refresh_seconds: float = Field(
         30.0, gt=0, description="how often worker and API look whether another release was promoted"

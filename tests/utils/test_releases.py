@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from utils import aws as door
 from utils.errors import ReleaseUnusable
-from utils.releases import MANIFEST, POINTER, Release, Store, seal
+from utils.releases import MANIFEST, POINTER, BucketStore, Release, Store, seal, store_at
 
 
 @pytest.fixture
@@ -93,3 +94,53 @@ def test_a_manifest_that_lists_a_file_outside_is_refused(store: Store, tmp_path:
     path.write_text(json.dumps(said))
     with pytest.raises(ReleaseUnusable, match="two"):
         store.open("one")
+
+
+@pytest.fixture
+def bucket(aws: str, tmp_path: Path) -> str:
+    door.client("s3").create_bucket(Bucket="models", CreateBucketConfiguration={"LocationConstraint": "eu-central-1"})
+    return "s3://models/releases"
+
+
+def test_a_bucket_publishes_promotes_and_rolls_back_as_a_folder_does(bucket: str, tmp_path: Path) -> None:
+    here, elsewhere = (BucketStore(bucket, tmp_path / name) for name in ("here", "elsewhere"))
+    with pytest.raises(ReleaseUnusable, match="promote"):
+        here.pointer()
+    assert here.judging() == ""
+    for name in ("one", "two"):
+        here.publish(made(tmp_path / "made", name, name))
+        here.promote(name)
+    assert elsewhere.judging() == "two"
+    assert (elsewhere.current().fusion / "model.json").read_text() == "two"
+    assert elsewhere.names() == ["one", "two"]
+    assert elsewhere.rollback().release == "one"
+    assert here.current().name == "one"
+    assert here.publish(made(tmp_path / "again", "one", "one")).name == "one"
+    with pytest.raises(ReleaseUnusable, match="another release of that name"):
+        here.publish(made(tmp_path / "other", "one", "other"))
+
+
+def test_a_bucket_that_was_tampered_with_is_refused_and_a_damaged_copy_is_copied_again(
+    bucket: str, tmp_path: Path
+) -> None:
+    store = BucketStore(bucket, tmp_path / "copies")
+    store.publish(made(tmp_path / "made", "one"))
+    store.promote("one")
+    (tmp_path / "copies" / "one" / "fusion" / "model.json").write_text("damaged")
+    assert (store.current().fusion / "model.json").read_text() == "model"
+    s3 = door.client("s3")
+    s3.put_object(Bucket="models", Key="releases/one/fusion/model.json", Body=b"other")
+    with pytest.raises(ReleaseUnusable, match=r"model\.json is not as it was published"):
+        BucketStore(bucket, tmp_path / "fresh").current()
+    manifest = json.loads(s3.get_object(Bucket="models", Key=f"releases/one/{MANIFEST}")["Body"].read())
+    manifest["files"]["../../out"] = "0" * 64
+    s3.put_object(Bucket="models", Key=f"releases/one/{MANIFEST}", Body=json.dumps(manifest).encode())
+    s3.put_object(Bucket="models", Key="out", Body=b"x")
+    with pytest.raises(ReleaseUnusable, match=r"outside the release|cannot be read"):
+        BucketStore(bucket, tmp_path / "fresh").current()
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_address_says_which_store_it_is(tmp_path: Path) -> None:
+    assert isinstance(store_at("s3://models/x"), BucketStore)
+    assert type(store_at(tmp_path)) is Store

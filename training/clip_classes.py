@@ -15,7 +15,7 @@ from inference.class_head import ClassHead
 from training.clip_head import FOLDS, Examples, Points
 from training.feature_table import IntArray, NameArray
 
-STRENGTHS = (1e-3, 1e-2, 1e-1)  # scikit-learn's C for weights of mean 1
+STRENGTHS = (1e-4, 1e-3, 1e-2)  # scikit-learn's C for weights of mean 1
 TEMPERATURES = np.geomspace(0.3, 3, 60)
 FEWEST_GROUPS = 3  # of a class: with fewer, cross-validation could not tell whether it is learnt or remembered
 RIGHT = 0.75  # how often a named class has to be the true one, on sources that were new to the head

@@ -23,6 +23,23 @@ class Classification(TypedDict):
     confidence: float
 
 
+class Config(TypedDict):
+    """The settings at run time."""
+
+    # how often they were changed
+    version: int
+    # what holds now, by name
+    values: dict[str, Any]
+    # of these, what differs from the environment's settings by a change
+    changed: list[str]
+    # whose key made the last change
+    by: str
+    # when, ISO 8601
+    at: str
+    # how many changes can be undone
+    can_undo: int
+
+
 class DetectorInfo(TypedDict):
     name: str
     # part of this profile
@@ -100,6 +117,8 @@ class Models(TypedDict):
     tier_meanings: dict[str, str]
     # of a claim in `provenance`, the hardest to forge first
     grades: dict[str, GradeInfo]
+    # whether POST /v1/feedback is taken, and images with it
+    feedback: NotRequired[Literal["no", "reports", "images"]]
     # the verdict's own numbers, in order; `signals` has the others
     numbers: list[str]
     heatmaps: dict[str, str]
@@ -154,6 +173,7 @@ class Reference(TypedDict):
     """How rare the score is among images of known origin; shares in 0..1 with 95 % intervals over sources."""
 
     kind: str
+    kind_probability: float | None
     delivery: str
     real_as_high: float
     interval: tuple[float, float]
@@ -168,6 +188,14 @@ class Region(TypedDict):
     box: tuple[int, int, int, int]
     fusion_prob: float
     decides: bool
+
+
+class Resemblance(TypedDict):
+    """The family of generators that an image looks most like. A hint for people, never a claim of origin."""
+
+    family: str
+    probability: float
+    right: float
 
 
 class Stability(TypedDict):
@@ -196,6 +224,7 @@ class Verdict(TypedDict):
     confidence: float
     reference: Reference | None
     stability: Stability | None
+    resembles: Resemblance | None
     tier: Literal["real", "likely_real", "inconclusive", "likely_ai", "ai"]
     decided_by: Literal["fusion", "provenance"]
     dino_prob: float | None

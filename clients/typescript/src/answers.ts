@@ -15,6 +15,22 @@ export interface Classification {
   confidence: number;
 }
 
+/** The settings at run time. */
+export interface Config {
+  /** how often they were changed */
+  version: number;
+  /** what holds now, by name */
+  values: Record<string, unknown>;
+  /** of these, what differs from the environment's settings by a change */
+  changed: Array<string>;
+  /** whose key made the last change */
+  by: string;
+  /** when, ISO 8601 */
+  at: string;
+  /** how many changes can be undone */
+  can_undo: number;
+}
+
 export interface DetectorInfo {
   name: string;
   /** part of this profile */
@@ -88,6 +104,8 @@ export interface Models {
   tier_meanings: Record<string, string>;
   /** of a claim in `provenance`, the hardest to forge first */
   grades: Record<string, GradeInfo>;
+  /** whether POST /v1/feedback is taken, and images with it */
+  feedback?: "no" | "reports" | "images";
   /** the verdict's own numbers, in order; `signals` has the others */
   numbers: Array<string>;
   heatmaps: Record<string, string>;
@@ -136,6 +154,7 @@ export interface Reason {
 /** How rare the score is among images of known origin; shares in 0..1 with 95 % intervals over sources. */
 export interface Reference {
   kind: string;
+  kind_probability: number | null;
   delivery: string;
   real_as_high: number;
   interval: [number, number];
@@ -149,6 +168,13 @@ export interface Region {
   box: [number, number, number, number];
   fusion_prob: number;
   decides: boolean;
+}
+
+/** The family of generators that an image looks most like. A hint for people, never a claim of origin. */
+export interface Resemblance {
+  family: string;
+  probability: number;
+  right: number;
 }
 
 /** The probability of the same image delivered otherwise: as a web copy, a hard one, cropped, enlarged. */
@@ -174,6 +200,7 @@ export interface Verdict {
   confidence: number;
   reference: Reference | null;
   stability: Stability | null;
+  resembles: Resemblance | null;
   tier: "real" | "likely_real" | "inconclusive" | "likely_ai" | "ai";
   decided_by: "fusion" | "provenance";
   dino_prob: number | null;
@@ -223,4 +250,7 @@ export interface Answers {
   "POST /predict": Prediction;
   "GET /health": Health;
   "GET /model_info": ModelInfo;
+  "GET /v1/config": Config;
+  "PATCH /v1/config": Config;
+  "POST /v1/config/undo": Config;
 }

@@ -221,6 +221,7 @@ def test_a_backbone_sees_what_another_implementation_sees(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NAMES if backbone(name).parameters < LARGEST])
+@pytest.mark.timeout(900)
 def test_a_backbone_of_full_size_sees_what_another_implementation_sees(name: str) -> None:
     if FULL_SIZE not in os.environ:
         pytest.skip(f"takes minutes and 6 GB of memory: set {FULL_SIZE}=1")

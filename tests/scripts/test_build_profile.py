@@ -104,7 +104,18 @@ def weights_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(dataset: Path, *more: str) -> int:
     out = dataset.parent / "artifact"
-    command = ["full", "--dataset", str(dataset), "--detectors", PARTS, "--out", str(out), "--yes"]
+    command = [
+        "full",
+        "--dataset",
+        str(dataset),
+        "--detectors",
+        PARTS,
+        "--head",
+        "logistic",
+        "--out",
+        str(out),
+        "--yes",
+    ]
     return build_profile.main([*command, *more])
 
 
@@ -134,7 +145,7 @@ class Counted:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_folder_becomes_an_artifact_and_a_verdict_by_it_however_often_it_is_killed(
     dataset: Path, weights_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

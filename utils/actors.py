@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from utils.errors import BadSettings
+from utils.errors import BadSettings, ClusterUnreachable
 
 LOCAL = "local"
+_ATTEMPTS = 3  # of a start: Ray gives up after half a minute, which a busy machine takes
 
 
 def check_ray(option: str) -> None:
@@ -43,18 +44,13 @@ def through_actors(
         actors: each takes one CPU.
         blocks: in which the items are handed out; 0: each by itself.
         gpus: that each actor takes.
+
+    Raises:
+        ClusterUnreachable: the cluster does not start or answer.
     """
     if not items:
         return
-    if address == LOCAL:  # Ray's switch for staying on loopback, as it does on macOS; read when it is imported
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    import ray
-    import ray.data
-
-    if address == LOCAL:
-        ray.init(LOCAL, num_cpus=actors, include_dashboard=False)
-    else:
-        ray.init(address)
+    ray = _connected(address, actors)
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False  # ours counts images
         blocks = blocks or len(items)
@@ -71,3 +67,24 @@ def through_actors(
         )
     finally:
         ray.shutdown()
+
+
+def _connected(address: str, actors: int) -> Any:
+    if address == LOCAL:  # Ray's switch for staying on loopback, as it does on macOS; read when it is imported
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    import ray
+    import ray.data
+
+    for attempts_left in range(_ATTEMPTS - 1, -1, -1):
+        try:
+            if address == LOCAL:
+                ray.init(LOCAL, num_cpus=actors, include_dashboard=False)
+            else:
+                ray.init(address)
+            break
+        except Exception as error:  # Ray raises Exception itself where a node does not start within half a minute
+            ray.shutdown()
+            if not attempts_left:
+                said = f"Ray at {address}: {error}; check the address, or run again when this machine has time"
+                raise ClusterUnreachable(said) from error
+    return ray

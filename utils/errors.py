@@ -229,6 +229,12 @@ class CloudFailed(TransientError):
     code = "cloud_failed"
 
 
+class ClusterUnreachable(TransientError):
+    """Ray's cluster does not start, or does not answer."""
+
+    code = "cluster_unreachable"
+
+
 class CopyDiffers(TransientError):
     """A copy of a file is not the file: its checksum differs, or it is not there."""
 

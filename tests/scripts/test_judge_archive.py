@@ -187,3 +187,18 @@ def test_another_archive_or_profile_does_not_go_on_in_the_same_place(tmp_path, c
     assert "dataset_missing" in capsys.readouterr().err
     assert judge_archive.main(command(tmp_path, out)) == Exit.SETUP
     assert "begun with another source" in capsys.readouterr().err
+
+
+def test_a_cluster_that_does_not_start_is_told(tmp_path, archive, capsys, monkeypatch):
+    import ray
+
+    tried = []
+
+    def init(*_: object, **__: object) -> None:
+        tried.append(1)
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", init)
+    assert judge_archive.main(command(archive, tmp_path / "out")) == Exit.FAILED
+    assert capsys.readouterr().err.splitlines()[-1].startswith("cluster_unreachable: Ray at local: The current node")
+    assert len(tried) > 1

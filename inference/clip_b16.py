@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cache
 from typing import ClassVar, Self
 
 import numpy as np
@@ -26,6 +27,7 @@ from utils.contracts import Measurement, Resemblance, RgbArray, Sample
 from utils.errors import WeightsMismatch
 
 SIDE = 224  # px of the square that the tower looks at
+EMBEDDING = 64  # numbers of the projection that a verdict may carry
 BLOCKS, WIDTH = 12, 768  # of the tower: class tokens of one image are (BLOCKS, WIDTH)
 
 
@@ -96,7 +98,8 @@ class ClipB16Detector(GraphDetector):
         if self.kinds:
             shares = self.kinds.probabilities(tokens)
             features |= {kind_feature(kind): float(share) for kind, share in zip(self.kinds.names, shares, strict=True)}
-        return Measurement(features, resembles=self._resembles(tokens), skipped=skipped)
+        resembles, shown = self._resembles(tokens), embedding(tokens)
+        return Measurement(features, resembles=resembles, skipped=skipped, embedding=shown)
 
     def _resembles(self, tokens: Floats) -> Resemblance | None:
         """The likeliest family of generators, if this image is generated at all."""
@@ -110,6 +113,19 @@ class ClipB16Detector(GraphDetector):
     def tokens(self, upright: RgbArray) -> Floats:
         """What the head looks at: (BLOCKS, WIDTH)."""
         return self.run(view(upright)[np.newaxis])[0]
+
+
+def embedding(tokens: Floats) -> tuple[float, ...]:
+    """The last block's token, of unit length, seen from EMBEDDING directions that never change."""
+    last = np.asarray(tokens[-1], np.float64)
+    seen = _directions() @ (last / max(float(np.linalg.norm(last)), 1e-12))
+    return tuple(round(float(value), 4) for value in seen)
+
+
+@cache
+def _directions() -> NDArray[np.float64]:
+    """Johnson and Lindenstrauss: distances survive. RandomState, whose numbers NumPy promises to keep."""
+    return np.random.RandomState(0).standard_normal((EMBEDDING, WIDTH)) / math.sqrt(EMBEDDING)
 
 
 def _shapes(metadata: Mapping[str, str]) -> dict[str, tuple[int, ...]]:

@@ -78,10 +78,12 @@ class Verifier:
         stability: bool = False,
         release: str = "",
         beside: Sequence[Opinion] = (),
+        embedding: bool = False,
     ) -> None:
         """
         Args:
             release: the name under which fusion model and detectors were promoted together; empty: they were not.
+            embedding: whether verdicts carry what drift compares beside the numbers.
         """
         fusion.check_inputs(meanings)
         self.ensemble = ensemble
@@ -90,6 +92,7 @@ class Verifier:
         self.threshold = threshold
         self.stability = stability
         self.release = release
+        self.embedding = embedding
         self.beside = tuple(each for each in beside if each.feature not in fusion.inputs)
         self.warnings = self._unused()
 
@@ -188,6 +191,7 @@ class Verifier:
             artifacts={},
             regions=pictures,
             beside=tuple(replace(each, value=values[each.feature]) for each in self.beside),
+            embedding=(found.embedding or None) if self.embedding else None,
             models=({"release": self.release} if self.release else {})
             | {"fusion": self.fusion.name}
             | {detector.name: detector.version for detector in self.ensemble.detectors},
@@ -269,7 +273,8 @@ def build_verifier(settings: ModelSettings, release: Release | None = None) -> V
     fusion = FusionModel.load(fusion_folder(settings, release))
     ensemble, beside = build_ensemble(settings, release), opinions(settings)
     name = release.name if release else ""
-    return Verifier(ensemble, fusion, feature_meanings(), settings.threshold, settings.stability, name, beside)
+    asked = settings.threshold, settings.stability, name, beside, settings.embedding
+    return Verifier(ensemble, fusion, feature_meanings(), *asked)
 
 
 def opinions(settings: ModelSettings) -> list[Opinion]:

@@ -182,6 +182,7 @@ class Findings:
         self.claims: list[Claim] = []
         self.facts: dict[str, Json] = {}
         self.resembles: Resemblance | None = None
+        self.embedding: tuple[float, ...] = ()
         self.timings: dict[str, float] = {}
         self.warnings: list[str] = []
 
@@ -195,6 +196,7 @@ class Findings:
         self.claims.extend(measured.claims)
         self.facts.update(measured.facts)
         self.resembles = measured.resembles or self.resembles
+        self.embedding = measured.embedding or self.embedding
         self.timings[name] = seconds
 
     def fail(self, name: str, features: Iterable[str], error: Exception) -> None:

@@ -246,7 +246,9 @@ def _reference(verdicts: Sequence[Verdict]) -> Reference:
     signals = tuple(numbers_of(verdicts[0]))
     window = window_of(verdicts, signals)
     sources = np.array([str(verdict.get("source", "")) for verdict in verdicts])
-    return Reference(signals, window.values.astype(np.float32), window.probabilities, window.deliveries, sources)
+    values, shown = window.values.astype(np.float32), window.embeddings
+    kept = (None, None) if shown is None else (shown.astype(np.float32), sources)
+    return Reference(signals, values, window.probabilities, window.deliveries, sources, *kept)
 
 
 # --- what is told

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fusion.estimators import FloatArray
 from fusion.meta_model import FusionModel
+from inference.clip_b16 import ClipB16Detector, embedding
+from ingress.sources import Ingress
+from models.loaders import Weights
+from training.datasets import read_rows
+from training.extraction import Task, delivered
 from training.feature_table import Table
+from utils.settings import DecodeSettings
 
+EMBEDDED = 400  # images whose embeddings are kept
 ROWS = 4000  # more say nothing new, and are read at every start of the watch
 
 
@@ -24,6 +33,8 @@ class Reference:
     probabilities: FloatArray  # n
     deliveries: NDArray[np.str_]  # n
     sources: NDArray[np.str_]  # n
+    embeddings: NDArray[np.float32] | None = None  # m x 64; None: they were not asked for
+    embedded: NDArray[np.str_] | None = None  # m; the sources of these
 
     @classmethod
     def of(cls, model: FusionModel, table: Table) -> Reference:
@@ -38,14 +49,16 @@ class Reference:
         )
 
     def save(self, path: Path) -> None:
-        np.savez_compressed(
-            path,
-            signals=np.array(self.signals),
-            values=self.values,
-            probabilities=self.probabilities,
-            deliveries=self.deliveries,
-            sources=self.sources,
-        )
+        arrays: dict[str, NDArray[Any]] = {
+            "signals": np.array(self.signals),
+            "values": self.values,
+            "probabilities": self.probabilities,
+            "deliveries": self.deliveries,
+            "sources": self.sources,
+        }
+        if self.embeddings is not None and self.embedded is not None:
+            arrays |= {"embeddings": self.embeddings, "embedded": self.embedded}
+        np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
 
     @classmethod
     def load(cls, path: Path) -> Reference:
@@ -57,4 +70,26 @@ class Reference:
                 stored["probabilities"],
                 stored["deliveries"],
                 stored["sources"],
+                stored["embeddings"] if "embeddings" in stored.files else None,
+                stored["embedded"] if "embeddings" in stored.files else None,
             )
+
+
+def embed(
+    reference: Reference, dataset: Path, deliveries: Sequence[str], weights: Weights, decode: DecodeSettings
+) -> Reference:
+    """The reference with embeddings of at most EMBEDDED validation images, each under one of the deliveries.
+
+    Raises:
+        SetupError: the tower that gives them is not installed.
+    """
+    detector = ClipB16Detector.load(weights)
+    rows = [row for row in read_rows(dataset) if row["split"] == "val"]
+    chosen = [rows[index] for index in np.unique(np.linspace(0, len(rows) - 1, min(EMBEDDED, len(rows))).astype(int))]
+    found, sources = [], []
+    with Ingress(decode) as ingress:
+        for number, row in enumerate(chosen):
+            task = Task(str(dataset.parent.absolute()), row["filepath"], deliveries[number % len(deliveries)], 0)
+            found.append(embedding(detector.tokens(delivered(task, ingress).upright)))
+            sources.append(row["source"])
+    return replace(reference, embeddings=np.array(found, np.float32), embedded=np.array(sources, np.str_))

@@ -33,7 +33,7 @@ from inference.detector import fusion_folder
 from lifecycle import golden
 from lifecycle.gate import Decision, bounds_from, decide, markdown
 from lifecycle.notify import gauges, log_to, notify
-from lifecycle.reference import Reference
+from lifecycle.reference import Reference, embed
 from lifecycle.registry import Registry
 from lifecycle.release import copy_models, make_release
 from lifecycle.validate import doubtful, validate
@@ -261,9 +261,11 @@ def _release(run: Run) -> None:
         scratch = folder / "made"
         scratch.mkdir()
         model, table = FusionModel.load(run.artifact), read_table(run.path(FEATURES))
-        release = make_release(
-            scratch, run.day, run.artifact, run.measured_with(), reference=Reference.of(model, table)
-        )
+        reference = Reference.of(model, table)
+        if run.settings.models.embedding and "clip_b16" in PROFILES[run.params.profile].detectors:
+            found = Weights.at(run.path(MODELS))
+            reference = embed(reference, run.dataset, run.params.deliveries["val"], found, run.settings.decode)
+        release = make_release(scratch, run.day, run.artifact, run.measured_with(), reference=reference)
         scratch.rename(folder / release.name)
 
     if run.registry.champion() is None:

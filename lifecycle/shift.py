@@ -2,13 +2,14 @@
 
 Tests are SciPy's and scikit-learn's. LEVEL is the chance of any false alarm in an undrifted window: a third of it is
 for single signals, whose p-values go through Holm's correction, a third for the classifier that looks at all of them at
-once, and a third for how the images are delivered. A signal counts as moved when it also moved far enough to matter.
+once, and a third for how the images are delivered; quarters where verdicts carry embeddings of what is shown, which the
+same classifier looks at. A signal counts as moved when it also moved far enough to matter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -110,10 +111,15 @@ def compare(reference: Reference, window: Window, level: float = LEVEL) -> Shift
     compressed is the same picture.
     """
     known = reference.values.astype(float)
-    moves = _judged(list(_signals(reference, known, window)), level / 3)
-    classified = _classifier(known, window.values, reference.sources, level / 3)
-    mix = _mix(reference.deliveries, window.deliveries, level / 3)
-    moves = sorted([*moves, classified, mix], key=lambda each: (not each.moved, each.p))
+    embedded = reference.embeddings is not None and reference.embedded is not None and window.embeddings is not None
+    part = level / (4 if embedded else 3)
+    moves = _judged(list(_signals(reference, known, window)), part)
+    moves.append(_classifier(known, window.values, reference.sources, part))
+    if reference.embeddings is not None and reference.embedded is not None and window.embeddings is not None:
+        found = _classifier(reference.embeddings.astype(float), window.embeddings, reference.embedded, part)
+        moves.append(replace(found, name="embedding"))
+    mix = _mix(reference.deliveries, window.deliveries, part)
+    moves = sorted([*moves, mix], key=lambda each: (not each.moved, each.p))
     if not any(each.moved for each in moves):
         return Shift(len(window), tuple(moves), "none")
     return Shift(len(window), tuple(moves), _cause(reference, window, mix, level))

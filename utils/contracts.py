@@ -257,6 +257,7 @@ class Measurement:
     facts: Mapping[str, Json] = field(default_factory=dict)  # structured findings for the verdict
     skipped: str | None = None
     resembles: Resemblance | None = None
+    embedding: tuple[float, ...] = ()  # what is shown, as numbers that mean nothing one by one
 
     def __post_init__(self) -> None:
         missing = [name for name, value in self.features.items() if math.isnan(value)]
@@ -375,6 +376,7 @@ class Verdict:
     artifacts: dict[str, str]
     regions: tuple[Region, ...]
     beside: tuple[Opinion, ...]  # detectors of the profile that fusion does not use
+    embedding: tuple[float, ...] | None  # what is shown, for drift; None: nobody asked, or nothing here gives one
     models: dict[str, str]
     timings_ms: dict[str, float]
     warnings: tuple[str, ...]

@@ -157,6 +157,9 @@ class ModelSettings(Section):
     stability: bool = Field(
         False, description="judge every image again as delivered otherwise; a label that flips gets no tier"
     )
+    embedding: bool = Field(
+        False, description="verdicts carry 64 numbers of what an image shows, for lifecycle.drift to compare"
+    )
     weights_dir: Home = Field(Path("~/.cache/img_ml_verify"), description="where downloaded weights live")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of the networks; bfloat16 halves memory")

@@ -59,5 +59,6 @@ def _fingerprint(verifier: Verifier) -> str:
         "unavailable": sorted(verifier.ensemble.unavailable),
         "threshold": verifier.threshold,
         "stability": verifier.stability,
+        "embedding": verifier.embedding,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 from torchvision.transforms import functional
 
-from inference.clip_b16 import BLOCKS, SIDE, WIDTH, ClipB16Detector, load_tower, view
+from inference.clip_b16 import BLOCKS, SIDE, WIDTH, ClipB16Detector, embedding, load_tower, view
 from inference.graphs import graph_weights
 from models.loaders import Weights, shipped
 from models.quantised import SCALE
@@ -158,3 +158,14 @@ def test_a_head_without_them_says_so(folder: Path, photograph: NDArray[np.uint8]
 def test_classes_of_another_shape_are_refused(folder: Path) -> None:
     with pytest.raises(WeightsMismatch, match=r"clip_b16_head: .*kinds_weight"):
         ClipB16Detector.load(installed(folder, **CLASSES, kinds="photo art"))
+
+
+def test_the_embedding_is_the_same_on_every_machine_and_keeps_distances() -> None:
+    rng = np.random.default_rng(0)
+    tokens = rng.normal(size=(2, 12, 768))
+    one, two = (np.array(embedding(each)) for each in tokens)
+    assert embedding(np.ones((12, 768)))[:3] == (-0.2349, 0.0954, -0.0668)
+    assert len(one) == 64
+    assert np.linalg.norm(one) == pytest.approx(1, abs=0.3)
+    assert np.linalg.norm(one - two) == pytest.approx(np.sqrt(2), abs=0.4)
+    assert embedding(3 * tokens[0]) == tuple(one)

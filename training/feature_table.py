@@ -27,6 +27,8 @@ REQUIRED_COLUMNS = ("label", "source", "split")
 # Describe an image; never features.
 OTHER_COLUMNS = ("delivery", "generator", "filepath", "sha256", "kind", "content", "models")
 FORENSICS = "forensics"  # all modules together
+# Marks of a generator are answered by rules (fusion.decision); as inputs they would teach how data sets are stored.
+NEVER_INPUTS = ("provenance.*", "watermark.*")
 PARQUET = ".parquet"  # a table's suffix; any other is CSV
 
 
@@ -68,7 +70,7 @@ def read_table(path: Path, inputs: Sequence[str] = ("*",), exclude: Sequence[str
     Args:
         path: Parquet by its suffix, else CSV.
         inputs: patterns (``fnmatch``) of the feature columns to use, in the table's order.
-        exclude: patterns of those not to use.
+        exclude: patterns of those not to use, besides NEVER_INPUTS.
 
     Raises:
         TableError: columns are missing, a feature is not a number, or nothing is left.
@@ -159,7 +161,7 @@ def _feature_columns(header: Sequence[str], inputs: Sequence[str], exclude: Sequ
         if not any(fnmatch(name, pattern) for name in features):
             raise TableError(f"no feature column matches {pattern!r}")
     chosen = (name for name in features if any(fnmatch(name, pattern) for pattern in inputs))
-    names = tuple(name for name in chosen if not any(fnmatch(name, pattern) for pattern in exclude))
+    names = tuple(name for name in chosen if not any(fnmatch(name, each) for each in (*exclude, *NEVER_INPUTS)))
     if not names:
         raise TableError("every feature column is excluded")
     return names

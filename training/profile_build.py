@@ -160,9 +160,7 @@ def fuse(build: Build) -> None:
     if mark.is_file() and mark.read_text(encoding="utf-8") == _fused(build, table):
         return
     about = f"Made by scripts.build_profile for {', '.join(part.name for part in build.parts)}."
-    # Provenance decides by rules and is no input (docs/fusion.md).
     options = ["--table", str(table), "--out", str(build.out), "--profile", PROFILE, "--subsets"]
-    options += ["--exclude", "provenance.*", "watermark.*"]
     ended = train_fusion.main([*options, "--about", about, "--seed", str(build.seed)])
     if ended == Exit.INTERRUPTED:
         raise KeyboardInterrupt

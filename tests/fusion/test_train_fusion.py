@@ -97,6 +97,16 @@ def test_columns_without_information_are_left_out(tmp_path: Path, capsys: pytest
     assert FusionModel.load(tmp_path / "a").inputs == ("dino_prob",)
 
 
+def test_what_a_file_says_of_its_origin_is_no_input(tmp_path: Path) -> None:
+    """It tells the labels apart perfectly, as in a data set that was labelled by it."""
+    lines = write_table(tmp_path / "t.csv").read_text().splitlines()
+    marked = [line + (",1,1" if ",ai," in line else ",0,0") for line in lines[1:]]
+    path = tmp_path / "marked.csv"
+    path.write_text("\n".join([lines[0] + ",provenance.generator,watermark.known", *marked]))
+    assert main(["--table", str(path), "--out", str(tmp_path / "a"), "--inputs", "dino_prob", "prov*", "water*"]) == 0
+    assert FusionModel.load(tmp_path / "a").inputs == ("dino_prob",)
+
+
 def test_inputs_without_signal_train_and_stay_near_the_prior(tmp_path: Path) -> None:
     path = write_table(tmp_path / "t.csv", signal=0.0)
     assert main(["--table", str(path), "--out", str(tmp_path / "a"), "--inputs", "noise.spread", "exif_score"]) == 0

@@ -224,8 +224,9 @@ def taught_classes(taught: Sights) -> tuple[ClassFit | None, ClassFit | None, Ma
     about: dict[str, Json] = {}
     kinds = families = None
     if found := examples_of_classes(taught, kind_of):
-        kinds = fit_classes(*found)
-        about["kinds"] = _shares(found[1], kinds)
+        points, names = found
+        kinds = fit_classes(Points(evened(points.examples, names), LOOKED_AT), names)
+        about["kinds"] = _shares(names, kinds)
     if found := examples_of_classes(taught, family_of):
         points, names = found
         families = fit_classes(points, names)
@@ -261,6 +262,14 @@ def examples_of_classes(taught: Sights, of: Callable[[Picture], str]) -> tuple[P
     _, source, images = np.unique(examples.sources, return_inverse=True, return_counts=True)
     weights = 1 / images[source]
     return Points(replace(examples, weights=weights / weights.sum()), LOOKED_AT), classes
+
+
+def evened(examples: Examples, classes: NameArray) -> Examples:
+    """Each class weighs the same: of kinds, how frequent they are in the data set says nothing of what is sent."""
+    weights = examples.weights.copy()
+    for name in np.unique(classes):
+        weights[classes == name] /= weights[classes == name].sum()
+    return replace(examples, weights=weights / weights.sum())
 
 
 def _shares(classes: NameArray, fit: ClassFit) -> Json:

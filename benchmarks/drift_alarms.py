@@ -19,8 +19,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from lifecycle.reference import Reference
 from lifecycle.shift import Window, compare
 from training.feature_table import read_columns, read_table, usable
+from utils.profiles import DEFAULT_PROFILE, PROFILES
 
-TABLE = Path(__file__).parents[1] / "training" / "tables" / "embedded-2026.12.parquet"
+TABLE = Path(__file__).parents[1] / "training" / "tables" / f"{PROFILES[DEFAULT_PROFILE].fusion}.parquet"
 SIZE, SHARE, PATIENCE = 200, 0.3, 3
 FAMILIES = 5
 

@@ -168,7 +168,7 @@ def test_a_folder_becomes_an_artifact_and_a_verdict_by_it_however_often_it_is_ki
     done = {stage: each.calls for stage, each in counted.items()}
     assert done == {"embed": groups, "heads": len(HEADS), "features": IMAGES, "fuse": 1, "compare": 1}, "nothing twice"
     shown = capsys.readouterr().out
-    assert "against embedded-2026.12, validation sources" in shown
+    assert f"against {PROFILES['full'].fusion}, validation sources" in shown
     assert shown.count("| artifact, web, AI from") == 1
     model = FusionModel.load(dataset.parent / "artifact")
     heads = {"dinov3_prob", "siglip2_prob", "pe_core_prob"}

@@ -16,7 +16,7 @@ from typing import ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from fusion.reference import kind_feature
+from fusion.reference import KINDS, kind_feature
 from inference.class_head import ClassHead
 from inference.graphs import Floats, Graph, GraphDetector, Network, sigmoid
 from inference.registry import DETECTORS
@@ -86,9 +86,11 @@ class ClipB16Detector(GraphDetector):
 
     @classmethod
     def tiny(cls) -> Self:
-        """The shipped graph with random weights, and a random head: for tests."""
-        weight = np.random.default_rng(1).standard_normal((BLOCKS, WIDTH)) / np.sqrt(BLOCKS * WIDTH)
-        return cls(cls._tiny_graph(), "tiny", weight.astype(np.float32), 0.0)
+        """The shipped graph with random weights, and random heads: for tests."""
+        weights = np.random.default_rng(1).standard_normal((1 + len(KINDS), BLOCKS, WIDTH)) / np.sqrt(BLOCKS * WIDTH)
+        head, *kinds = weights.astype(np.float32)
+        of_kinds = ClassHead(tuple(KINDS), np.stack(kinds), np.zeros(len(KINDS), np.float32))
+        return cls(cls._tiny_graph(), "tiny", head, 0.0, of_kinds)
 
     def measure(self, sample: Sample) -> Measurement:
         tokens = self.tokens(sample.upright)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import urllib.request
 from collections.abc import Iterator
 
@@ -20,6 +21,7 @@ def photograph() -> RgbArray:
 
 @pytest.fixture(scope="session")
 def moto_url() -> Iterator[str]:
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it would log each request to a stream of some earlier test
     server = pytest.importorskip("moto.server", reason="pip install 'moto[server]' un-skips it").ThreadedMotoServer(
         "127.0.0.1", 0, verbose=False
     )

@@ -243,6 +243,7 @@ class Verdict(TypedDict):
     artifacts: dict[str, str]
     regions: list[Region]
     beside: list[Opinion]
+    embedding: list[float] | None
     models: dict[str, str]
     timings_ms: dict[str, float]
     warnings: list[str]

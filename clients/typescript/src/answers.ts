@@ -219,6 +219,7 @@ export interface Verdict {
   artifacts: Record<string, string>;
   regions: Array<Region>;
   beside: Array<Opinion>;
+  embedding: Array<number> | null;
   models: Record<string, string>;
   timings_ms: Record<string, number>;
   warnings: Array<string>;

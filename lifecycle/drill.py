@@ -37,7 +37,7 @@ from lifecycle.retrain import DECISION, Params, Run, open_run, run_steps
 from training.cleaning import clean, look_at_all
 from training.datasets import LABELS, read_rows
 from utils.contracts import Json
-from utils.deliveries import DELIVERIES, deliver
+from utils.deliveries import deliver
 from utils.errors import DatasetMissing, FetchTimeout, QueueUnreachable
 from utils.exits import Exit, command, command_parser
 from utils.persistence import write_atomic
@@ -49,6 +49,7 @@ from worker.submit import enqueue
 
 ROOT = Path(__file__).parents[1]
 TRAFFIC, VALIDATION = 0, 1  # of every four sources, one each; the others train
+FEW = ("spectrum*", "statistics*")  # inputs that a few dozen pictures are enough for
 _PATIENCE = 600.0  # seconds for the worker to answer, to start, to take a release over
 _LOOK = 0.2
 _BEHIND = 3.0  # that the watch may be, behind the last verdict
@@ -437,17 +438,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     out.mkdir(parents=True, exist_ok=True)
     given: dict[str, object] = {"lifecycle_dir": out / "lifecycle", "release": str(out / "releases"), "notify_url": ""}
     if arguments.generated:
-        dataset, family = make_pictures(out / "pictures", arguments.generated), NEW
+        dataset, family, inputs = make_pictures(out / "pictures", arguments.generated), NEW, FEW
         given |= {"min_images_per_class": 5, "min_sources_per_class": 2}
         gate = {"real": 0.8, "real_kind": 0.8, "calibration": 0.3}  # a dozen images cannot hold the bounds of hundreds
     else:
-        dataset, family, gate = arguments.dataset, arguments.family, {}
+        dataset, family, gate, inputs = arguments.dataset, arguments.family, {}, Params().inputs
     settings = load_settings(profile=arguments.profile, **given)
     material = part(dataset, family, arguments.per_source, arguments.jobs)
     params = Params(
         profile=arguments.profile,
-        deliveries={"train": ("web", "hard"), "val": DELIVERIES},
+        deliveries={"train": ("clean", "web"), "val": ("clean", "web")},
         model="logistic",
+        inputs=inputs,
         jobs=arguments.jobs,
         rounds=1,
         gate=gate,

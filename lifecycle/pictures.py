@@ -25,7 +25,7 @@ KNOWN, NEW = "lattice", "neon"  # families; the second is what the drill is abou
 def _lattice(rgb: RgbArray) -> RgbArray:
     """A period of four pixels both ways; about as hard to compress as the picture itself."""
     rows, columns = np.indices(rgb.shape[:2])
-    wave = 9.0 * (np.cos(np.pi / 2 * rows) + np.cos(np.pi / 2 * columns))
+    wave = 20.0 * (np.cos(np.pi / 2 * rows) + np.cos(np.pi / 2 * columns))
     return np.clip(rgb + wave[:, :, None], 0, 255).astype(np.uint8)
 
 

@@ -49,7 +49,7 @@ from worker.submit import enqueue
 
 ROOT = Path(__file__).parents[1]
 TRAFFIC, VALIDATION = 0, 1  # of every four sources, one each; the others train
-FEW = ("spectrum*", "statistics*")  # inputs that a few dozen pictures are enough for
+FEW: tuple[str, ...] = ("spectrum*", "statistics*")  # inputs that a few dozen pictures are enough for
 _PATIENCE = 600.0  # seconds for the worker to answer, to start, to take a release over
 _LOOK = 0.2
 _BEHIND = 3.0  # that the watch may be, behind the last verdict

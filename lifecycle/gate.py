@@ -56,7 +56,7 @@ def decide(champion: Judged, challenger: Judged, old: Facts, new: Facts, bounds:
         *_on_ai(champion, challenger, compared, seed),
         *_calibration(champion, challenger, bounds, compared, seed),
         *_golden(old, new),
-        *_sanity(new, bounds, compared),
+        *_sanity(old, new, bounds, compared),
         *_costs(old, new, bounds, compared),
     ]
     return Decision(tuple(reasons), compared)
@@ -107,14 +107,14 @@ def _golden(old: Facts, new: Facts) -> Iterator[str]:
         yield f"golden images without a verdict: {', '.join(missing)}"
 
 
-def _sanity(new: Facts, bounds: Bounds, compared: dict[str, list[float]]) -> Iterator[str]:
-    compared["AUROC of PNG against JPEG"] = [0.5, new.separable]
-    if abs(new.separable - 0.5) > bounds.separable:
+def _sanity(old: Facts, new: Facts, bounds: Bounds, compared: dict[str, list[float]]) -> Iterator[str]:
+    compared["AUROC of PNG against JPEG"] = [old.separable, new.separable]
+    if abs(new.separable - 0.5) > max(bounds.separable, abs(old.separable - 0.5)):
         yield (
             f"PNG and JPEG of the same pixels are told apart (AUROC {new.separable:.2f}, not 0.50): "
             "it learnt the file, not the picture"
         )
-    if new.metadata > bounds.metadata:
+    if new.metadata > max(bounds.metadata, old.metadata):
         yield f"stripping metadata moves a probability by {new.metadata:.3f}: it learnt the metadata"
 
 

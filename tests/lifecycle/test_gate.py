@@ -125,6 +125,9 @@ def test_every_reason_is_listed_at_once() -> None:
 def test_a_champion_beyond_a_bound_may_be_kept_up_with() -> None:
     weak = judged(2.0)
     assert decide(weak, weak, FACTS, FACTS, BOUNDS).promote
+    beyond = replace(FACTS, separable=0.58, metadata=0.01)
+    assert decide(CHAMPION, CHAMPION, beyond, beyond, BOUNDS).promote
+    assert len(decide(CHAMPION, CHAMPION, beyond, replace(beyond, separable=0.4, metadata=0.02), BOUNDS).reasons) == 2
 
 
 def test_models_judged_on_other_rows_are_not_compared() -> None:

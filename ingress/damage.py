@@ -328,7 +328,8 @@ def tiff_damage(raw: bytes, failed: bool) -> Damage | None:
     if compression == 1:
         row = (width * (sum(bits) if len(bits) == samples else bits[0] * samples) + 7) // 8
         follow = all(start + length == after for start, length, after in zip(starts, lengths, starts[1:], strict=False))
-        return _stored_rows(raw, starts[0], row, height) if follow and sum(lengths) >= row * height else None
+        # A row of no bytes: the file says that its pixels have no samples, or these no bits.
+        return _stored_rows(raw, starts[0], row, height) if row and follow and sum(lengths) >= row * height else None
     per_strip = page.number(tiff.ROWS_PER_STRIP, height) or height
     for number, (start, length) in enumerate(zip(starts, lengths, strict=True)):
         strip = raw[start : start + min(length, 64)]

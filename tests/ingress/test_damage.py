@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from sklearn.datasets import load_sample_image
 
 from formats import jpeg, png, tiff
+from ingress.damage import tiff_damage
 from ingress.decode import Limits, decode
 from tests.pictures import encode, png_chunk
 from utils.contracts import Sample
@@ -306,3 +307,17 @@ def test_markers_of_a_jpeg_are_not_taken_for_its_end() -> None:
     raw = encode(PHOTO, "JPEG", comment=encode(PHOTO.resize((16, 16)), "JPEG") + bytes(600))
     assert not read(raw).truncated
     assert next(part for part in jpeg.segments(raw) if part.kind == jpeg.SOS)
+
+
+def test_a_tiff_whose_samples_have_no_bits_is_not_measured() -> None:
+    """BitsPerSample says that it has thousands of values, so they are looked for elsewhere, and begin with 0."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.arange(96 * 64, dtype=np.uint16).reshape(64, 96)).save(buffer, "TIFF")
+    raw = buffer.getvalue()
+    entry = struct.pack("<HHI", 258, 3, 1)
+    assert raw.count(entry) == 1
+    odd = raw.replace(entry, struct.pack("<HHI", 258, 3, 0x3901))
+    assert next(iter(tiff.pages(odd))).numbers(tiff.BITS)[0] == 0
+    assert tiff_damage(odd, failed=False) is None
+    with contextlib.suppress(Undecodable):
+        read(odd)

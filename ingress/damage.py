@@ -325,6 +325,8 @@ def tiff_damage(raw: bytes, failed: bool) -> Damage | None:
     samples = page.number(tiff.SAMPLES, 1)
     if not starts or len(starts) != len(lengths) or min(width, height) < 1 or page.number(tiff.PLANAR, 1) != 1:
         return None
+    if min(*starts, *lengths) < 0:  # a signed type: nothing lies before the file
+        return None
     if compression == 1:
         row = (width * (sum(bits) if len(bits) == samples else bits[0] * samples) + 7) // 8
         follow = all(start + length == after for start, length, after in zip(starts, lengths, starts[1:], strict=False))

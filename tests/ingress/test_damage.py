@@ -321,3 +321,17 @@ def test_a_tiff_whose_samples_have_no_bits_is_not_measured() -> None:
     assert tiff_damage(odd, failed=False) is None
     with contextlib.suppress(Undecodable):
         read(odd)
+
+
+def test_a_tiff_whose_strip_lies_before_the_file_is_not_measured() -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((64, 96), np.float32)).save(buffer, "TIFF")
+    raw = buffer.getvalue()
+    (start,) = next(iter(tiff.pages(raw))).numbers(tiff.STRIP_OFFSETS)
+    entry = struct.pack("<HHII", 273, 4, 1, start)
+    assert raw.count(entry) == 1
+    odd = raw.replace(entry, struct.pack("<HHIi", 273, 9, 1, -122))
+    assert next(iter(tiff.pages(odd))).numbers(tiff.STRIP_OFFSETS) == (-122,)
+    assert tiff_damage(odd, failed=False) is None
+    with contextlib.suppress(Undecodable):
+        read(odd)

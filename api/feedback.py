@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from api.schemas import Feedback, FeedbackTaken
+from utils.background import in_background
 from utils.errors import BadRequest, DiskFull
 from utils.persistence import write_atomic
 
@@ -84,10 +85,5 @@ class FeedbackBox:
                     log.error("old reports stay in %s: %s", self.folder, error.strerror)
                 await asyncio.sleep(_SWEEP_SECONDS)
 
-        task = asyncio.create_task(sweep(), name="sweep feedback")
-        try:
+        async with in_background(sweep(), "sweep feedback"):
             yield
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task

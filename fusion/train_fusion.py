@@ -29,7 +29,7 @@ from training import fusion_card as report
 from training.datasets import BY_IMAGE, DATASET, SPLITS, check_enough, check_splits, fusion_split, read_rows
 from training.deliveries import TAUGHT
 from training.feature_table import IntArray, Table, families, read_table, source_weights
-from training.meta_models import KINDS, fit, fit_calibration, fit_subsets
+from training.meta_models import KINDS, fit, fit_calibration, fit_subsets, without
 from training.metrics import evaluate, log_loss, plain
 from training.reference import measure_reference
 from training.thresholds import choose_thresholds, measure_tiers
@@ -310,10 +310,9 @@ def _without_each_family(
     table: Table, score: Callable[[Table], FloatArray], threshold: float, seed: int
 ) -> dict[str, Metrics]:
     measured = {}
-    for name, columns in families(table.inputs).items():
-        matrix = table.matrix.copy()
-        matrix[:, columns] = np.nan
-        lacking = score(replace(table, matrix=matrix))
+    columns = families(table.inputs)
+    for name in columns:
+        lacking = score(replace(table, matrix=without(table.matrix, columns, columns.keys() - {name})))
         measured[name] = plain(evaluate(table.labels, lacking, table.sources, threshold, seed))
     return measured
 

@@ -6,9 +6,10 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from utils.background import in_background
 from utils.contracts import Sample
 from utils.errors import VerifyError
 from utils.releases import Release, store_at
@@ -102,10 +103,5 @@ async def following(
                 log.exception("a release could not be taken over; %s goes on judging", follower.current)
                 failed()
 
-    task = asyncio.create_task(follow(), name="follow releases")
-    try:
+    async with in_background(follow(), "follow releases"):
         yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import csv
 import json
 import os
 import shutil
@@ -35,7 +34,7 @@ from lifecycle.drift import Seen, Watch, references, report, stream_verdicts
 from lifecycle.pictures import NEW, make_pictures
 from lifecycle.retrain import DECISION, Params, Run, open_run, run_steps
 from training.cleaning import clean, look_at_all
-from training.datasets import LABELS, read_rows
+from training.datasets import DATASET, LABELS, read_rows, write_rows
 from utils.contracts import Json
 from utils.deliveries import deliver
 from utils.errors import DatasetMissing, FetchTimeout, QueueUnreachable
@@ -161,14 +160,6 @@ def _halves(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     return [row for row in rows if row[key] in first], [row for row in rows if row[key] not in first]
 
 
-def write_dataset(path: Path, rows: Sequence[Row]) -> Path:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, rows[0])
-        table.writeheader()
-        table.writerows(rows)
-    return path
-
-
 # --- the running system
 
 
@@ -263,7 +254,8 @@ class System:
 def drill(material: Material, folder: Path, settings: Settings, params: Params, window: int) -> Incident:
     """Go the whole way; every step is told."""
     incident = Incident(material.family)
-    dataset = write_dataset(folder / "dataset.csv", material.known)
+    dataset = folder / DATASET
+    write_rows(dataset, material.known)
     champion = _train(incident, settings, replace(params, dataset=str(dataset)), "without the family")
     if champion.registry.champion() is None or champion.registry.published.pointer().release != champion.release.name:
         champion.registry.promote(champion.release.name)
@@ -313,7 +305,8 @@ async def _live(
             last = alarms[-1]
             report(folder / "drift.html", last.reference, last.window, last.shift, last.release)
         samples = [{**row, "split": "train"} for row in material.samples]
-        dataset = write_dataset(folder / "dataset-with-samples.csv", [*material.known, *samples])
+        dataset = folder / "dataset-with-samples.csv"
+        write_rows(dataset, [*material.known, *samples])
         incident.tell(f"{len(samples)} samples of it are labelled and added")
         more = replace(params, dataset=str(dataset))
         run = await asyncio.to_thread(_train, incident, settings, more, "with the samples")

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from lifecycle.golden import SHARED, pixels, read_golden
+from training.datasets import DATASET, write_rows
 from utils.contracts import RgbArray
 
 SIDE = 256  # px
@@ -54,11 +55,8 @@ def make_pictures(folder: Path, count: int, seed: int = 0) -> Path:
         Image.fromarray(FAMILIES[family](rgb) if family else rgb).save(path)
         source = f"{family or 'camera'}-{number // 3 % SOURCES}"
         rows.append({"filepath": path.name, "label": "ai" if family else "real", "source": source, "generator": family})
-    with (folder / "dataset.csv").open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, rows[0])
-        table.writeheader()
-        table.writerows(rows)
-    return folder / "dataset.csv"
+    write_rows(folder / DATASET, rows)
+    return folder / DATASET
 
 
 def _whole() -> set[str]:

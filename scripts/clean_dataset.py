@@ -10,11 +10,10 @@ beside it as dataset.before.csv.
 from __future__ import annotations
 
 import argparse
-import csv
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -22,7 +21,7 @@ from rich.progress import track
 
 from training.cleaning import NEAR, SMALLEST, Decision, clean, look_at_all
 from training.confounds import confounds
-from training.datasets import DATASET, read_rows
+from training.datasets import DATASET, read_rows, write_rows
 from utils.errors import DatasetMissing, TableError, TooFewImages
 from utils.exits import Exit, command, command_parser
 
@@ -40,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     log, report = out.with_suffix(".log.csv"), out.with_suffix(".report.md")
     if changed:
         names = list(Decision.__slots__)
-        _write(log, names, ({name: getattr(each, name) for name in names} for each in decisions))
+        write_rows(log, ({name: getattr(each, name) for name in names} for each in decisions), names)
     for (action, reason), count in sorted(Counter((each.action, each.reason) for each in decisions).items()):
         print(f"{action}: {count} ({reason})")
     if lost := {row["label"] for row in rows} - {rows[index]["label"] for index in kept}:
@@ -51,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         shutil.copyfile(dataset, before)
         wrote += f" (as it was: {before})"
     if changed:
-        _write(out, list(rows[0]), ({**rows[index], "split": split} for index, split in kept.items()))
+        write_rows(out, ({**rows[index], "split": split} for index, split in kept.items()), rows[0])
     text = confounds([rows[index] for index in kept], [seen[index] for index in kept])
     report.write_text(text, encoding="utf-8")
     print(text)
@@ -69,16 +68,6 @@ def _read(dataset: Path, out: Path) -> list[dict[str, str]]:
     if out.parent.resolve() != dataset.parent.resolve():
         raise TableError(f"--out must be in the folder of {dataset}, so that its file paths hold")
     return rows
-
-
-def _write(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> None:
-    """Replace a table in one go."""
-    scratch = path.with_name(f"{path.name}.new")
-    with scratch.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, columns)
-        table.writeheader()
-        table.writerows(rows)
-    scratch.replace(path)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

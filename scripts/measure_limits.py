@@ -55,11 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("python -m scripts.measure_limits", __doc__)
-    parser.add_argument("--manifest", type=Path, required=True, help="CSV: filepath,label,source,split")
-    parser.add_argument(
-        "--images", type=int, default=100, help="of each label, by source in turn (default: %(default)s)"
-    )
-    parser.add_argument("--split", default="val", choices=("train", "val", "all"))
+    study.add_options(parser, images=100)
     parser.add_argument("--fusion", default="", help="artifact; default: that of the settings")
     parser.add_argument("--out", type=Path, help="CSV of every copy")
     return parser.parse_args(argv)

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import track
@@ -91,11 +90,7 @@ def _share(hits: Sequence[bool]) -> str:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("python -m scripts.measure_stability", __doc__)
-    parser.add_argument("--manifest", type=Path, required=True, help="CSV: filepath,label,source,split")
-    parser.add_argument(
-        "--images", type=int, default=40, help="of each label, by source in turn (default: %(default)s)"
-    )
-    parser.add_argument("--split", default="val", choices=("train", "val", "all"))
+    study.add_options(parser, images=40)
     return parser.parse_args(argv)
 
 

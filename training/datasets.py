@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
 from utils.errors import TableError, TooFewImages
+from utils.persistence import write_atomic
 
 SPLITS = ("train", "fusion", "val")  # for networks and heads, for what combines them, for measuring
 DATASET = "dataset.csv"  # what the commands write, clean and train from when nobody names a table
@@ -37,6 +39,20 @@ def read_rows(path: Path, required: Collection[str] = ("filepath", "label", "sou
             raise TableError(f"{path}: row {number} has another number of cells than the header")
         row["split"] = row.get("split") or "train"
     return rows
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, str]], columns: Collection[str] = ()) -> None:
+    """Write a table that ``read_rows`` reads, in one go: an older one is there whole until then.
+
+    Args:
+        columns: in their order; those of the first row where nobody names them.
+    """
+    kept = list(rows)
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, list(columns or kept[0]))
+    table.writeheader()
+    table.writerows(kept)
+    write_atomic(path, text.getvalue().encode())
 
 
 def check_splits(sources_and_splits: Iterable[tuple[str, str]]) -> None:

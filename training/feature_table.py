@@ -211,7 +211,7 @@ def parts(inputs: Sequence[str]) -> Mapping[str, list[int]]:
 
 
 def source_weights(labels: IntArray, sources: NameArray) -> FloatArray:
-    """Row weights: the two classes weigh the same, and within a class each source does; they sum to 1."""
+    """Row weights: classes weigh the same, and within a class each source does; they sum to 1."""
     groups, group_of_row, sizes = np.unique(
         np.column_stack([labels.astype(str), sources]), axis=0, return_inverse=True, return_counts=True
     )

@@ -5,7 +5,6 @@ What the names mean is told in scripts/make_dataset_csv.py.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 from collections import Counter
@@ -18,7 +17,7 @@ from rich.progress import track
 
 from ingress.sources import IMAGE_SUFFIXES
 from training.cleaning import Seen, copies, look_at_all
-from training.datasets import BY_IMAGE, LABELS
+from training.datasets import BY_IMAGE, LABELS, write_rows
 from utils.errors import DatasetMissing
 
 COLUMNS = ("filepath", "label", "split", "source", "generator", "delivery")
@@ -161,10 +160,6 @@ def write_dataset(
     grouped = group_the_loose(images, out.parent, jobs)
     splits = split_sources(grouped, share, seed)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, COLUMNS)
-        table.writeheader()
-        table.writerows(
-            row_of(image, known.source, splits, out.parent) for image, known in zip(grouped, images, strict=True)
-        )
+    found = zip(grouped, images, strict=True)
+    write_rows(out, (row_of(image, known.source, splits, out.parent) for image, known in found), COLUMNS)
     return grouped, splits

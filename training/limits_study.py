@@ -6,6 +6,7 @@ measured on the copies as large as CONTENT_SIDE. Provenance is left out: the pix
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,15 @@ class Copy:
     tier: Tier
     flat: float  # NaN: not measured
     entropy: float
+
+
+def add_options(parser: argparse.ArgumentParser, images: int) -> None:
+    """Of a command that draws images: which, and how many."""
+    parser.add_argument("--manifest", type=Path, required=True, help="CSV: filepath,label,source,split")
+    parser.add_argument(
+        "--images", type=int, default=images, help="of each label, by source in turn (default: %(default)s)"
+    )
+    parser.add_argument("--split", default="val", choices=("train", "val", "all"))
 
 
 def draw(manifest: Path, split: str, images: int) -> list[dict[str, str]]:

@@ -55,7 +55,7 @@ from training.clip_tokens import PAIR, Look, View, tokens_of
 from training.datasets import LABELS
 from training.detectors import measure
 from training.extraction import Key, fill, read_keys
-from training.feature_table import NameArray
+from training.feature_table import NameArray, source_weights
 from training.loop import Picture, read_datasets, some_of_each
 from utils.contracts import Json
 from utils.deliveries import DELIVERIES
@@ -224,13 +224,16 @@ def taught_classes(taught: Sights) -> tuple[ClassFit | None, ClassFit | None, Ma
     about: dict[str, Json] = {}
     kinds = families = None
     if found := examples_of_classes(taught, kind_of):
-        points, names = found
-        kinds = fit_classes(Points(evened(points.examples, names), LOOKED_AT), names)
+        examples, names = found
+        # Of kinds, how frequent they are in the data set says nothing of what is sent: each weighs the same.
+        weights = source_weights(np.unique(names, return_inverse=True)[1], examples.sources)
+        kinds = fit_classes(Points(replace(examples, weights=weights), LOOKED_AT), names)
         about["kinds"] = _shares(names, kinds)
     if found := examples_of_classes(taught, family_of):
-        points, names = found
+        examples, names = found
+        points = Points(examples, LOOKED_AT)
         families = fit_classes(points, names)
-        naming = choose_cut(families, names, points.examples.weights)
+        naming = choose_cut(families, names, examples.weights)
         about["families"] = _shares(names, families)
         about["naming"] = asdict(naming)
         about["strangers"] = names_of_strangers(points, names, families, naming.cut)
@@ -248,8 +251,8 @@ def family_of(picture: Picture) -> str:
     return "" if picture.family in NO_FAMILY else picture.family
 
 
-def examples_of_classes(taught: Sights, of: Callable[[Picture], str]) -> tuple[Points, NameArray] | None:
-    """Points and their classes, of classes that enough groups show; None if these are fewer than two."""
+def examples_of_classes(taught: Sights, of: Callable[[Picture], str]) -> tuple[Examples, NameArray] | None:
+    """Examples of classes that enough groups show, and their classes; None if these are fewer than two."""
     groups: dict[str, set[str]] = {}
     for picture, _ in taught:
         groups.setdefault(of(picture), set()).add(picture.group)
@@ -258,18 +261,7 @@ def examples_of_classes(taught: Sights, of: Callable[[Picture], str]) -> tuple[P
     if len(known) < 2:
         return None
     classes = np.array([of(picture) for picture, tokens in rows for _ in tokens], np.str_)
-    examples = examples_of(rows)
-    _, source, images = np.unique(examples.sources, return_inverse=True, return_counts=True)
-    weights = 1 / images[source]
-    return Points(replace(examples, weights=weights / weights.sum()), LOOKED_AT), classes
-
-
-def evened(examples: Examples, classes: NameArray) -> Examples:
-    """Each class weighs the same: of kinds, how frequent they are in the data set says nothing of what is sent."""
-    weights = examples.weights.copy()
-    for name in np.unique(classes):
-        weights[classes == name] /= weights[classes == name].sum()
-    return replace(examples, weights=weights / weights.sum())
+    return examples_of(rows), classes
 
 
 def _shares(classes: NameArray, fit: ClassFit) -> Json:

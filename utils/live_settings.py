@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from utils.background import in_background
 from utils.contracts import Json
 from utils.errors import BadRequest, VerifyError
 
@@ -125,13 +126,8 @@ async def following(keeper: Keeper, apply: Callable[[LiveSettings], object], sec
                 log.exception("settings at run time cannot be applied; those that hold go on")
             await asyncio.sleep(seconds)
 
-    task = asyncio.create_task(follow(), name="follow settings")
-    try:
+    async with in_background(follow(), "follow settings"):
         yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
 
 
 def shown(values: LiveSettings) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lifecycle.cloud.artifact import fetch
-from lifecycle.cloud.jobs import Job, add_options, job_of
+from lifecycle.cloud.jobs import Job, add_later_commands, add_options, job_of, model_of
 from lifecycle.cloud.stack import NAME, PROJECT, outputs
 from utils.aws import client, coded, error_of
 from utils.errors import JobFailed, NoCapacity
@@ -160,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         machine = start(job, arguments.types, spot=not arguments.on_demand)
         print(f"{machine} trains {job.name}; its log is {job.made['TrainLogs']}, stream {job.name}")
         return Exit.DONE
-    model = f"s3://{outputs(arguments.stack)['Bucket']}/models/{arguments.job}"
+    model = model_of(outputs(arguments.stack), arguments.job)
     match arguments.command:
         case "status":
             print(f"{arguments.job}: {status(arguments.job, model)}")
@@ -180,9 +180,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--types", type=lambda text: text.split(","), default=TYPES, help=f"that will do (default: {','.join(TYPES)})"
     )
     train.add_argument("--on-demand", action="store_true", help="no spot machine: dearer, and never interrupted")
-    for name, said in {"status": "where it stands", "stop": "end it", "fetch": "bring its artifact back"}.items():
-        each = commands.add_parser(name, help=said)
-        each.add_argument("job")
+    for each in add_later_commands(commands):
         each.add_argument("--stack", default=NAME, help="default: %(default)s")
     return parser.parse_args(argv)
 

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from lifecycle.cloud.stack import NAME, outputs
 
@@ -31,7 +32,21 @@ class Job:
 
     @property
     def model(self) -> str:
-        return f"s3://{self.made['Bucket']}/models/{self.name}"
+        return model_of(self.made, self.name)
+
+
+def model_of(made: Mapping[str, str], job: str) -> str:
+    """Where the artifact of a job lies, by the outputs of its stack."""
+    return f"s3://{made['Bucket']}/models/{job}"
+
+
+def add_later_commands(commands: Any) -> list[argparse.ArgumentParser]:
+    """The commands about a job that was started, each with its name."""
+    said = {"status": "where it stands", "stop": "end it", "fetch": "bring its artifact back"}
+    parsers = [commands.add_parser(name, help=text) for name, text in said.items()]
+    for each in parsers:
+        each.add_argument("job")
+    return parsers
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lifecycle.cloud.artifact import fetch
-from lifecycle.cloud.jobs import MEASURED, Job, add_options, job_of
+from lifecycle.cloud.jobs import MEASURED, Job, add_later_commands, add_options, job_of
 from lifecycle.cloud.stack import PROJECT
 from utils.aws import client, coded
 from utils.errors import JobFailed, NoCapacity
@@ -168,8 +168,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     train.add_argument("--on-demand", action="store_true", help="no spot machine: dearer, and never interrupted")
     train.add_argument("--no-network", action="store_true", help="outside of the stack's network")
     train.add_argument("--detach", action="store_true", help="do not follow it")
-    for name, said in {"status": "where it stands", "stop": "end it", "fetch": "bring its artifact back"}.items():
-        commands.add_parser(name, help=said).add_argument("job")
+    add_later_commands(commands)
     return parser.parse_args(argv)
 
 

@@ -168,8 +168,8 @@ def rarity(reference: Reference) -> str:
 def likeness(found: Resemblance) -> str:
     """The family that a generated image looks most like, and what that is worth."""
     return (
-        f"Of the generators that we know it looks most like {found.family} ({found.probability:.0%}). Such a name was "
-        f"right for {found.right:.0%} of the generated images of new sources: a hint, no claim of origin."
+        f"Of the generators that we know it looks most like {found.family} ({found.probability:.0%}). Of such names, "
+        f"given to generated images of new sources, {found.right:.0%} were right: a hint, no claim of origin."
     )
 
 

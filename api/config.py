@@ -61,7 +61,7 @@ class Configurator:
         state = await self.keeper.read()
         new = state.changed(given, by, self._judging())
         self._check(new.values)
-        return await self._keep(state, new)
+        return await self._keep(state, new, given.get("release"))
 
     async def undo(self, by: str) -> Config:
         """
@@ -70,7 +70,8 @@ class Configurator:
             ReleaseUnusable, Conflict: as ``change``.
         """
         state = await self.keeper.read()
-        return await self._keep(state, state.undone(by))
+        new = state.undone(by)
+        return await self._keep(state, new, new.values.release if new.values.release != state.values.release else None)
 
     def _check(self, values: LiveSettings) -> None:
         known = (self._settings.models.profile, *self._settings.queue.profiles)
@@ -81,12 +82,16 @@ class Configurator:
         if values.release is not None and not self._settings.models.release:
             raise BadRequest("release: this installation follows no store; set IMGV_RELEASE")
 
-    async def _keep(self, old: State, new: State) -> Config:
-        release = new.values.release
-        if release and release != self._judging():
-            await asyncio.to_thread(self._promote, release)
+    async def _keep(self, old: State, new: State, release: str | None) -> Config:
+        """Keep a change, then promote the release that it names; one that cannot be leaves the settings as they were."""
         if not await self.keeper.write(new):
             raise Conflict("another change came between; look at GET /v1/config and try again")
+        if release:
+            try:
+                await asyncio.to_thread(self._promote, release)
+            except Exception:
+                await self.keeper.write(old.model_copy(update={"version": new.version + 1}))
+                raise
         await asyncio.to_thread(self.apply, new.values)
         log.warning("settings at run time: version %d by %s: %s", new.version, new.by, shown(new.values))
         log.info("before: %s", shown(old.values))

@@ -60,7 +60,9 @@ class State(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             raise BadRequest(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-        before = self.values.model_copy(update={"release": release}) if values.release and release else self.values
+        before = (
+            self.values.model_copy(update={"release": release}) if given.get("release") and release else self.values
+        )
         return self._next(values, by, (before, *self.earlier)[:REMEMBERED])
 
     def undone(self, by: str) -> State:

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 import pytest
 from pydantic import ValidationError
 
+from api.config import Configurator
 from api.limits import new_key
 from tests.api.conftest import flat_png
-from utils.errors import BadRequest
+from utils.errors import BadRequest, Conflict
 from utils.live_settings import MemoryKeeper, State, following
 from utils.releases import Store, seal
 from utils.settings import Settings
@@ -107,7 +108,9 @@ def test_limits_and_the_level_of_the_log_change_at_once(serve) -> None:
     serve(work, headers=AS_ANN, **KEYS)
 
 
-def test_a_release_is_promoted_by_name_and_the_one_before_comes_back(serve, tmp_path, monkeypatch) -> None:
+@pytest.fixture
+def store(tmp_path, monkeypatch) -> Store:
+    """Two releases, of which "one" judges."""
     store = Store(tmp_path / "store")
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -115,16 +118,55 @@ def test_a_release_is_promoted_by_name_and_the_one_before_comes_back(serve, tmp_
         store.publish(seal(tmp_path / name, name, profile="embedded", code="", data="", weights={}))
     store.promote("one")
     monkeypatch.setattr("api.app.catalogue", lambda *_: None)
+    return store
 
+
+def test_a_release_is_promoted_by_name_and_the_one_before_comes_back(serve, store) -> None:
     async def work(client) -> None:
-        answer = await client.patch("/v1/config", json={"release": "three"})
-        assert answer.status_code == 500
         changed = (await client.patch("/v1/config", json={"release": "two"})).json()
         assert changed["values"]["release"] == store.pointer().release == "two"
         await client.post("/v1/config/undo")
         assert store.pointer().release == "one"
 
     serve(work, headers=AS_ANN, release=str(store.folder), release_refresh_seconds=1000, **KEYS)
+
+
+def test_a_release_that_cannot_be_promoted_leaves_the_settings_as_they_were(serve, store) -> None:
+    async def work(client) -> None:
+        assert (await client.patch("/v1/config", json={"threshold": 0.875})).status_code == 200
+        answer = await client.patch("/v1/config", json={"release": "three", "threshold": 0.5})
+        assert (answer.status_code, answer.json()["code"]) == (500, "release_unusable")
+        now = (await client.get("/v1/config")).json()
+        assert (now["changed"], now["values"]["threshold"], now["can_undo"]) == (["threshold"], 0.875, 1)
+        assert (now["values"]["release"], store.pointer().release) == ("one", "one")
+
+    serve(work, headers=AS_ANN, release=str(store.folder), release_refresh_seconds=1000, **KEYS)
+
+
+def test_a_change_that_is_refused_because_another_came_between_moves_no_release(store) -> None:
+    class Busy(MemoryKeeper):
+        async def read(self) -> State:
+            state = await super().read()
+            await self.write(state.changed({"threshold": 0.5}, "bob"))
+            return state
+
+    config = Configurator(Settings.of(release=str(store.folder)), Busy(), lambda _: None)
+    with pytest.raises(Conflict):
+        asyncio.run(config.change({"release": "two"}, "ann"))
+    assert store.pointer().release == "one"
+
+
+def test_changes_of_other_settings_leave_a_release_that_was_promoted_elsewhere(store) -> None:
+    async def main() -> list[str]:
+        config = Configurator(Settings.of(release=str(store.folder)), MemoryKeeper(), lambda _: None)
+        await config.change({"release": "two"}, "ann")
+        store.promote("one")
+        await config.change({"threshold": 0.5}, "ann")
+        found = [store.pointer().release]
+        await config.undo("ann")
+        return [*found, store.pointer().release]
+
+    assert asyncio.run(main()) == ["one", "one"]
 
 
 def test_of_two_changes_at_a_time_one_is_refused() -> None:

@@ -44,7 +44,7 @@ def plain(settings, verifier, images: Sequence[bytes]) -> float:
 
 async def queued(settings, verifier, images: Sequence[bytes], url: str) -> float:
     @asynccontextmanager
-    async def judging(settings, metrics, client):
+    async def judging(settings, metrics, *_):
         async with Judge(
             settings.queue,
             settings.pipeline,

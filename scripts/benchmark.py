@@ -316,7 +316,7 @@ class Queue:
         self._stack.close()
 
     @asynccontextmanager
-    async def _judging(self, settings: Settings, metrics: Metrics, client: object) -> AsyncIterator[Judge]:
+    async def _judging(self, settings: Settings, metrics: Metrics, *_: object) -> AsyncIterator[Judge]:
         from worker.judge import Judge
 
         verifiers = {settings.models.profile: self._verifier}

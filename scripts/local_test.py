@@ -29,7 +29,7 @@ from utils.profiles import PROFILES
 from utils.settings import Settings, load_settings
 from utils.threads import limit_library_threads
 from utils.verdict_json import dump, numbers_of
-from worker.connect import Client, connect
+from worker.connect import connect
 from worker.embedded import EmbeddedServer
 from worker.judge import Judge
 from worker.metrics import Metrics
@@ -106,7 +106,7 @@ async def run(inputs: Sequence[str], settings: Settings, url: str, *, keep: bool
     trace: list[Trace] = []
 
     @asynccontextmanager
-    async def judging(given: Settings, metrics: Metrics, client: Client) -> AsyncIterator[Judge]:
+    async def judging(given: Settings, metrics: Metrics, *_: object) -> AsyncIterator[Judge]:
         verifier = build_verifier(given.models)
         limit_library_threads()
         if keep:

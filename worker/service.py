@@ -35,8 +35,9 @@ from worker.stream import Keys, Queue
 
 log = logging.getLogger(__name__)
 
-MakeHandler = Callable[[Metrics, Client], AbstractAsyncContextManager[Handler[Job]]]
-MakeHandlerOf = Callable[[Settings, Metrics, Client], AbstractAsyncContextManager[Handler[Job]]]
+Prefer = Callable[[str | None], None]  # as ImageJobs.prefer
+MakeHandler = Callable[[Metrics, Client, Prefer], AbstractAsyncContextManager[Handler[Job]]]
+MakeHandlerOf = Callable[[Settings, Metrics, Client, Prefer], AbstractAsyncContextManager[Handler[Job]]]
 
 _CALLBACK_SECONDS = 15.0  # the upper end of what Standard Webhooks recommends for one attempt
 _CALLBACKS_AT_ONCE = 16
@@ -45,8 +46,8 @@ _CHECK_AGAIN_SECONDS = 2.0
 
 
 @asynccontextmanager
-async def judging(settings: Settings, metrics: Metrics, client: Client) -> AsyncIterator[Handler[Job]]:
-    """The real handler: loads every profile's models before the first job is taken.
+async def judging(settings: Settings, metrics: Metrics, client: Client, prefer: Prefer) -> AsyncIterator[Handler[Job]]:
+    """The real handler: loads every profile's models before the first job is taken, and follows what changes.
 
     Raises:
         SetupError: this installation is incomplete.
@@ -79,6 +80,7 @@ async def judging(settings: Settings, metrics: Metrics, client: Client) -> Async
         threshold = models.threshold if values.threshold is None else values.threshold
         for verifier in verifiers.values():
             verifier.set_threshold(threshold)
+        prefer(values.profile)
         logging.getLogger().setLevel(values.log_level or settings.log.level)
 
     def fingerprint_of(name: str) -> str:
@@ -113,7 +115,6 @@ def build_service(settings: Settings, url: str, make_handler: MakeHandlerOf = ju
         settings.pipeline,
         settings.fetch,
         functools.partial(make_handler, settings),
-        settings.models.release_refresh_seconds,
         settings.log.metrics_seconds,
     )
 
@@ -129,13 +130,11 @@ class Service:
         pipeline: PipelineSettings,
         fetch: FetchSettings,
         make_handler: MakeHandler,
-        refresh_seconds: float,
         metrics_seconds: float = 0,
     ) -> None:
         """
         Args:
             fetch: how callbacks may connect.
-            refresh_seconds: how often settings that changed at run time are looked for.
             metrics_seconds: how often numbers are printed for CloudWatch; 0: never.
 
         Raises:
@@ -144,7 +143,6 @@ class Service:
         self._settings = settings
         self._fetch = fetch
         self._make_handler = make_handler
-        self._refresh_seconds = refresh_seconds
         self._metrics_seconds = metrics_seconds
         self._client = connect(url)
         self._keys = Keys(settings.prefix)
@@ -179,13 +177,9 @@ class Service:
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._client.aclose)
             answers = await self._check_server()
-            handler = await stack.enter_async_context(self._make_handler(self.metrics, self._client))
-            queue = self._queue(self._keys.streams, self._settings.attempts)
             kind = ImageJobs(self._rules)
-            keeper = RedisKeeper(self._client, self._keys)
-            await stack.enter_async_context(
-                live_settings.following(keeper, lambda values: kind.prefer(values.profile), self._refresh_seconds)
-            )
+            handler = await stack.enter_async_context(self._make_handler(self.metrics, self._client, kind.prefer))
+            queue = self._queue(self._keys.streams, self._settings.attempts)
             self.loop = Loop(queue, kind, handler, self._limits, self.metrics)
             await self._ensure(queue)
             if not answers:

@@ -45,7 +45,7 @@ async def working(settings, verifier) -> AsyncIterator[None]:
     """A worker in this process."""
 
     @asynccontextmanager
-    async def handler(given, metrics, _client):
+    async def handler(given, metrics, *_):
         async with Judge(
             given.queue, given.pipeline, given.decode, given.fetch, {"embedded": verifier}, metrics
         ) as judge:

@@ -64,7 +64,7 @@ class Fragile(Recording):
 
 def judging(verifier, cached=False):
     @asynccontextmanager
-    async def make(settings, metrics, client):
+    async def make(settings, metrics, client, _):
         cache = RedisCache(client, Keys(settings.queue.prefix), 60) if cached else None
         verifiers, parts = {"embedded": verifier}, (settings.queue, settings.pipeline, settings.decode, settings.fetch)
         async with Judge(*parts, verifiers, metrics, cache, lambda _: fingerprint(verifier)) as judge:

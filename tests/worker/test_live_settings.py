@@ -53,6 +53,36 @@ def test_a_worker_judges_with_a_threshold_that_changes_while_it_runs(db, keys, s
     assert (changed, after) == (0.75, before)
 
 
+def test_one_task_of_a_worker_asks_for_settings_and_its_jobs_get_the_profile_that_is_preferred(
+    db, keys, server, run_worker, monkeypatch
+) -> None:
+    monkeypatch.setattr(inference.detector, "build_verifier", lambda settings, release=None: Small(settings.profile))
+    asking = set()
+    read = RedisKeeper.read
+
+    async def counted(self) -> State:
+        asking.add(asyncio.current_task())
+        return await read(self)
+
+    async def during(service) -> str:
+        async with connect(server.url) as client:
+            assert await RedisKeeper(client, keys).write(State().changed({"profile": "light"}, "ann"))
+            deadline, number, found = time.monotonic() + 20, 0, ""
+            while found != "light" and time.monotonic() < deadline:
+                number += 1
+                await client.xadd(keys.streams[1], {"image": png(9), "filename": "a.png", "job_id": str(number)})
+                while (raw := await client.get(keys.verdict(str(number)))) is None:
+                    await asyncio.sleep(0.01)
+                found = json.loads(raw)["models"]["release"]
+        return found
+
+    monkeypatch.setattr(RedisKeeper, "read", counted)
+    found, failure = run_worker(judging, during, queue_profiles="light", release_refresh_seconds=0.05)
+    assert failure is None
+    assert found == "light"
+    assert len(asking) == 1
+
+
 def test_somebody_elses_value_is_no_settings(db, keys, server) -> None:
     db.set(keys.settings, "[]")
 

@@ -155,7 +155,7 @@ def _same(handler):
     from contextlib import asynccontextmanager
 
     @asynccontextmanager
-    async def make(settings, metrics, client):
+    async def make(settings, metrics, *_):
         yield handler
 
     return make

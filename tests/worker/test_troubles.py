@@ -33,7 +33,7 @@ class Fetching(Obedient):
 
 
 @contextlib.asynccontextmanager
-async def fetching(settings, metrics, client):
+async def fetching(settings, metrics, *_):
     yield Fetching()
 
 

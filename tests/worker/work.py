@@ -79,7 +79,7 @@ class SetupErrorOfOurs(SetupError):
 
 def obedient(log: Path | None = None):
     @asynccontextmanager
-    async def make(settings, metrics, client):
+    async def make(settings, metrics, *_):
         yield Obedient(log)
 
     return make

@@ -83,7 +83,7 @@ class Configurator:
             raise BadRequest("release: this installation follows no store; set IMGV_RELEASE")
 
     async def _keep(self, old: State, new: State, release: str | None) -> Config:
-        """Keep a change, then promote the release that it names; one that cannot be leaves the settings as they were."""
+        """Keep a change, then promote the release that it names; if that fails, the settings are as they were."""
         if not await self.keeper.write(new):
             raise Conflict("another change came between; look at GET /v1/config and try again")
         if release:

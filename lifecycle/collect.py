@@ -262,9 +262,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _day(text: str) -> str:
-    """YYYY-MM-DD, as argparse wants a type."""
+    """YYYY-MM-DD, as argparse wants a type, which it asks about the default too."""
     try:
-        return date.fromisoformat(text).isoformat()
+        return date.fromisoformat(text).isoformat() if text else ""
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no day; write it as 2026-11-30") from None
 

@@ -23,6 +23,7 @@ from ssrfguard import AddressTable, Policy
 from ingress import fetch
 from lifecycle import web as web_module
 from lifecycle.collect import Collection, collect
+from lifecycle.collect import main as collect_main
 from lifecycle.sources import (
     SOURCES,
     civitai,
@@ -37,6 +38,7 @@ from lifecycle.sources import (
 )
 from lifecycle.web import Web
 from utils.errors import BadSettings, FetchFailed, UrlRefused
+from utils.exits import Exit
 from utils.settings import Settings
 
 
@@ -351,6 +353,14 @@ def test_a_day_that_is_none_is_refused(capsys) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["urls:x", "--since", "yesterday"])
     assert "'yesterday' is no day" in capsys.readouterr().err
+
+
+def test_the_command_takes_a_folder_without_further_options(tmp_path, capsys) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.jpg").write_bytes(picture(1))
+    out = tmp_path / "data"
+    assert collect_main([f"folder:real,me,{tmp_path / 'mine'}", "--out", str(out)]) == Exit.DONE
+    assert f"1 real and 0 AI images in {out}; next: python -m scripts.make_dataset_csv" in capsys.readouterr().out
 
 
 def test_folders_of_one_name_are_told_apart(tmp_path) -> None:

@@ -32,6 +32,7 @@ from training.feature_table import IntArray, Table, families, read_table, source
 from training.meta_models import KINDS, fit, fit_calibration, fit_subsets, without
 from training.metrics import evaluate, log_loss, plain
 from training.reference import measure_reference
+from training.shards import ImageTable, image_table
 from training.thresholds import choose_thresholds, measure_tiers
 from utils.contracts import Json
 from utils.deliveries import DELIVERIES
@@ -102,8 +103,8 @@ def _find_table(arguments: argparse.Namespace) -> tuple[Path, str]:
         if not path.is_file():
             raise DatasetMissing(f"no table at {path}; make one: {EXTRACT_HINT}")
         return path, str(path)
-    dataset: Path = arguments.dataset or Path(DATASET)
-    if not dataset.is_file():
+    dataset: ImageTable = arguments.dataset or Path(DATASET)
+    if isinstance(dataset, Path) and not dataset.is_file():
         raise DatasetMissing(
             f"no table {TABLE} and no {dataset}: put images into data/real and data/ai and run "
             "python -m scripts.make_dataset_csv"
@@ -111,7 +112,7 @@ def _find_table(arguments: argparse.Namespace) -> tuple[Path, str]:
     return _measure(dataset, arguments.profile, arguments.jobs)
 
 
-def _measure(dataset: Path, profile: str, jobs: int) -> tuple[Path, str]:
+def _measure(dataset: ImageTable, profile: str, jobs: int) -> tuple[Path, str]:
     from training.extraction import extract  # loads every detector
 
     rows = read_rows(dataset)
@@ -120,7 +121,8 @@ def _measure(dataset: Path, profile: str, jobs: int) -> tuple[Path, str]:
         raise TableError(f"{dataset} has splits other than {', '.join(SPLITS)}: {', '.join(sorted(others))}")
     check_enough(rows)
     check_splits((row["source"], row["split"]) for row in rows)
-    path = dataset.with_suffix(".features.csv")
+    beside_it = dataset if isinstance(dataset, Path) else Path(dataset).name  # of S3: here
+    path = Path(beside_it).with_suffix(".features.csv")
     settings = load_settings(profile=profile)
     deliveries = {fusion_split(splits): TAUGHT, "val": DELIVERIES}
     measured, failures = extract(
@@ -371,7 +373,11 @@ def _plot(path: Path, model: FusionModel, table: Table, probabilities: FloatArra
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("python -m fusion.train_fusion", __doc__)
     parser.add_argument("--table", type=Path, help=f"features (default: {TABLE} if there); made by: {EXTRACT_HINT}")
-    parser.add_argument("--dataset", type=Path, help=f"images to measure where there is no table (default: {DATASET})")
+    parser.add_argument(
+        "--dataset",
+        type=image_table,
+        help=f"images to measure where there is no table, also in S3 (default: {DATASET})",
+    )
     parser.add_argument("--out", type=Path, help="artifact folder (default: a new one in models/saved_models)")
     parser.add_argument(
         "--profile",

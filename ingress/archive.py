@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from ingress.sources import IMAGE_SUFFIXES
 from utils.errors import BadSettings, FileMissing, TableError, TooManyBytes, VerifyError
-from utils.places import Place, place
+from utils.places import Place, beside, place
 
 TAR, PARQUET = ".tar", ".parquet"
 AHEAD = 16  # images that are read while others are judged
@@ -39,8 +39,7 @@ def open_archive(source: str) -> tuple[Place, str]:
         source: a folder, a prefix of S3, or one tar or Parquet file.
     """
     if source.endswith((TAR, PARQUET)):
-        folder, _, file = source.rpartition("/")
-        return place(folder or "."), file
+        return beside(source)
     return place(source), ""
 
 

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from training.extraction import Row, extract
+from training.shards import image_table
 from utils.deliveries import DELIVERIES
 from utils.exits import Exit, command, command_parser
 from utils.settings import load_settings
@@ -48,7 +49,12 @@ def _report(out: Path, rows: Sequence[Row], failures: Sequence[str]) -> None:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("python -m scripts.extract_features", __doc__)
-    parser.add_argument("--manifest", type=Path, required=True, help="CSV: filepath,label,source[,split,generator]")
+    parser.add_argument(
+        "--manifest",
+        type=image_table,
+        required=True,
+        help="CSV: filepath,label,source[,split,generator]; also s3://BUCKET/… of a packed data set",
+    )
     parser.add_argument("--out", type=Path, required=True, help="table to write or to extend: .parquet, else CSV")
     parser.add_argument(
         "--deliveries",

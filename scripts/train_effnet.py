@@ -97,9 +97,9 @@ def train(arguments: argparse.Namespace) -> None:
 # --- pixels
 
 
-def load_reduced(path: Path) -> tuple[RgbArray, bool]:
+def load_reduced(source: Path | bytes) -> tuple[RgbArray, bool]:
     """Upright pixels as the detector reduces them, and whether they still carry the file's JPEG history."""
-    sample = shared.read_sample(path)
+    sample = shared.read_sample(source)
     pixels = reduced(sample.upright)
     return pixels, sample.format in LOSSY and pixels.shape == sample.upright.shape
 

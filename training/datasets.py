@@ -9,8 +9,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
-from utils.errors import TableError, TooFewImages
+from utils.errors import FileMissing, TableError, TooFewImages
 from utils.persistence import write_atomic
+from utils.places import beside
 
 SPLITS = ("train", "fusion", "val")  # for networks and heads, for what combines them, for measuring
 DATASET = "dataset.csv"  # what the commands write, clean and train from when nobody names a table
@@ -20,17 +21,20 @@ LABELS = ("real", "ai")  # by what a network calls them, 0 and 1; a manifest may
 FEWEST_IMAGES = 20  # of a label: below it, 95 % of the real ones is all of them, and a threshold has nothing to rest on
 
 
-def read_rows(path: Path, required: Collection[str] = ("filepath", "label", "source")) -> list[dict[str, str]]:
+def read_rows(path: Path | str, required: Collection[str] = ("filepath", "label", "source")) -> list[dict[str, str]]:
     """Every row by column; ``split`` is train where nobody says.
+
+    Args:
+        path: also an address in S3.
 
     Raises:
         TableError: it cannot be read as CSV, a column is missing, or a row has another number of cells.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            table = csv.DictReader(file)
-            rows = list(table)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        files, name = beside(path)
+        table = csv.DictReader(io.StringIO(files.read(name).decode("utf-8-sig"), newline=""))
+        rows = list(table)
+    except (OSError, FileMissing, UnicodeDecodeError, csv.Error) as error:
         raise TableError(f"{path} cannot be read as CSV: {error}") from error
     if absent := [name for name in required if name not in (table.fieldnames or ())]:
         raise TableError(f"{path} has no column {', '.join(absent)}")

@@ -24,8 +24,9 @@ from inference.graphs import Network
 from ingress.sources import Ingress
 from training.datasets import LABELS
 from training.deliveries import LOSSY, deliver_at_random
-from training.loop import Picture, Recipe, check_labels, prepare, read_datasets
+from training.loop import Load, Picture, Recipe, check_labels, prepare, read_datasets
 from training.metrics import THRESHOLD, evaluate, plain
+from training.shards import image_table
 from utils.contracts import RgbArray, Sample
 from utils.errors import VerifyError
 from utils.exits import command_parser
@@ -35,12 +36,11 @@ TRIES = 4
 WINDOW = 1024  # px; how much of an image is kept at native size, larger than most deliveries
 SMOOTHING = 0.1  # of the labels; some of the sources' own claims are wrong
 
-Load: TypeAlias = Callable[[Path], tuple[RgbArray, bool]]
 Logits: TypeAlias = Mapping[str, NDArray[np.float64]]  # delivery -> one logit per picture
 
 
-def read_sample(path: Path) -> Sample:
-    """Decode a file as the product does.
+def read_sample(source: Path | bytes) -> Sample:
+    """Decode a file, or what one holds, as the product does.
 
     Raises:
         ValueError: it cannot be read.
@@ -48,20 +48,20 @@ def read_sample(path: Path) -> Sample:
     cv2.setNumThreads(1)
     try:
         with Ingress(load_settings().decode) as ingress:
-            return ingress.load(str(path))
+            return ingress.decode(source, "") if isinstance(source, bytes) else ingress.load(str(source))
     except VerifyError as error:
         raise ValueError(f"{error.code}: {error}") from error
 
 
-def load_whole(path: Path) -> tuple[RgbArray, bool]:
+def load_whole(source: Path | bytes) -> tuple[RgbArray, bool]:
     """The stored pixels, and whether they carry a JPEG history."""
-    sample = read_sample(path)
+    sample = read_sample(source)
     return sample.rgb, sample.format in LOSSY
 
 
-def load_native(path: Path) -> tuple[RgbArray, bool]:
+def load_native(source: Path | bytes) -> tuple[RgbArray, bool]:
     """The centre of the stored pixels, cut on multiples of 8 so that JPEG's block grid keeps its phase."""
-    rgb, lossy = load_whole(path)
+    rgb, lossy = load_whole(source)
     top, left = (max(0, side - WINDOW) // 2 // 8 * 8 for side in rgb.shape[:2])
     return rgb[top : top + WINDOW, left : left + WINDOW], lossy
 
@@ -180,8 +180,8 @@ def measure(logits: Logits, pictures: Sequence[Picture], temperature: float) -> 
 
 def parser(module: str, description: str | None, minutes: float, rate: float) -> argparse.ArgumentParser:
     found = command_parser(f"python -m {module}", description)
-    columns = "CSV: filepath,label,source[,split,content]"
-    found.add_argument("--dataset", type=Path, nargs="+", required=True, help=columns)
+    columns = "CSV: filepath,label,source[,split,content]; also s3://BUCKET/… of a packed data set"
+    found.add_argument("--dataset", type=image_table, nargs="+", required=True, help=columns)
     found.add_argument("--out", type=Path, required=True, help="folder for weights, checkpoint, log and metrics")
     found.add_argument("--cache", type=Path, required=True, help="folder for decoded pixels, about 1 MB per image")
     found.add_argument("--minutes", type=float, default=minutes, help="training time (default: %(default)s)")

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -32,6 +32,7 @@ from ingress.sources import Ingress
 from training.datasets import LABELS, read_rows
 from training.deliveries import LOSSY, Deliveries, deliver_at_random
 from training.feature_table import PARQUET, numbers, read_columns
+from training.shards import ImageTable, Span, blocks, read, span_of
 from utils.actors import LOCAL, check_ray, through_actors
 from utils.contracts import Json, Sample
 from utils.deliveries import DELIVERIES, FIXED, deliver
@@ -40,6 +41,7 @@ from utils.settings import DecodeSettings, ModelSettings
 from utils.threads import limit_library_threads
 
 KEYS = ("filepath", "delivery", "label", "source", "split", "generator", "models")  # models: versions that measured
+_LOCAL_BLOCK = 4  # images that a process answers for at a time
 RAY_BLOCK = 16  # images at most that a Ray actor answers for at a time: what a stopped run measures again
 
 Key: TypeAlias = tuple[str, str]  # filepath, delivery
@@ -53,6 +55,7 @@ class Task:
     filepath: str
     delivery: str
     seed: int
+    span: Span | None = None  # in a shard; None: it is a file
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,7 +67,7 @@ class Row:
 
 
 def extract(
-    manifest: Path,
+    manifest: ImageTable,
     out: Path,
     models: ModelSettings,
     decode: DecodeSettings,
@@ -101,10 +104,12 @@ def extract(
     journal = out.with_name(f"{out.name}.journal")
     select_detectors(models.profile, models.detectors)  # a wrong name is better told here than by a process
     _check_installed(out, engine)
-    wanted = _wanted(manifest, split, deliveries)
+    listed = read_rows(manifest)
+    wanted, spans = _wanted(listed, split, deliveries), {row["filepath"]: span_of(manifest, row) for row in listed}
     kept = _kept(out, names)
     known = _current(kept | _journalled(journal, names), models, decode)
-    tasks = [Task(str(manifest.parent.absolute()), *key, seed) for key in wanted if key not in known]
+    folder = str(Path(manifest).parent.absolute())
+    tasks = [Task(folder, *key, seed, spans[key[0]]) for key in wanted if key not in known]
     measured = _on_ray if engine == "ray" else _on_this_machine
     lines = measured(tasks, jobs, models, decode, skip)
     failures = []
@@ -182,10 +187,10 @@ def fill(
 # --- what is there already
 
 
-def _wanted(manifest: Path, split: str, deliveries: Deliveries) -> dict[Key, dict[str, str]]:
-    """What the manifest says of each image to measure, in its order."""
+def _wanted(listed: Iterable[dict[str, str]], split: str, deliveries: Deliveries) -> dict[Key, dict[str, str]]:
+    """What the manifest's rows say of each image to measure, in their order."""
     wanted: dict[Key, dict[str, str]] = {}
-    for row in read_rows(manifest):
+    for row in listed:
         if row["label"] in LABELS and split in ("all", row["split"]):
             row["generator"] = row.get("generator") or row.get("generator_or_camera", "")
             known = {key: row.get(key, "") for key in KEYS}
@@ -287,12 +292,14 @@ def _on_this_machine(
     tasks: Sequence[Task], jobs: int, models: ModelSettings, decode: DecodeSettings, skip: Sequence[str]
 ) -> Iterator[str]:
     """Processes, not threads: most of the work holds the interpreter's lock."""
+    parts = blocks(tasks, _span, _LOCAL_BLOCK)
     if jobs == 1:
-        yield from map(Measurer(models, decode, skip), tasks)
+        measurer = Measurer(models, decode, skip)
+        yield from (line for part in parts for line in _lines(measurer, part))
         return
     pool = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_start, initargs=(models, decode, skip))
     with pool:
-        yield from pool.map(_measure, tasks, chunksize=4)
+        yield from (line for lines in pool.map(_measure, parts) for line in lines)
 
 
 _measurer: Measurer
@@ -303,20 +310,30 @@ def _start(models: ModelSettings, decode: DecodeSettings, skip: Sequence[str]) -
     _measurer = Measurer(models, decode, skip)
 
 
-def _measure(task: Task) -> str:
-    return _measurer(task)
+def _measure(part: Sequence[Task]) -> list[str]:
+    return list(_lines(_measurer, part))
+
+
+def _span(task: Task) -> Span | None:
+    return task.span
+
+
+def _lines(measurer: Measurer, part: Sequence[Task]) -> Iterator[str]:
+    """Of the tasks of one block."""
+    raws = read(list(dict.fromkeys(task.span for task in part if task.span)))
+    return (measurer(task, raws[task.span] if task.span else None) for task in part)
 
 
 def _on_ray(
     tasks: Sequence[Task], jobs: int, models: ModelSettings, decode: DecodeSettings, skip: Sequence[str]
 ) -> Iterator[str]:
     """A pool of ``jobs`` actors, each of one CPU, and of one GPU where IMGV_DEVICE asks for CUDA."""
-    blocks = max(math.ceil(len(tasks) / RAY_BLOCK), min(jobs, len(tasks)))
     address = os.environ.get("RAY_ADDRESS") or LOCAL
     gpus = 1 if models.device.startswith("cuda") else 0
-    parts = [asdict(task) for task in tasks]
-    found = through_actors(parts, RayMeasurer, (models, decode, skip), address, actors=jobs, blocks=blocks, gpus=gpus)
-    return (row["line"] for row in found)
+    most = max(1, min(RAY_BLOCK, len(tasks) // jobs))
+    parts = [{"tasks": json.dumps([asdict(task) for task in part])} for part in blocks(tasks, _span, most)]
+    found = through_actors(parts, RayMeasurer, (models, decode, skip), address, actors=jobs, gpus=gpus)
+    return (line for row in found for line in row["lines"])
 
 
 class Measurer:
@@ -334,12 +351,16 @@ class Measurer:
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(1)
 
-    def __call__(self, task: Task) -> str:
-        """Measure one image. A line of JSON: features without the missing ones, or the error that it cannot be read."""
+    def __call__(self, task: Task, raw: bytes | None = None) -> str:
+        """Measure one image, whose bytes are ``raw`` where it is no file.
+
+        Returns:
+            A line of JSON: features without the missing ones, or the error that it cannot be read.
+        """
         found: dict[str, object] = {"filepath": task.filepath, "delivery": task.delivery}
         try:
             with Ingress(self.decode) as ingress:
-                sample = delivered(task, ingress)
+                sample = delivered(task, ingress, raw)
         except VerifyError as error:
             return json.dumps(found | {"error": f"{error.code}: {error}"})
         (findings,) = self.ensemble.measure([sample])
@@ -353,17 +374,19 @@ class RayMeasurer:
     def __init__(self, models: ModelSettings, decode: DecodeSettings, skip: Sequence[str]) -> None:
         self.measure = Measurer(models, decode, skip)
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, str]:
-        return {"line": self.measure(Task(**row))}
+    def __call__(self, row: dict[str, Any]) -> dict[str, list[str]]:
+        part = [Task(**each | {"span": each["span"] and Span(**each["span"])}) for each in json.loads(row["tasks"])]
+        return {"lines": list(_lines(self.measure, part))}
 
 
-def delivered(task: Task, ingress: Ingress) -> Sample:
-    """The image of a task as its delivery brings it.
+def delivered(task: Task, ingress: Ingress, raw: bytes | None = None) -> Sample:
+    """The image of a task as its delivery brings it; ``raw`` where it is no file.
 
     Raises:
         VerifyError: as ``Ingress.load``.
     """
-    sample = ingress.load(str(Path(task.folder, task.filepath)))
+    source = str(Path(task.folder, task.filepath))
+    sample = ingress.load(source) if raw is None else ingress.decode(raw, source)
     if task.delivery == "clean":
         return sample
     if task.delivery in FIXED:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeAlias
@@ -30,6 +31,7 @@ from torch.optim import AdamW
 from torch.utils.data import DataLoader, Dataset
 
 from training.datasets import LABELS, check_splits, read_rows
+from training.shards import ImageTable, Span, blocks, read, span_of
 from utils.contracts import RgbArray
 from utils.errors import BadSettings, TableError, TrainingDiverged
 from utils.persistence import save_model, write_atomic
@@ -37,6 +39,9 @@ from utils.persistence import save_model, write_atomic
 NUMBERS = {label: number for number, label in enumerate(LABELS)}
 CHECKPOINT, LOG, PLOT = "checkpoint.pt", "log.jsonl", "curve.png"
 
+_TOGETHER = 8  # pictures that a process decodes at a time
+
+Load: TypeAlias = Callable[[Path | bytes], tuple[RgbArray, bool]]
 Batch: TypeAlias = tuple[Tensor, ...]
 Loss: TypeAlias = Callable[[nn.Module, Batch], Mapping[str, Tensor]]  # scalars to log; "loss" is minimised
 
@@ -63,6 +68,7 @@ class Picture:
     teacher: float = math.nan
     kind: str = ""
     family: str = ""
+    span: Span | None = None  # in a shard, until it is prepared; its path is then only a name
     lossy: bool = False  # known once it is prepared: its pixels carry a JPEG history
 
     @property
@@ -71,11 +77,12 @@ class Picture:
         return np.asarray(np.load(self.path, mmap_mode="r", allow_pickle=False))
 
 
-def read_datasets(paths: Iterable[Path], labels: Collection[str] = LABELS) -> list[Picture]:
+def read_datasets(paths: Iterable[ImageTable], labels: Collection[str] = LABELS) -> list[Picture]:
     """Every image of these labels in one or more CSVs with filepath, label and source; split, content, group, teacher,
     kind and family if they have.
 
-    A file path is looked up from its CSV's own folder. Without a split, a row is for training.
+    A file path is looked up from its CSV's own folder, or its shard is (training.shards). Without a split, a row is
+    for training.
 
     Raises:
         TableError: a CSV cannot be used, a label has no image to train on, or a source is in both splits.
@@ -85,9 +92,9 @@ def read_datasets(paths: Iterable[Path], labels: Collection[str] = LABELS) -> li
         for row in read_rows(path):
             if row["label"] in labels:
                 label, content, group = NUMBERS[row["label"]], row.get("content") or "", row.get("group") or ""
-                place, source = path.parent / row["filepath"], row["source"]
-                teacher = float(row.get("teacher") or math.nan)
-                about = content, group or source, teacher, row.get("kind") or "", row.get("family") or ""
+                place, source = Path(path).parent / row["filepath"], row["source"]
+                teacher, span = float(row.get("teacher") or math.nan), span_of(path, row)
+                about = content, group or source, teacher, row.get("kind") or "", row.get("family") or "", span
                 found.append(Picture(place, label, source, row["split"], *about))
     check_labels(found, labels)
     check_splits((each.source, each.split) for each in found)
@@ -139,45 +146,51 @@ def draw_weights(pictures: Sequence[Picture]) -> NDArray[np.float64]:
     return np.array(weights) / sum(weights)
 
 
-def prepare(
-    pictures: Sequence[Picture], folder: Path, load: Callable[[Path], tuple[RgbArray, bool]], jobs: int = 2
-) -> list[Picture]:
+def prepare(pictures: Sequence[Picture], folder: Path, load: Load, jobs: int = 2) -> list[Picture]:
     """Decode every picture once, keep its pixels below ``folder``, and return those that could be read, in order.
 
     Args:
-        load: file -> pixels as training wants them, and whether they carry a JPEG history. ValueError for a file that
-            cannot be used: it is named on stdout and left out. Picklable if ``jobs`` is above 1; its name keeps what
-            different loaders made apart.
+        load: file, or what one holds -> pixels as training wants them, and whether they carry a JPEG history.
+            ValueError for one that cannot be used: it is named on stdout and left out. Picklable if ``jobs`` is above
+            1; its name keeps what different loaders made apart.
     """
     folder = folder / load.__name__
     folder.mkdir(parents=True, exist_ok=True)
-    targets = [folder / f"{_identity(each.path)}.npy" for each in pictures]
-    work = [(each.path, target, load) for each, target in zip(pictures, targets, strict=True)]
+    targets = [folder / f"{_identity(each)}.npy" for each in pictures]
+    work = [(each.span or each.path, target) for each, target in zip(pictures, targets, strict=True)]
+    parts = blocks(work, lambda item: item[0] if isinstance(item[0], Span) else None, _TOGETHER)
     if jobs == 1:
-        outcomes = list(map(_prepare, work))
+        outcomes = [outcome for part in parts for outcome in _prepare(load, part)]
     else:
         with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-            outcomes = list(pool.map(_prepare, work, chunksize=8))
+            outcomes = [outcome for found in pool.map(partial(_prepare, load), parts) for outcome in found]
     ready = []
     for picture, target, outcome in zip(pictures, targets, outcomes, strict=True):
         if isinstance(outcome, str):
             print(f"left out: {picture.path}: {outcome}")
         else:
-            ready.append(replace(picture, path=target, lossy=outcome))
+            ready.append(replace(picture, path=target, span=None, lossy=outcome))
     return ready
 
 
-def _identity(path: Path) -> str:
-    """Of a file as it is now: one that was replaced is decoded again."""
-    status = path.stat() if path.exists() else None
-    now = (path.resolve(), status and (status.st_size, status.st_mtime_ns))
+def _identity(picture: Picture) -> str:
+    """Of a file as it is now: one that was replaced is decoded again. A shard is named by what it holds."""
+    status = picture.path.stat() if not picture.span and picture.path.exists() else None
+    now = picture.span or (picture.path.resolve(), status and (status.st_size, status.st_mtime_ns))
     return hashlib.sha256(str(now).encode()).hexdigest()[:24]
 
 
-def _prepare(work: tuple[Path, Path, Callable[[Path], tuple[RgbArray, bool]]]) -> bool | str:
-    source, target, load = work
+def _prepare(load: Load, part: Sequence[tuple[Path | Span, Path]]) -> list[bool | str]:
+    """Of each picture, whether it carries a JPEG history, or why it cannot be used."""
+    raws = read([source for source, target in part if isinstance(source, Span) and not target.exists()])
+    return [
+        _prepare_one(raws.get(source) if isinstance(source, Span) else source, target, load) for source, target in part
+    ]
+
+
+def _prepare_one(source: Path | bytes | None, target: Path, load: Load) -> bool | str:
     marker = target.with_suffix(".lossy")
-    if target.exists():
+    if source is None or target.exists():
         return marker.exists()
     try:
         pixels, lossy = load(source)

@@ -33,7 +33,6 @@ def through_actors(
     address: str,
     *,
     actors: int,
-    blocks: int = 0,
     gpus: float = 0,
 ) -> Iterator[Mapping[str, Any]]:
     """What the actors answer, in any order.
@@ -42,7 +41,6 @@ def through_actors(
         actor: a class whose instances are called with one item; made of ``arguments``.
         address: of a cluster; "local": one for these items, on the loopback address of this machine.
         actors: each takes one CPU.
-        blocks: in which the items are handed out; 0: each by itself.
         gpus: that each actor takes.
 
     Raises:
@@ -53,13 +51,12 @@ def through_actors(
     ray = _connected(address, actors)
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False  # ours counts images
-        blocks = blocks or len(items)
         yield from (
-            ray.data.from_items([dict(each) for each in items], override_num_blocks=blocks)
+            ray.data.from_items([dict(each) for each in items], override_num_blocks=len(items))
             .map(
                 actor,
                 fn_constructor_args=tuple(arguments),
-                compute=ray.data.ActorPoolStrategy(size=min(actors, blocks)),
+                compute=ray.data.ActorPoolStrategy(size=min(actors, len(items))),
                 num_cpus=1,
                 num_gpus=gpus,
             )

@@ -57,6 +57,15 @@ def place(address: str | Path) -> Place:
     return Bucket(text) if text.startswith(S3) else Folder(Path(text).expanduser())
 
 
+def beside(file: str | Path) -> tuple[Place, str]:
+    """The place that a file lies in, and its name there."""
+    text = str(file)
+    if text.startswith(S3):
+        folder, _, name = text.rpartition("/")
+        return place(folder), name
+    return place(Path(text).parent), Path(text).name
+
+
 class Folder:
     """A folder, which need not be there."""
 

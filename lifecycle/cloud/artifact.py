@@ -15,7 +15,7 @@ from lifecycle.cloud.container import JOB
 from lifecycle.registry import Registry
 from utils.errors import CopyDiffers
 from utils.persistence import sha256_file
-from utils.places import place
+from utils.places import beside
 from utils.releases import MANIFEST, Store
 from utils.settings import Settings
 
@@ -35,10 +35,10 @@ def fetch(job: str, address: str, settings: Settings) -> str:
     """
     home = settings.lifecycle.folder
     home.mkdir(parents=True, exist_ok=True)
-    folder, _, name = address.rpartition("/")
+    files, name = beside(address)
     with tempfile.TemporaryDirectory(dir=home, prefix=".fetching-") as scratch:
         made = Path(scratch) / "model"
-        with tarfile.open(fileobj=io.BytesIO(place(folder).read(name))) as tar:
+        with tarfile.open(fileobj=io.BytesIO(files.read(name))) as tar:
             tar.extractall(made, filter="data")  # nothing outside the folder, no links, no devices
         said = _checked(made, address)
         releases = [path.parent.name for path in made.glob(f"*/{MANIFEST}")]

@@ -1,9 +1,10 @@
-"""A data set in S3: python -m lifecycle.cloud.data push|pull|verify FOLDER s3://BUCKET/PREFIX
+"""A data set in S3: python -m lifecycle.cloud.data push|pull|verify FOLDER s3://BUCKET/PREFIX, pack TABLE FOLDER
 
 push sends what is not there yet, pull fetches what differs, verify compares both ends with the manifest. S3 computes
 the SHA-256 of what it gets; we compute ours. Large files go in parts, side by side. A command that was killed goes on
 where it was. The manifest is written last: until then whoever pulls gets the version before. Nothing is deleted without
---delete; older versions can be pulled by --version as long as the bucket keeps them (the stack's does).
+--delete; older versions can be pulled by --version as long as the bucket keeps them (the stack's does). pack writes
+the images of a dataset.csv into tars first, which training reads from S3 as a stream.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import track
 
+from training.shards import pack
 from utils.aws import coded
 from utils.errors import BadSettings, CopyDiffers, DatasetMissing
 from utils.exits import Exit, command, command_parser
@@ -349,6 +351,10 @@ def _each(do: Callable[[T], R], items: Iterable[T], jobs: int, what: str) -> lis
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
+    if arguments.command == "pack":
+        shards = pack(arguments.table, arguments.folder, arguments.mebibytes * 2**20)
+        print(f"packed {arguments.table} into {shards} tars in {arguments.folder}; next: push that")
+        return Exit.DONE
     found = place(arguments.address)
     if not isinstance(found, Bucket):
         raise BadSettings(f"{arguments.address}: give an address {S3}BUCKET/PREFIX")
@@ -366,6 +372,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("python -m lifecycle.cloud.data", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+    packing = commands.add_parser("pack", help="images of a table into tars, to be pushed")
+    packing.add_argument("table", type=Path, help="dataset.csv, its images below its folder")
+    packing.add_argument("folder", type=Path, help="for the tars and the table with their places")
+    packing.add_argument("--mebibytes", type=int, default=256, help="of a tar, about (default: %(default)s)")
     helps = {"push": "folder to S3", "pull": "S3 to folder", "verify": "compare both with the manifest"}
     for name, said in helps.items():
         each = commands.add_parser(name, help=said)

@@ -27,7 +27,7 @@ def test_every_price_names_region_day_and_source():
     for price in known.prices:
         assert re.fullmatch(r"[a-z]+-[a-z]+-\d", price.region)
         assert re.fullmatch(r"20\d\d-\d\d-\d\d", price.day)
-        assert price.source.startswith(("https://", "list, from memory", "Price List API"))
+        assert price.source.startswith(("https://", "Price List API"))
         assert price.hour > price.spot >= 0
 
 

@@ -278,7 +278,7 @@ class PlantedMeasurer:
     def __init__(self, *_: object) -> None:
         pass
 
-    def __call__(self, task: Task) -> str:
+    def __call__(self, task: Task, _: bytes | None = None) -> str:
         self.measured.append(task.filepath)
         random = np.random.default_rng(len(self.measured))
         side = 1 if task.filepath.startswith("ai") else -1

@@ -62,9 +62,9 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     seen: list[tuple[str, str]] = []
     measure = Measurer.__call__
 
-    def spy(self: Measurer, task: Task) -> str:
+    def spy(self: Measurer, task: Task, raw: bytes | None = None) -> str:
         seen.append((task.filepath, task.delivery))
-        return measure(self, task)
+        return measure(self, task, raw)
 
     monkeypatch.setattr(Measurer, "__call__", spy)
     return seen
@@ -137,10 +137,10 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(
     out = tmp_path / "t.csv"
     spied = Measurer.__call__
 
-    def stop(self: Measurer, task: Task) -> str:
+    def stop(self: Measurer, task: Task, raw: bytes | None = None) -> str:
         if len(measured) == 3:
             raise KeyboardInterrupt
-        return spied(self, task)
+        return spied(self, task, raw)
 
     with monkeypatch.context() as patch, pytest.raises(AssertionError, match="INTERRUPTED"):
         patch.setattr(Measurer, "__call__", stop)

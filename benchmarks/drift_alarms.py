@@ -1,8 +1,9 @@
 """How often drift is seen in vain and in earnest: python benchmarks/drift_alarms.py [--table FILE] [--windows 100]
 
 Images of the feature table are parted at random, so that both halves are of one distribution: one is the reference, the
-other the traffic. Undrifted windows count false alarms. Then each of five generator families is kept out of the
-reference and makes 30 % of the traffic; and all traffic comes as web copies.
+other the traffic. Each image is there once, under a delivery by chance. Undrifted windows count false alarms. Then each
+of five generator families is kept out of the reference and makes 30 % of the traffic; and all traffic comes as web
+copies.
 """
 
 from __future__ import annotations
@@ -46,22 +47,30 @@ def main() -> None:
     matrix = table.matrix[:, columns_used]
     score = np.nan_to_num(table.matrix[:, table.inputs.index("clip_b16_prob")], nan=0.5)
 
+    def once(rows):
+        shuffled = rng.permutation(np.flatnonzero(rows))
+        return shuffled[np.unique(paths[shuffled], return_index=True)[1]]
+
+    def drawn(rows, count):
+        """Images, some of them more than once where there are too few."""
+        found = once(rows)
+        return rng.choice(found, count, replace=len(found) < count)
+
     def reference(rows):
+        rows = once(rows)
         known = matrix[rows].astype(np.float32)
         return Reference(signals, known, score[rows], table.deliveries[rows], table.sources[rows])
 
     def window(rows):
-        chosen = rng.choice(np.flatnonzero(rows), SIZE, replace=np.count_nonzero(rows) < SIZE)
+        chosen = drawn(rows, SIZE)
         return Window(matrix[chosen], score[chosen], table.deliveries[chosen], np.full(SIZE, "real"))
 
     def mixed(rows, new):
         many = round(SIZE * SHARE)
-        one = rng.choice(np.flatnonzero(rows), SIZE - many, replace=True)
-        two = rng.choice(np.flatnonzero(new), many, replace=np.count_nonzero(new) < many)
-        chosen = np.concatenate([one, two])
+        chosen = np.concatenate([drawn(rows, SIZE - many), drawn(new, many)])
         return Window(matrix[chosen], score[chosen], table.deliveries[chosen], np.full(SIZE, "real"))
 
-    print(f"{len(images)} images, {np.count_nonzero(known)} rows of reference, {len(signals)} signals")
+    print(f"{len(images)} images, {len(once(known))} of the reference, {len(signals)} signals")
     alarms = [compare(reference(known), window(~known)) for _ in range(arguments.windows)]
     causes = Counter(each.cause for each in alarms)
     count = sum(each.alarm for each in alarms)

@@ -38,8 +38,8 @@ class Reference:
 
     @classmethod
     def of(cls, model: FusionModel, table: Table) -> Reference:
-        """Rows of split val where a table has them, else all; at most ROWS, evenly chosen."""
-        rows = table.rows(table.splits == "val") if "val" in table.splits else table
+        """Images of split val where a table has them, else all, each once; at most ROWS, evenly chosen."""
+        rows = _once(table.rows(table.splits == "val") if "val" in table.splits else table)
         chosen = np.zeros(len(rows), np.bool_)
         chosen[np.linspace(0, len(rows) - 1, min(ROWS, len(rows))).astype(int)] = True
         rows = rows.rows(chosen)
@@ -73,6 +73,17 @@ class Reference:
                 stored["embeddings"] if "embeddings" in stored.files else None,
                 stored["embedded"] if "embeddings" in stored.files else None,
             )
+
+
+def _once(table: Table) -> Table:
+    """One row of each image, its deliveries in turn: several are no independent witnesses."""
+    if table.images is None:
+        return table
+    order = np.lexsort((table.deliveries, table.images))
+    _, starts, counts = np.unique(table.images[order], return_index=True, return_counts=True)
+    chosen = np.zeros(len(table), np.bool_)
+    chosen[order[starts + np.arange(len(starts)) % counts]] = True
+    return table.rows(chosen)
 
 
 def embed(

@@ -44,6 +44,7 @@ class Table:
     deliveries: NameArray  # n; clean, web, hard, ...
     sha256: str = ""  # of the file it was read from
     kinds: NameArray | None = None  # n; what each image seems to be, of fusion.reference.KINDS or ANY
+    images: NameArray | None = None  # n; the file of each row; one file has a row for each delivery
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -58,6 +59,7 @@ class Table:
             self.deliveries[chosen],
             self.sha256,
             None if self.kinds is None else self.kinds[chosen],
+            None if self.images is None else self.images[chosen],
         )
 
 
@@ -94,6 +96,7 @@ def read_table(path: Path, inputs: Sequence[str] = ("*",), exclude: Sequence[str
         splits=np.where(splits == "fusion", "train", splits),
         deliveries=np.array(columns.get("delivery", ["clean"] * len(labels)), np.str_),
         kinds=_kinds(columns, len(labels)),
+        images=np.array(columns["filepath"], np.str_) if "filepath" in columns else None,
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
     )
     return table.rows(usable(columns))

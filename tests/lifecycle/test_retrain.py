@@ -128,6 +128,7 @@ def test_a_run_trains_registers_compares_and_promotes(settings, dataset, shipped
     assert store.pointer().previous == (decision["champion"],)
     reference = Reference.load(store.current().folder / REFERENCE)
     assert set(reference.deliveries) == {"clean", "web"}
+    assert len(reference.values) == SOURCES // 3 * IMAGES  # each once
     assert set(reference.signals) == set(INPUTS)
 
     entries = run.registry.entries()

@@ -171,6 +171,7 @@ def running_worker(settings: Settings, url: str, log: Path) -> Iterator[subproce
         "IMGV_PROFILE": settings.models.profile,
         "IMGV_RELEASE": settings.models.release,
         "IMGV_RELEASE_REFRESH_SECONDS": "1",
+        "IMGV_PIPELINE_STUCK_SECONDS": f"{_PATIENCE:.0f}",
         "IMGV_LOG_LEVEL": "INFO",
     }
     with log.open("wb") as file:
@@ -251,9 +252,10 @@ class System:
 # --- the drill
 
 
-def drill(material: Material, folder: Path, settings: Settings, params: Params, window: int) -> Incident:
-    """Go the whole way; every step is told."""
-    incident = Incident(material.family)
+def drill(
+    incident: Incident, material: Material, folder: Path, settings: Settings, params: Params, window: int
+) -> None:
+    """Go the whole way; every step is told, and noted in the incident."""
     dataset = folder / DATASET
     write_rows(dataset, material.known)
     champion = _train(incident, settings, replace(params, dataset=str(dataset)), "without the family")
@@ -267,7 +269,6 @@ def drill(material: Material, folder: Path, settings: Settings, params: Params, 
             asyncio.run(_live(incident, material, folder, settings, params, window, server.url))
     finally:
         shutil.rmtree(short, ignore_errors=True)
-    return incident
 
 
 def _train(incident: Incident, settings: Settings, params: Params, what: str) -> Run:
@@ -391,7 +392,9 @@ def _release(incident: Incident, number: int) -> str:
 def _outcome(incident: Incident) -> str:
     seen = incident.alarms("during")
     said = f"Drift was seen in window {1 + incident.windows['during'].index(seen[0])}" if seen else "Drift was NOT seen"
-    if not incident.decision or not incident.decision["promote"]:
+    if not incident.decision:
+        return f"{said}; it broke off before the gate was asked."
+    if not incident.decision["promote"]:
         return f"{said}; the gate refused the retrained release, and the old one goes on."
     took = "took it over without a restart" if incident.taken_over else "did NOT take it over"
     return f"{said}; the retrained release passed the gate, and the running worker {took}."
@@ -447,13 +450,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         rounds=1,
         gate=gate,
     )
+    incident = Incident(material.family)
     try:
-        incident = drill(material, out, settings, params, arguments.window)
+        drill(incident, material, out, settings, params, arguments.window)
     except OSError as error:
         raise QueueUnreachable(f"the drill's own server or worker broke off: {error}") from error
-    text = postmortem(incident, material, f"{os.cpu_count()} cores")
-    write_atomic(out / "postmortem.md", text.encode())
-    print(f"\n{text}\nwrote {out / 'postmortem.md'}")
+    finally:  # one that broke off is told as far as it came
+        text = postmortem(incident, material, f"{os.cpu_count()} cores")
+        write_atomic(out / "postmortem.md", text.encode())
+        print(f"\n{text}\nwrote {out / 'postmortem.md'}")
     return Exit.DONE if incident.went_well else Exit.FAILED
 
 

@@ -13,7 +13,8 @@ from lifecycle.golden import Facts
 from lifecycle.golden import Judged as Shown
 from lifecycle.pictures import NEW, make_pictures
 from lifecycle.retrain import Params
-from utils.errors import DatasetMissing
+from utils.errors import DatasetMissing, FetchTimeout
+from utils.exits import Exit
 from utils.releases import Store
 from utils.settings import Settings
 from worker.embedded import find_server
@@ -43,7 +44,8 @@ def test_a_new_family_is_noticed_learnt_and_judged_by_the_running_worker(tmp_pat
         jobs=1,
         gate={"real": 0.5, "real_kind": 0.5, "calibration": 0.5},
     )
-    incident = drill(material, tmp_path, settings, params, window=36)
+    incident = Incident(material.family)
+    drill(incident, material, tmp_path, settings, params, window=36)
     assert incident.alarms("during")
     moved = {move.name for each in incident.alarms("during") for move in each.shift.moved}
     assert any(name.startswith("statistics.") for name in moved), moved
@@ -90,6 +92,19 @@ def test_a_postmortem_of_a_refusal_says_so() -> None:
     assert "- too slow" in text
     assert "| AI found, x | – | 0% [0%, 0%] of 1 | – |" in text
     assert not incident.went_well
+
+
+def test_a_drill_that_breaks_off_is_told_as_far_as_it_came(tmp_path: Path, monkeypatch) -> None:
+    def broken(incident: Incident, *_: object) -> None:
+        incident.tell("the worker answers")
+        raise FetchTimeout("the worker gave no answer")
+
+    monkeypatch.setattr(module, "drill", broken)
+    monkeypatch.setattr(module, "part", lambda *_: module.Material([], [], [], [], "x"))
+    assert module.main(["--dataset", "d.csv", "--family", "x", "--out", str(tmp_path / "out")]) == Exit.FAILED
+    text = (tmp_path / "out" / "postmortem.md").read_text()
+    assert "it broke off before the gate was asked" in text
+    assert "the worker answers" in text
 
 
 def test_a_drill_begins_in_an_empty_folder(tmp_path: Path, capsys) -> None:

@@ -158,7 +158,7 @@ def _error(judged: Judged, seed: int) -> float:
 
 def markdown(decision: Decision, champion: str, challenger: str) -> str:
     """For people: the decision, its reasons, and what was compared."""
-    verdict = "is promoted" if decision.promote else f"is refused, for {len(decision.reasons)} reasons"
+    verdict = "is promoted" if decision.promote else "is refused"
     lines = [f"# {challenger} against {champion}", "", f"{challenger} {verdict}.", ""]
     lines += [f"- {reason}" for reason in decision.reasons]
     lines += ["", f"| figure | {champion} | {challenger} |", "|---|---|---|"]

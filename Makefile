@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 FAST = tests/test_docs.py tests/test_deploy.py tests/test_community.py tests/utils tests/formats tests/fusion/test_decision.py \
        tests/provenance/test_generators.py tests/ingress/test_metadata.py
 
-.PHONY: setup test-fast test lint docs bench
+.PHONY: setup test-fast test lint lint-js docs bench
 
 setup:
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,9 @@ lint:
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+lint-js:
+	npx --yes eslint@9 .
 
 docs:
 	$(BIN)/python -m scripts.signals_table > docs/signals.md

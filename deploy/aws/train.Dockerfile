@@ -24,7 +24,8 @@ COPY training training
 COPY scripts scripts
 COPY lifecycle lifecycle
 COPY golden golden
-# SageMaker runs it as root, and mounts /opt/ml. What a retraining remembers of itself survives an interruption there.
+# checkov:skip=CKV_DOCKER_3:SageMaker mounts /opt/ml for root, and starts the container as root
+# What a retraining remembers of itself survives an interruption there.
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 IMGV_LIFECYCLE_DIR=/opt/ml/checkpoints/lifecycle
 HEALTHCHECK NONE
 # The exec form: signals reach Python, not a shell.

@@ -17,6 +17,7 @@ from fusion.explain import explain
 from fusion.meta_model import FusionModel
 from fusion.reference import most_like
 from inference import regions, stability
+from inference.edit_map import EditMap
 from inference.ensemble import Ensemble, Findings, build_ensemble, class_of, placed
 from inference.limits import limits
 from inference.parts import load_forensics
@@ -48,10 +49,15 @@ COUNTS = "python -m scripts.build_profile full --dataset dataset.csv"  # makes d
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """A verdict, and the heatmaps that a report shows but JSON does not carry."""
+    """A verdict, and the heatmaps that a report shows but JSON does not carry.
+
+    Args:
+        further: draws the one that is only made where a report is.
+    """
 
     verdict: Verdict
     heatmaps: dict[str, Heatmap]
+    further: EditMap | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +85,13 @@ class Verifier:
         release: str = "",
         beside: Sequence[Opinion] = (),
         embedding: bool = False,
+        edit_map: EditMap | None = None,
     ) -> None:
         """
         Args:
             release: the name under which fusion model and detectors were promoted together; empty: they were not.
             embedding: whether verdicts carry what drift compares beside the numbers.
+            edit_map: for reports.
         """
         fusion.check_inputs(meanings)
         self.ensemble = ensemble
@@ -93,6 +101,7 @@ class Verifier:
         self.stability = stability
         self.release = release
         self.embedding = embedding
+        self.edit_map = edit_map
         self.beside = tuple(each for each in beside if each.feature not in fusion.inputs)
         self.warnings = self._unused()
 
@@ -198,7 +207,7 @@ class Verifier:
             timings_ms={name: round(seconds * 1000, 2) for name, seconds in found.timings.items()},
             warnings=(*sample.warnings, *(note.text for note in limited), *found.warnings, *self.warnings),
         )
-        return Judgement(verdict, found.heatmaps)
+        return Judgement(verdict, found.heatmaps, self.edit_map)
 
     @contextmanager
     def _extra(self, name: str, found: Findings) -> Iterator[None]:
@@ -273,7 +282,8 @@ def build_verifier(settings: ModelSettings, release: Release | None = None) -> V
     fusion = FusionModel.load(fusion_folder(settings, release))
     ensemble, beside = build_ensemble(settings, release), opinions(settings)
     name = release.name if release else ""
-    asked = settings.threshold, settings.stability, name, beside, settings.embedding
+    edit_map = EditMap(Weights.at(settings.weights_dir, release.models if release else None), settings.device)
+    asked = settings.threshold, settings.stability, name, beside, settings.embedding, edit_map
     return Verifier(ensemble, fusion, feature_meanings(), *asked)
 
 

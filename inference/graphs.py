@@ -131,9 +131,13 @@ class Graph:
         self._name: str = about.graph_name
         self.architecture: str = about.custom_metadata_map.get("architecture", "")
 
-    def __call__(self, pixels: NDArray[np.uint8]) -> Floats:
+    def __call__(self, pixels: NDArray[np.uint8], **beside: Floats) -> Floats:
+        """
+        Args:
+            beside: further inputs, by the graph's names.
+        """
         try:
-            (found,) = self._session.run(None, {"pixels": pixels})
+            (found,) = self._session.run(None, {"pixels": pixels, **beside})
         except Exception as error:
             if _is_out_of_memory(error):
                 _, height, width, _ = pixels.shape

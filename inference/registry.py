@@ -35,6 +35,7 @@ MANTRA = {
     "mantra.concentration": "how far the mass of ManTraNet's map sits in one place, 0..1",
 }
 MANTRA_MAP = {"mantranet": "ManTraNet: traces of manipulation"}
+EDIT_MAP = {"edit_map": "Edits: places that were changed, or that the image holds twice"}  # of reports alone
 
 DETECTORS: dict[str, Spec] = {
     "clip_b16": Spec(
@@ -160,4 +161,4 @@ def heatmap_titles() -> dict[str, str]:
         titles |= forensic.heatmaps
     for spec in DETECTORS.values():
         titles |= spec.heatmaps
-    return titles
+    return titles | EDIT_MAP

@@ -48,7 +48,7 @@ def write_artifacts(folder: Path, sample: Sample, judgement: Judgement) -> dict[
     write_atomic(home / "preview.jpg", shown)
     written = {"preview": str(home / "preview.jpg")}
     overlays: dict[str, str] = {}
-    for name, heatmap in judgement.heatmaps.items():
+    for name, heatmap in (judgement.heatmaps | _further(sample, judgement)).items():
         picture = colour(orient(heatmap, sample.orientation), preview.shape[1::-1])
         png = _encode(".png", picture)
         write_atomic(home / f"{name}.png", png)
@@ -71,6 +71,15 @@ def write_artifacts(folder: Path, sample: Sample, judgement: Judgement) -> dict[
     written |= {"report": str(home / "report.html"), "verdict": str(home / "verdict.json")}
     write_atomic(home / "verdict.json", dump(verdict_dict(verdict) | {"artifacts": written}, pretty=True).encode())
     return written
+
+
+def _further(sample: Sample, judgement: Judgement) -> dict[str, Heatmap]:
+    """Drawn only now; a report is worth having without it."""
+    try:
+        return judgement.further.draw(sample) if judgement.further else {}
+    except Exception:
+        log.exception("no map of edits of %s", sample.sha256)
+        return {}
 
 
 def unwritten(verdict: Verdict, error: OSError) -> Verdict:

@@ -149,8 +149,12 @@ class TraceExtractor(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(b, 3, H, W) RGB in 0..255 -> (b, c, ceil(H / stride), ceil(W / stride))."""
+        return self.of_padded(symmetric_pad(images, 2))
+
+    def of_padded(self, images: Tensor) -> Tensor:
+        """The same of images that are mirrored by 2 pixels on each side already: ONNX has no symmetric padding."""
         filters = [self.init_conv.weight, self.SRMConv2D.weight, bayar_constrained(self.BayarConv2D.weight)]
-        x = functional.conv2d(symmetric_pad(images / 127.5 - 1, 2), torch.cat(filters))
+        x = functional.conv2d(images / 127.5 - 1, torch.cat(filters))
         return functional.normalize(self.middle_and_last_block(functional.relu(x)), dim=1)
 
 
@@ -215,6 +219,10 @@ class AnomalyDetector(nn.Module):
         deviation = torch.maximum(deviation, self.sigma_F.to(adapted.dtype) + 1e-6)
         return (adapted - mean) / ((variance + BATCH_NORM_EPS).sqrt() * deviation)
 
+    def forward(self, traces: Tensor) -> Tensor:
+        """Traces of a whole image -> logits (b, 1, h, w)."""
+        return self.logits(self.standardise(self.adaptation(traces)))
+
     def logits(self, standardised: Tensor) -> Tensor:
         """(b, c, h, w) -> (b, 1, h, w); each pixel depends on those within RADIUS only."""
         dtype = self.adaptation.weight.dtype
@@ -244,7 +252,7 @@ class ManTraNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(b, 3, H, W) RGB in 0..255 -> logits (b, 1, ceil(H / stride), ceil(W / stride))."""
-        return self.AnomalyDetector.logits(self.AnomalyDetector.standardise(self._adapted(images)))
+        return self.AnomalyDetector(self.IMTFE(images))
 
     def tiled(self, images: Tensor, tile: int) -> Tensor:
         """``forward`` with memory for one tile of ``tile`` pixels a side, besides the reduced traces of the image."""

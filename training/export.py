@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, TypeVar
 import timm
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from inference.clip_b16 import SIDE
 from inference.ghostnet import TILE
 from inference.views import IMAGENET, OPENAI_CLIP
 from models.clip_tower import class_tokens
+from models.edit_map_net import PLANES, EditMapNet
 from models.ghostnet_net import GhostNetForensics
-from models.mantranet_net import COMPACT, ManTraNet, bayar_constrained
+from models.mantranet_net import COMPACT, ManTraNet
 from utils.persistence import GRAPH, record_file
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ class OnPixels(nn.Module):
     """
 
     sizes: Mapping[int, object] = {1: ANY, 2: ANY}  # axes of the pixels that vary
-    example = (1, 96, 128, 3)
+    example: tuple[int, ...] = (1, 96, 128, 3)
+    beside: Mapping[str, tuple[int, ...]] = {}  # further float32 inputs and their shapes in the example; 2 axes vary
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -105,11 +106,18 @@ class ManTraNetOnPixels(OnPixels):
     network: ManTraNet
 
     def forward(self, pixels: Tensor) -> Tensor:
-        traces, anomalies = self.network.IMTFE, self.network.AnomalyDetector
-        filters = [traces.init_conv.weight, traces.SRMConv2D.weight, bayar_constrained(traces.BayarConv2D.weight)]
-        x = functional.conv2d(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1, torch.cat(filters))
-        x = functional.normalize(traces.middle_and_last_block(functional.relu(x)), dim=1)
-        return anomalies.logits(anomalies.standardise(anomalies.adaptation(x))).sigmoid()
+        traces = self.network.IMTFE.of_padded(pixels.permute(0, 3, 1, 2).float())
+        return self.network.AnomalyDetector(traces).sigmoid()
+
+
+class EditMapOnPixels(OnPixels):
+    """One image, mirrored as for ManTraNet, and what is repeated in it -> probabilities (1, 1, h, w)."""
+
+    example = (1, 100, 132, 3)
+    beside: Mapping[str, tuple[int, ...]] = {"repeats": (1, PLANES, 96, 128)}
+
+    def forward(self, pixels: Tensor, repeats: Tensor) -> Tensor:
+        return self.network(pixels.permute(0, 3, 1, 2).float(), repeats).sigmoid()
 
 
 EXPORTED: dict[str, tuple[str, Callable[[], OnPixels]]] = {
@@ -119,6 +127,7 @@ EXPORTED: dict[str, tuple[str, Callable[[], OnPixels]]] = {
     ),
     "ghostnet": ("ghostnet_100", lambda: GhostNetOnPixels(GhostNetForensics())),
     "mantranet_compact": ("mantranet_compact", lambda: ManTraNetOnPixels(ManTraNet(COMPACT))),
+    "edit_map": ("edit_map", lambda: EditMapOnPixels(EditMapNet())),
 }
 
 
@@ -140,26 +149,31 @@ def export(network: OnPixels, architecture: str, folder: Path) -> None:
     weights = {
         key: value for key, value in network.cpu().eval().network.state_dict().items() if value.is_floating_point()
     }
+    beside = [torch.zeros(shape) for shape in network.beside.values()]
+    shapes: list[object] = [dict(network.sizes), [None] * len(weights)]
+    if beside:
+        shapes.append(tuple({2: ANY, 3: ANY} for _ in beside))
     program = torch.onnx.export(
         _Functional(network, weights).eval(),
-        (torch.zeros(network.example, dtype=torch.uint8), list(weights.values())),
+        (torch.zeros(network.example, dtype=torch.uint8), list(weights.values()), *beside),
         dynamo=True,
         verbose=False,
         opset_version=OPSET,
-        dynamic_shapes=(dict(network.sizes), [None] * len(weights)),
-        input_names=["pixels", *weights],
+        dynamic_shapes=tuple(shapes),
+        input_names=["pixels", *weights, *network.beside],
         output_names=["found"],
     )
     assert program is not None
     exported = program.model_proto.graph
     used = {name for node in exported.node for name in node.input}
-    pixels, *given = exported.input
+    inputs = {each.name: each for each in exported.input}
+    given = [each for each in exported.input if each.name not in ("pixels", *network.beside)]
     unused = [key for key, each in zip(weights, given, strict=True) if each.name != key or key not in used]
     assert not unused, unused
     graph = onnx.helper.make_graph(
         [_bare(node) for node in exported.node],
         folder.name,
-        [_bare(pixels)],
+        [_bare(inputs[name]) for name in ("pixels", *network.beside)],
         [_bare(each) for each in exported.output],
         [*(_bare(each) for each in exported.initializer), *(_external(each) for each in given)],
     )
@@ -179,8 +193,8 @@ class _Functional(nn.Module):
         self._call = partial(torch.func.functional_call, network)
         self._keys = [f"network.{key}" for key in keys]
 
-    def forward(self, pixels: Tensor, weights: list[Tensor]) -> Tensor:
-        return self._call(dict(zip(self._keys, weights, strict=True)), (pixels,))
+    def forward(self, pixels: Tensor, weights: list[Tensor], *beside: Tensor) -> Tensor:
+        return self._call(dict(zip(self._keys, weights, strict=True)), (pixels, *beside))
 
 
 def _bare(part: Part) -> Part:

@@ -31,7 +31,7 @@ def forge(rgb: RgbArray, donor: RgbArray, rng: Rng) -> tuple[RgbArray, Mask]:
         rgb: the photograph that is manipulated; H x W x 3, at least 32 px a side.
         donor: another photograph, at least as large, where a splice comes from.
     """
-    rgb = _history(rgb, rng)
+    rgb = with_history(rgb, rng)
     mask = np.zeros(rgb.shape[:2], np.uint8)
     if rng.random() >= UNTOUCHED:
         kind = KINDS[str(rng.choice(list(KINDS), p=SHARES))]
@@ -39,14 +39,17 @@ def forge(rgb: RgbArray, donor: RgbArray, rng: Rng) -> tuple[RgbArray, Mask]:
         changed, mask = kind(rgb, donor, mask, rng)
         soft = cv2.GaussianBlur(mask, (0, 0), rng.uniform(0.3, 1.5)).astype(np.float32)[..., None] / 255
         rgb = np.asarray(rgb + soft * (changed.astype(np.float32) - rgb) + 0.5, dtype=np.uint8)
+    return finished(rgb, rng), mask
+
+
+def finished(rgb: RgbArray, rng: Rng) -> RgbArray:
+    """Often changed as a whole, and often saved as JPEG."""
     if rng.random() < 0.25:
-        rgb = _finished(rgb, rng)
-    if rng.random() < 0.7:
-        rgb = _through_jpeg(rgb, int(rng.integers(60, 99)))
-    return rgb, mask
+        rgb = _retouched(rgb, rng)
+    return _through_jpeg(rgb, int(rng.integers(60, 99))) if rng.random() < 0.7 else rgb
 
 
-def _finished(rgb: RgbArray, rng: Rng) -> RgbArray:
+def _retouched(rgb: RgbArray, rng: Rng) -> RgbArray:
     """The whole image brightened, with other contrast, slightly blurred or with fewer grey levels."""
     changed: NDArray[np.floating]
     match rng.integers(4):
@@ -90,7 +93,7 @@ def splice(rgb: RgbArray, donor: RgbArray, mask: Mask, rng: Rng) -> tuple[RgbArr
     cut = donor[top : top + height, left : left + width]
     if cut.shape != rgb.shape:
         cut = np.asarray(cv2.resize(cut, (width, height), interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
-    return _history(cut, rng), mask
+    return with_history(cut, rng), mask
 
 
 def copy_move(rgb: RgbArray, donor: RgbArray, mask: Mask, rng: Rng) -> tuple[RgbArray, Mask]:
@@ -152,7 +155,7 @@ KINDS: dict[str, Callable[[RgbArray, RgbArray, Mask, Rng], tuple[RgbArray, Mask]
 SHARES = np.array([2, 2, 2, 1, 1, 1, 1]) / 10
 
 
-def _history(rgb: RgbArray, rng: Rng) -> RgbArray:
+def with_history(rgb: RgbArray, rng: Rng) -> RgbArray:
     """What an image went through before: nothing, or a first JPEG generation."""
     return _through_jpeg(rgb, int(rng.integers(70, 99))) if rng.random() < 0.5 else rgb
 

@@ -14,9 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusion.estimators import FloatArray
+from inference import edit_map
+from inference.edit_map import EditMap
 from inference.ensemble import Ensemble, build_ensemble
 from inference.mantranet_compact import MARKED
 from ingress.sources import Ingress
+from models.loaders import Weights
 from training.datasets import read_rows
 from training.metrics import RESAMPLES, Interval, auroc
 from utils.contracts import Heatmap, orient
@@ -25,7 +28,7 @@ from utils.settings import DecodeSettings, ModelSettings
 from utils.threads import limit_library_threads
 
 # Heatmap -> from where a pixel counts as found. GhostNet's map is a probability of its own and has no other cut.
-CUTS = {"mantranet": MARKED, "ghostnet": 0.5}
+CUTS = {"edit_map": edit_map.CUT, "mantranet": MARKED, "ghostnet": 0.5}
 FEATURES = {"mantranet": "mantra_anomaly", "ghostnet": "ghostnet_score"}  # what says why a heatmap is not there
 METRICS = {"pixel_auroc": "pixel AUROC", "pixel_f1": "pixel F1", "best_f1": "pixel F1, best cut of each image"}
 
@@ -66,6 +69,7 @@ def locate(manifest: Path, models: ModelSettings, decode: DecodeSettings) -> Loc
     built = build_ensemble(models)
     limit_library_threads()
     ensemble = Ensemble([each for each in built.detectors if each.name.startswith(tuple(CUTS))], [], built.unavailable)
+    further = EditMap(Weights.at(models.weights_dir), models.device)
     located: list[Located] = []
     without_region = unreadable = 0
     with Ingress(decode) as ingress:
@@ -76,16 +80,17 @@ def locate(manifest: Path, models: ModelSettings, decode: DecodeSettings) -> Loc
                 unreadable += 1
                 continue
             # Not through the ingress: a mask may call its black or its white transparent, and means the colour.
-            drawn = cv2.imread(str(manifest.parent / row["mask"]), cv2.IMREAD_GRAYSCALE)
-            if drawn is None:
+            painted = cv2.imread(str(manifest.parent / row["mask"]), cv2.IMREAD_GRAYSCALE)
+            if painted is None:
                 unreadable += 1
                 continue
-            mask = drawn > drawn.max() / 2  # 0 and 1 as well as 0 and 255
+            mask = painted > painted.max() / 2  # 0 and 1 as well as 0 and 255
             if mask.all() or not mask.any():
                 without_region += 1
                 continue
             (found,) = ensemble.measure([sample])
-            maps = {name: orient(found.heatmaps[name], sample.orientation) for name in CUTS if name in found.heatmaps}
+            drawn = found.heatmaps | further.draw(sample)
+            maps = {name: orient(drawn[name], sample.orientation) for name in CUTS if name in drawn}
             located += (Located(name, row["source"], compare(heatmap, mask, name)) for name, heatmap in maps.items())
     reasons = {
         name: ensemble.unavailable[feature] for name, feature in FEATURES.items() if feature in built.unavailable

@@ -481,12 +481,17 @@ def plot_log(folder: Path) -> bool:
 # --- what is kept
 
 
-def save_trained(folder: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str], layout: str) -> None:
+def save_trained(
+    folder: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str], layout: str, trainer: str = ""
+) -> None:
     """Write a model folder of ours: floating-point tensors in half precision, counters as they are, and the card.
+
+    Args:
+        trainer: in scripts; empty: named as the folder is, up to an underscore.
 
     A folder that holds it, such as a trainer's ``--out``, is a weights folder; ``models/saved_models`` is another.
     """
     half = {key: (value.half() if value.is_floating_point() else value).cpu().numpy() for key, value in state.items()}
-    train = f"python -m scripts.train_{folder.name.partition('_')[0]}"
+    train = f"python -m scripts.{trainer or 'train_' + folder.name.partition('_')[0]}"
     save_model(folder, half, metadata, licence="MIT", commercial=True, layout=layout, train=train)
     print(f"wrote {folder}; to use it: cp -r {folder} $IMGV_WEIGHTS_DIR/")

@@ -55,7 +55,7 @@ def arrays_of(network: OnPixels) -> dict[str, NDArray[np.float32]]:
     return {key: value.numpy() for key, value in state.items() if value.is_floating_point()}
 
 
-@pytest.mark.parametrize("name", EXPORTED)
+@pytest.mark.parametrize("name", SIZES)
 def test_a_graph_computes_what_its_network_computes(name: str) -> None:
     network = EXPORTED[name][1]()
     drawn(network)
@@ -66,7 +66,7 @@ def test_a_graph_computes_what_its_network_computes(name: str) -> None:
         np.testing.assert_allclose(graph(pixels_of(shape)), expected, rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", EXPORTED)
+@pytest.mark.parametrize("name", SIZES)
 def test_shipped_weights_score_as_torch_scores_them(name: str) -> None:
     path = shipped(name)
     network = EXPORTED[name][1]()

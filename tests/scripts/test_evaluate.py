@@ -205,7 +205,8 @@ def test_heatmaps_are_measured_against_masks(
     monkeypatch.setattr(localisation, "build_ensemble", lambda settings: ensemble)
     settings = load_settings()
     found = localisation.locate(masks, settings.models, settings.decode)
-    assert (len(found.located), found.images, found.without_region) == (2, 3, 1)
+    drawn = [each.heatmap for each in found.located]
+    assert (drawn, found.images, found.without_region) == (["edit_map", "mantranet"] * 2, 3, 1)
     row = localisation.summarise(found.located)["mantranet"]
     assert row["images"] == [2]
     assert row["pixel_auroc"][0] == pytest.approx(auroc, abs=0.01)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_sample_image
 
 from inference import fatformer
+from inference.edit_map import EditMap
 from inference.effnet import EffNetDetector
 from inference.fatformer import FatFormerDetector
 from inference.ghostnet import GhostNetDetector
@@ -25,7 +26,7 @@ from inference.mantranet_compact import CompactManTraNetDetector
 from inference.views import IMAGENET
 from models.fatformer_net import TINY, FatFormer
 from models.loaders import Weights, record_card
-from scripts import train_effnet, train_fatformer, train_ghostnet, train_mantranet
+from scripts import train_edit_map, train_effnet, train_fatformer, train_ghostnet, train_mantranet
 from tests.models.test_fatformer_net import official_state
 from training import detectors as shared
 from training.loop import Picture
@@ -99,6 +100,20 @@ def test_mantranet_is_trained_measured_and_loaded(dataset: Path, monkeypatch: py
     detector = CompactManTraNetDetector.load(Weights.at(dataset.parent / "out"))
     found = detector.measure(photograph())
     assert 0 <= found.features["mantra_anomaly"] <= 1
+
+
+def test_the_edit_map_is_trained_measured_and_loaded(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_edit_map, "SIDE", 128)
+    monkeypatch.setattr(train_edit_map, "HELD_OUT", 2)
+    given = arguments(dataset, 1, batch=2)
+    rows = dataset.read_text().splitlines()
+    dataset.write_text("\n".join(row for row in rows if ",ai," not in row))
+    assert train_edit_map.main([*given, "--samples", "8"]) == 0
+    metrics = json.loads((dataset.parent / "out" / "metrics.json").read_text())
+    assert metrics["all"]["images"] + metrics.get("untouched", {"images": 0})["images"] == 2
+    drawn = EditMap(Weights.at(dataset.parent / "out")).draw(photograph())["edit_map"]
+    assert drawn.shape == (54, 80)
+    assert ((drawn > 0) & (drawn < 1)).all()
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from io import BytesIO
 from multiprocessing import get_context
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeAlias
 
 import numpy as np
@@ -23,6 +24,7 @@ from threadpoolctl import threadpool_limits
 from ingress.decode import read_file
 from ingress.sources import Ingress
 from training.deliveries import LOSSY, deliver_at_random, through_jpeg
+from training.sources import HASH_DIGITS
 from utils.contracts import RgbArray, Sample
 from utils.deliveries import FIXED, deliver, shrink
 from utils.errors import InputError
@@ -38,25 +40,45 @@ Tokens: TypeAlias = NDArray[np.float16]
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One image file under one delivery: clean, web, hard, random1, random2, ... that the seed draws, or of PAIR."""
+    """One image file under one delivery: clean, web, hard, random1, random2, ... that the seed draws, or of PAIR.
+
+    Args:
+        digest: SHA-256 of the file where it is known: what is kept of the view is then found without the file.
+    """
 
     path: Path
     delivery: str
     seed: int = 0
+    digest: str = ""
+
+    @property
+    def name(self) -> str:
+        """Of its tokens; empty where the digest is not known. The seed counts where something is drawn."""
+        drawn = self.delivery not in ("clean", *FIXED, PAIR[0])
+        parts = [self.digest[:HASH_DIGITS], self.delivery, *([str(self.seed)] if drawn else [])]
+        return "-".join(parts) if self.digest else ""
 
 
-def tokens_of(views: Sequence[View], folder: Path, looker: Callable[[], Look], jobs: int = 2) -> dict[View, Tokens]:
+def tokens_of(
+    views: Sequence[View],
+    folder: Path,
+    looker: Callable[[], Look],
+    jobs: int = 2,
+    known: Mapping[str, Tokens] = MappingProxyType({}),
+) -> dict[View, Tokens]:
     """The tokens of every view that can be read; the others are named on stderr.
 
     Args:
         folder: of the kept tokens; one for each set of weights.
         looker: makes, in each process, what sees pixels. Picklable if ``jobs`` is above 1.
+        known: tokens by the name of their view, which are not looked for anywhere else.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    found: dict[View, Tokens] = {view: known[view.name] for view in views if view.name in known}
     by_path: dict[Path, list[View]] = {}
     for view in views:
-        by_path.setdefault(view.path, []).append(view)
-    found: dict[View, Tokens] = {}
+        if view not in found:
+            by_path.setdefault(view.path, []).append(view)
     for outcome in _measured(list(by_path.values()), folder, looker, jobs):
         if isinstance(outcome, str):
             print(f"left out: {outcome}", file=sys.stderr, flush=True)
@@ -101,7 +123,8 @@ class _Worker:
         path = views[0].path
         try:
             raw = read_file(path, self.settings.max_bytes)
-            names = [self.folder / f"{file_name(sha256(raw).hexdigest(), view)}.npy" for view in views]
+            digest = sha256(raw).hexdigest()
+            names = [self.folder / f"{replace(view, digest=digest).name}.npy" for view in views]
             sample = None
             for view, name in zip(views, names, strict=True):
                 if not name.exists():
@@ -116,12 +139,6 @@ class _Worker:
         out = BytesIO()
         np.save(out, self.look(pixels).astype(np.float16))
         write_atomic(name, out.getvalue())
-
-
-def file_name(digest: str, view: View) -> str:
-    """Of the tokens of an image with this SHA-256; the seed counts where something is drawn."""
-    drawn = view.delivery not in ("clean", *FIXED, PAIR[0])
-    return f"{digest}-{view.delivery}-{view.seed}" if drawn else f"{digest}-{view.delivery}"
 
 
 def delivered(sample: Sample, view: View, settings: DecodeSettings) -> RgbArray:

@@ -68,6 +68,7 @@ class Picture:
     teacher: float = math.nan
     kind: str = ""
     family: str = ""
+    sha256: str = ""  # of the file, where the data set names it
     span: Span | None = None  # in a shard, until it is prepared; its path is then only a name
     lossy: bool = False  # known once it is prepared: its pixels carry a JPEG history
 
@@ -94,7 +95,8 @@ def read_datasets(paths: Iterable[ImageTable], labels: Collection[str] = LABELS)
                 label, content, group = NUMBERS[row["label"]], row.get("content") or "", row.get("group") or ""
                 place, source = Path(path).parent / row["filepath"], row["source"]
                 teacher, span = float(row.get("teacher") or math.nan), span_of(path, row)
-                about = content, group or source, teacher, row.get("kind") or "", row.get("family") or "", span
+                kind, family, digest = (row.get(name) or "" for name in ("kind", "family", "sha256"))
+                about = content, group or source, teacher, kind, family, digest, span
                 found.append(Picture(place, label, source, row["split"], *about))
     check_labels(found, labels)
     check_splits((each.source, each.split) for each in found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -16,7 +17,9 @@ from PIL import Image
 import training.train_clip_b16 as trainer
 from inference.clip_b16 import BLOCKS, WIDTH
 from training.clip_tokens import Look
+from training.datasets import write_rows
 from training.loop import read_datasets
+from training.token_shards import write_shard
 from utils.contracts import RgbArray
 from utils.exits import Exit
 from utils.persistence import load_arrays, read_tables, sha256_file
@@ -30,7 +33,7 @@ def _installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "weights.toml").write_text(f'[clip_b16]\nfile = "x"\nsha256 = "{TOWER}"\n')
     monkeypatch.setenv("IMGV_WEIGHTS_DIR", str(tmp_path / "weights"))
-    monkeypatch.setattr(trainer, "looker", looker)
+    monkeypatch.setitem(trainer.LOOKERS, "float32", looker)
 
 
 def looker() -> Look:
@@ -104,6 +107,30 @@ def test_validation_sources_teach_the_head_and_choose_nothing(tmp_path: Path) ->
     assert 0 < means[0] < means[1] < 1
     untaught = [each for each in read_datasets([held.parent / "teacher.csv"]) if each.split == "val"]
     assert all(np.isnan(each.teacher) for each in untaught)
+
+
+def test_what_was_kept_makes_the_same_head_without_an_image(tmp_path: Path) -> None:
+    data, shards = dataset(tmp_path), tmp_path / "shards"
+    with data.open(newline="") as file:
+        rows = [row | {"sha256": sha256_file(tmp_path / row["filepath"])} for row in csv.DictReader(file)]
+    write_rows(data, rows)
+    seen = load_arrays(trained(data, tmp_path / "a", "--keep", str(shards / "first.safetensors")))[0]
+    again = ("--tokens", str(shards), "--keep", str(tmp_path / "nothing.safetensors"))
+    kept = load_arrays(trained(data, tmp_path / "b", *again))[0]
+    for row in rows:
+        (tmp_path / row["filepath"]).unlink()
+    shutil.rmtree(tmp_path / "cache")
+    assert same(load_arrays(trained(data, tmp_path / "c", "--tokens", str(shards)))[0], kept)
+    assert np.corrcoef(seen["weight"].ravel(), kept["weight"].ravel())[0, 1] > 0.99
+    assert not (tmp_path / "nothing.safetensors").exists(), "nothing was new"
+
+
+def test_tokens_of_another_tower_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokens = {"ab-clean": np.ones((BLOCKS, WIDTH), np.float16)}
+    write_shard(tmp_path / "shards" / "first.safetensors", tokens, (7, 8), "cd" * 32)
+    where = ["--dataset", str(dataset(tmp_path)), "--out", str(tmp_path), "--cache", str(tmp_path)]
+    assert trainer.main([*where, "--tokens", str(tmp_path / "shards")]) == Exit.FAILED
+    assert "bad_table: " in capsys.readouterr().err
 
 
 def test_a_data_set_of_one_label_is_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

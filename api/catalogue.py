@@ -36,7 +36,11 @@ def catalogue(settings: ModelSettings, where: str, release: Release | None = Non
         release=release.name if release else "",
         runs="workers" if where == "workers" else "in process",
         fusion=FusionInfo(
-            name=fusion.name, inputs=list(fusion.inputs), thresholds=thresholds, metrics=dict(fusion.metrics)
+            name=fusion.name,
+            inputs=list(fusion.inputs),
+            thresholds=thresholds,
+            metrics=dict(fusion.metrics),
+            histograms=fusion.reference.histograms() if fusion.reference else {},
         ),
         detectors=[_detector(name, weights, name in enabled) for name in DETECTORS],
         forensics=[forensic.name for forensic in load_forensics()],

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from api.jobs import Stage
+from fusion.reference import Histogram
 from utils.contracts import Grade, Label, Tier, Verdict
 
 MAX_WAIT_SECONDS = 300.0
@@ -130,6 +131,7 @@ class FusionInfo(BaseModel):
     inputs: list[str]
     thresholds: dict[str, Any]
     metrics: dict[str, Any]
+    histograms: dict[str, dict[str, Histogram]]  # of scores, by the kind and the delivery that ``reference`` names
 
 
 class GradeInfo(BaseModel):

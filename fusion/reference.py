@@ -21,7 +21,9 @@ from utils.deliveries import ANY
 KINDS = {"photo": "photographs", "art": "drawings and paintings", "screen": "screenshots, documents and posters"}
 SURE = 0.6  # of its kind; an image of which nobody can be so sure is compared with all kinds
 # Probabilities at which the shares are kept: log-odds of -5 to 5 in quarters, finer than their intervals.
-CUTS: FloatArray = 1 / (1 + np.exp(-np.arange(-5.0, 5.01, 0.25)))
+LOG_ODDS = np.arange(-5.0, 5.01, 0.25)
+CUTS: FloatArray = 1 / (1 + np.exp(-LOG_ODDS))
+EDGES = tuple(LOG_ODDS[::2].tolist())  # of a histogram: every other cut, for bars that can be seen
 DIGITS = 5  # of a share: a hundredth of the smallest that a thousand images can show
 
 
@@ -50,6 +52,21 @@ class Curves:
         for shares in (self.real_as_high, self.ai_as_low):
             if shares.shape != (len(CUTS), 3) or not ((shares >= 0) & (shares <= 1)).all():
                 raise ValueError(f"shares must be {len(CUTS)} x 3 in 0..1, got {shares.shape}")
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Shares of real and of AI images by their log-odds: below the first edge, between edges, above the last."""
+
+    edges: tuple[float, ...]
+    real: tuple[float, ...]
+    ai: tuple[float, ...]
+
+    def position(self, probability: float) -> float:
+        """Where a score stands among the bars, counted in bars from the left."""
+        within = min(max(probability, CUTS[0]), CUTS[-1])
+        log_odds = math.log(within / (1 - within))
+        return 1 + (log_odds - self.edges[0]) / (self.edges[1] - self.edges[0])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,6 +113,17 @@ class ReferenceTable:
     def of(self, kind: str) -> Mapping[str, Curves]:
         """The curves of a kind by delivery; of all kinds where it has none."""
         return self.curves.get(kind, self.curves[ANY])
+
+    def histogram(self, kind: str, delivery: str) -> Histogram:
+        """How the scores of real and of AI images are spread; ``kind`` and ``delivery`` as of ``Reference``."""
+        found = self.curves[kind][delivery]
+        below = 1 - found.real_as_high[::2, 0], found.ai_as_low[::2, 0]
+        real, ai = (np.diff(shares, prepend=0, append=1).clip(0).round(DIGITS).tolist() for shares in below)
+        return Histogram(EDGES, tuple(real), tuple(ai))
+
+    def histograms(self) -> dict[str, dict[str, Histogram]]:
+        """Of every kind and delivery that the table has."""
+        return {kind: {each: self.histogram(kind, each) for each in found} for kind, found in self.curves.items()}
 
     def look_up(self, probability: float, delivery: str, kind: str = ANY, share: float = 1.0) -> Reference:
         """Between two cuts the shares are interpolated; beyond the last, its own are an upper bound.

@@ -62,6 +62,8 @@ def write_artifacts(folder: Path, sample: Sample, judgement: Judgement) -> dict[
         titles=heatmap_titles(),
         opacity=OPACITY,
         scale=max((abs(reason.contribution or 0) for reason in verdict.reasoning), default=0) or 1,
+        histogram=judgement.histogram,
+        here=judgement.histogram.position(verdict.fusion_prob) if judgement.histogram else None,
         claims=verdict.provenance["claims"],
         grades=GRADE_WORDS,
         shapes=SHAPE_WORDS,

@@ -12,6 +12,7 @@ export function evidence(verdict, models, localPicture) {
     { class: "evidence" },
     facts(verdict, models),
     scale(verdict, models),
+    spread(verdict, models),
     warnings(verdict),
     inside(verdict),
     holds(verdict),
@@ -66,6 +67,31 @@ function scale(verdict, models) {
       svg("rect", { x: Math.min(992, 1000 * verdict.fusion_prob), y: 0, width: 8, height: 24, class: "here" }),
     ),
     el("div", { class: "ends quiet", "aria-hidden": "true" }, el("span", {}, "real"), el("span", {}, "inconclusive"), el("span", {}, "AI")),
+  );
+}
+
+/** How scores of images of known origin are spread, real ones above and AI below, and where this one stands. */
+function spread(verdict, models) {
+  const known = models?.fusion.name === verdict.models.fusion ? models.fusion.histograms : null;
+  const found = known?.[verdict.reference?.kind]?.[verdict.reference?.delivery];
+  if (!found) return null;
+  const { edges, real, ai } = found;
+  const most = Math.max(...real, ...ai);
+  const logOdds = Math.log(verdict.fusion_prob / (1 - verdict.fusion_prob));
+  const within = Math.min(Math.max(logOdds, edges[0]), edges.at(-1));
+  const bars = (shares, side, top) =>
+    shares.map((share, index) => svg("rect", { x: index + 0.05, y: top(10 * share / most), width: 0.9, height: 10 * share / most, class: `towards-${side}` }));
+  const ofKind = verdict.reference.kind === "all" ? "" : " of this kind";
+  return section(
+    "Beside images of known origin",
+    svg(
+      "svg",
+      { class: "spread", viewBox: `0 0 ${real.length} 20`, preserveAspectRatio: "none", role: "img", "aria-label": "How the scores of real images, above, and of AI images, below, are spread from surely real on the left to surely AI on the right; a line marks this image" },
+      bars(real, "real", (height) => 10 - height),
+      bars(ai, "ai", () => 10),
+      svg("rect", { x: 1 + (within - edges[0]) / (edges[1] - edges[0]) - 0.08, y: 0, width: 0.16, height: 20, class: "here" }),
+    ),
+    el("p", { class: "quiet" }, `Above real, below AI images${ofKind} from sources that nothing here was taught with, from surely real on the left to surely AI on the right. The line is this image.`),
   );
 }
 

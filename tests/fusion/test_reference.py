@@ -44,6 +44,22 @@ def test_shares_are_those_of_the_images(measured: ReferenceTable) -> None:
     assert (found.kind, found.delivery) == ("all", "web")
 
 
+def test_a_histogram_shows_where_the_images_score(measured: ReferenceTable) -> None:
+    found = measured.histograms()["all"]["web"]
+    assert len(found.real) == len(found.ai) == len(found.edges) + 1
+    assert sum(found.real) == pytest.approx(1, abs=1e-3)
+    assert sum(found.ai) == pytest.approx(1, abs=1e-3)
+    middle = [found.position(probability) for probability in (0.45, 0.55)]
+    outside = [share for at, share in enumerate(found.real) if at > middle[1]]
+    assert max(outside) == 0, "no real image scores above a half"
+    assert found.real[int(found.position(0.1))] > 0 == found.ai[int(found.position(0.1))]
+
+
+@pytest.mark.parametrize(("probability", "bar"), [(0.0, 1), (0.5, 11), (1.0, 21)])
+def test_a_score_stands_among_the_bars(measured: ReferenceTable, probability: float, bar: float) -> None:
+    assert measured.histogram("all", "web").position(probability) == pytest.approx(bar)
+
+
 def test_a_share_that_nothing_shows_keeps_room_for_what_was_not_seen(measured: ReferenceTable) -> None:
     found = measured.look_up(0.8, "web")
     assert (found.real_as_high, found.interval[0]) == (0.0, 0.0)

@@ -64,6 +64,7 @@ class FusionInfo(TypedDict):
     inputs: list[str]
     thresholds: dict[str, Any]
     metrics: dict[str, Any]
+    histograms: dict[str, dict[str, Histogram]]
 
 
 class GradeInfo(TypedDict):
@@ -76,6 +77,15 @@ class GradeInfo(TypedDict):
 class Health(TypedDict):
     status: Literal["ok", "unavailable"]
     reason: NotRequired[str]
+
+
+class Histogram(TypedDict):
+    """Shares of the real and of the AI images by their log-odds: below the first edge, between edges, above the
+    last."""
+
+    edges: list[float]
+    real: list[float]
+    ai: list[float]
 
 
 class JobAnswer(TypedDict):

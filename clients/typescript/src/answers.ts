@@ -55,6 +55,7 @@ export interface FusionInfo {
   inputs: Array<string>;
   thresholds: Record<string, unknown>;
   metrics: Record<string, unknown>;
+  histograms: Record<string, Record<string, Histogram>>;
 }
 
 /** How hard a claim of this grade is to forge, in words. */
@@ -66,6 +67,13 @@ export interface GradeInfo {
 export interface Health {
   status: "ok" | "unavailable";
   reason?: string;
+}
+
+/** Shares of the real and of the AI images by their log-odds: below the first edge, between edges, above the last. */
+export interface Histogram {
+  edges: Array<number>;
+  real: Array<number>;
+  ai: Array<number>;
 }
 
 /** Where a job stands. `verdict` when it is done, `error` when it failed. */

@@ -31,8 +31,9 @@ from utils.errors import InputError
 from utils.persistence import write_atomic
 from utils.settings import DecodeSettings, load_settings
 
-PAIR = ("pristine", "recompressed")  # the same small picture without and with one JPEG generation
-PAIR_SIDES = (512, 224)  # px: shrunk to this longest side, which wipes out a file's own history; then the centre of it
+# The same small picture without and with one JPEG generation: (longest side that the image is shrunk to, side of its
+# centre), px. Shrinking wipes out a file's own history; the second shows the grain that the first has lost.
+PAIRS = {("pristine", "recompressed"): (512, 224), ("cut", "cut_recompressed"): (1024, 192)}
 
 Look: TypeAlias = Callable[[RgbArray], NDArray[np.float32]]  # upright pixels -> tokens
 Tokens: TypeAlias = NDArray[np.float16]
@@ -40,7 +41,7 @@ Tokens: TypeAlias = NDArray[np.float16]
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One image file under one delivery: clean, web, hard, random1, random2, ... that the seed draws, or of PAIR.
+    """One image file under one delivery: clean, web, hard, random1, random2, ... that the seed draws, or of PAIRS.
 
     Args:
         digest: SHA-256 of the file where it is known: what is kept of the view is then found without the file.
@@ -54,7 +55,7 @@ class View:
     @property
     def name(self) -> str:
         """Of its tokens; empty where the digest is not known. The seed counts where something is drawn."""
-        drawn = self.delivery not in ("clean", *FIXED, PAIR[0])
+        drawn = self.delivery not in ("clean", *FIXED, *(plain for plain, _ in PAIRS))
         parts = [self.digest[:HASH_DIGITS], self.delivery, *([str(self.seed)] if drawn else [])]
         return "-".join(parts) if self.digest else ""
 
@@ -149,9 +150,10 @@ def delivered(sample: Sample, view: View, settings: DecodeSettings) -> RgbArray:
         return _decoded(deliver(sample.upright, view.delivery), view.path, settings).upright
     digest = sha256(f"{view.seed}:{view.delivery}:{sample.sha256}".encode()).digest()
     rng = np.random.default_rng(int.from_bytes(digest[:8]))
-    if view.delivery in PAIR:
-        small = centre(shrink(sample.upright, PAIR_SIDES[0]), PAIR_SIDES[1])
-        return small if view.delivery == PAIR[0] else through_jpeg(small, int(rng.integers(80, 98)), 2)
+    for (plain, recompressed), (longest, side) in PAIRS.items():
+        if view.delivery in (plain, recompressed):
+            small = centre(shrink(sample.upright, longest), side)
+            return small if view.delivery == plain else through_jpeg(small, int(rng.integers(80, 98)), 2)
     raw = deliver_at_random(sample.upright, rng, compressed_before=sample.format in LOSSY)
     return _decoded(raw, view.path, settings).upright
 

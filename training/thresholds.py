@@ -9,7 +9,7 @@ from fusion.estimators import FloatArray
 from training.feature_table import IntArray, NameArray, Table, source_weights
 
 # Largest share of wrong images beyond a cut, for equally frequent classes: what the words are meant to promise.
-LIKELY_ERROR = 0.10
+LIKELY_ERROR = 0.05
 CERTAIN_ERROR = 0.03
 
 

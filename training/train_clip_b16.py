@@ -45,7 +45,6 @@ from models.quantised import load_quantised
 from training.clip_classes import FEWEST_GROUPS, ClassFit, choose_cut, fit_classes, names_of_strangers
 from training.clip_head import (
     BLOCK_SETS,
-    INVARIANCE,
     LOOKED_AT,
     STRENGTHS,
     CrossFit,
@@ -59,28 +58,30 @@ from training.clip_head import (
     loss_of,
     temperature_of,
 )
-from training.clip_tokens import PAIR, Look, View, tokens_of
-from training.datasets import LABELS
+from training.clip_tokens import PAIRS, Look, View, tokens_of
+from training.datasets import LABELS, write_rows
+from training.deliveries import TAUGHT
 from training.detectors import measure
 from training.extraction import Key, fill, read_keys
 from training.feature_table import NameArray, source_weights
 from training.loop import Picture, read_datasets, some_of_each
 from training.token_shards import read_shards, write_shard
 from utils.contracts import Json, RgbArray
-from utils.deliveries import DELIVERIES
+from utils.deliveries import DELIVERIES, FIXED
 from utils.errors import TableError
 from utils.exits import Exit, command, command_parser
 from utils.persistence import record_file, save_arrays, sha256_file
 from utils.settings import load_settings
 
 FILE = "head.safetensors"
+LIST = "images.csv"  # a data set of what was looked at, for whoever has the tokens and not the images
 COMMAND = "python -m training.train_clip_b16"
 VALIDATION = "val"  # the split that no choice looks at
 PER_SOURCE = 16  # images of one source and label: from 8 to 16 AUROC rose by .005 to .009; what 24 add was not tried
 SCREENS = ("screenshot", "document", "poster")  # kinds of the vocabulary that show text and flat areas
 NO_FAMILY = ("", "mixed", "unknown", "local")  # families of the vocabulary that name no one generator
 DELIVERED = 1  # random deliveries of each training image: a second one added nothing, another image does
-MEASURED = 4  # images of one source and label that measure it, each under every fixed delivery
+MEASURED = 4  # images of one source and label that measure it or calibrate, each under several deliveries
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +151,16 @@ def train(arguments: argparse.Namespace) -> None:
     drawn = [f"random{number}" for number in range(1, DELIVERED + 1)]
     taught = look(teaching, drawn)
     examples = examples_of(taught)
-    pairs = pairs_of(look(some_of_each(teaching, 1), PAIR))
+    travelled = look([each for each in some_of_each(teaching, MEASURED) if each.split != VALIDATION], TAUGHT)
+    compressed = look(some_of_each(teaching, 1), list(chain.from_iterable(PAIRS)))
+    ways = [
+        *chain.from_iterable(pairs_of(compressed, names) for names in PAIRS),
+        *chain.from_iterable(pairs_of(travelled, (name, drawn[0])) for name in FIXED),
+    ]
     chooses = np.array([picture.split != VALIDATION for picture, by_delivery in taught for _ in by_delivery])
 
-    points = Points(examples, LOOKED_AT, pairs)
-    recipes = (Recipe(LOOKED_AT, strength, INVARIANCE) for strength in STRENGTHS)
+    points = Points(examples, LOOKED_AT, ways)
+    recipes = (Recipe(LOOKED_AT, strength) for strength in STRENGTHS)
     choices = [tried(points, chooses, each, arguments.seed) for each in recipes]
     best = min(choices, key=lambda each: each.loss)
     head = points.fit(np.ones(len(examples), np.bool_), best.recipe).divided(best.temperature)
@@ -171,6 +177,8 @@ def train(arguments: argparse.Namespace) -> None:
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
     write_teacher(arguments.out / "teacher.csv", found, score, taught)
+    folder = arguments.dataset[0].parent
+    write_rows(arguments.out / LIST, [about_picture(each, folder) for each in looked_at])
     (arguments.out / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
     print(json.dumps(metrics, indent=1))
     path: Path = arguments.out / FILE
@@ -186,9 +194,8 @@ def train(arguments: argparse.Namespace) -> None:
     record_file(arguments.out, "head", FILE, licence="MIT", commercial=True, train=COMMAND)
     if arguments.table:
         features = Features(score, kinds)
-        folder = arguments.dataset[0].parent
         filled = features_of_rows(arguments.table, found, features, folder, look)
-        others = further_rows(arguments.table, taught, features, folder)
+        others = further_rows(arguments.table, travelled, features, folder)
         fill(arguments.table, filled, others, f"clip_b16_head@sha256:{sha256_file(path)[:12]}")
     if arguments.keep and look.new:
         write_shard(arguments.keep, look.new, BLOCK_SETS[LOOKED_AT], tower)
@@ -267,9 +274,12 @@ def examples_of(sights: Sights) -> Examples:
     )
 
 
-def pairs_of(sights: Sights) -> Tokens:
-    """What one JPEG generation moves, of one image of each source: (m, 2, blocks, width)."""
-    return np.stack([np.stack([by_delivery[name] for name in PAIR]) for _, by_delivery in sights])
+def pairs_of(sights: Sights, names: Sequence[str]) -> list[Tokens]:
+    """Every picture under two deliveries, those of each label apart: (m, 2, blocks, width) each."""
+    return [
+        np.stack([np.stack([seen[name] for name in names]) for picture, seen in sights if picture.label == label])
+        for label in sorted({picture.label for picture, _ in sights})
+    ]
 
 
 # --- classes: which kind of image, which family of generators
@@ -367,6 +377,14 @@ def write_teacher(path: Path, pictures: Sequence[Picture], score: Scorer, taught
             writer.writerow((each.path.resolve(), *about, scores.get(each.path, "")))
 
 
+def about_picture(picture: Picture, folder: Path) -> dict[str, str]:
+    """What ``read_datasets`` wants to know of it, for a data set without images: its tokens go by its hash."""
+    named = ("split", "source", "group", "kind", "content", "family", "sha256")
+    place = picture.path.relative_to(folder) if picture.path.is_relative_to(folder) else picture.path
+    about = {"filepath": place.as_posix(), "label": LABELS[picture.label]}
+    return about | {name: getattr(picture, name) for name in named}
+
+
 def features_of_rows(
     table: Path, pictures: Sequence[Picture], features: Features, folder: Path, look: Looking
 ) -> Mapping[Key, Mapping[str, float]]:
@@ -387,17 +405,17 @@ def features_of_rows(
 
 
 def further_rows(
-    table: Path, taught: Sights, features: Features, folder: Path
+    table: Path, sights: Sights, features: Features, folder: Path
 ) -> Mapping[Key, tuple[Mapping[str, float], Mapping[str, str]]]:
-    """What held-out heads say of what they were taught with and the table lacks: more sources to calibrate fusion on.
+    """What held-out heads say of pictures that the table lacks: more sources to calibrate fusion on.
 
     These rows have no other number. Fusion copes with what is missing, and what counts is sources.
     """
     known = read_keys(table)
     found: dict[Key, tuple[Mapping[str, float], Mapping[str, str]]] = {}
-    for picture, tokens in taught:
+    for picture, tokens in sights:
         filepath = picture.path.relative_to(folder).as_posix()
-        if filepath in known or picture.split == VALIDATION:
+        if filepath in known:
             continue
         about = {"label": LABELS[picture.label], "source": picture.source, "split": "fusion"}
         for delivery, seen in tokens.items():
@@ -409,7 +427,6 @@ def _row(choice: Choice) -> Mapping[str, object]:
     return {
         "blocks": choice.recipe.blocks,
         "strength": choice.recipe.strength,
-        "invariance": choice.recipe.invariance,
         "temperature": round(choice.temperature, 4),
         "log loss": round(choice.loss, 5),
     }

@@ -80,8 +80,7 @@ class Health(TypedDict):
 
 
 class Histogram(TypedDict):
-    """Shares of the real and of the AI images by their log-odds: below the first edge, between edges, above the
-    last."""
+    """Shares of real and of AI images by their log-odds: below the first edge, between edges, above the last."""
 
     edges: list[float]
     real: list[float]

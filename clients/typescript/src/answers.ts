@@ -69,7 +69,7 @@ export interface Health {
   reason?: string;
 }
 
-/** Shares of the real and of the AI images by their log-odds: below the first edge, between edges, above the last. */
+/** Shares of real and of AI images by their log-odds: below the first edge, between edges, above the last. */
 export interface Histogram {
   edges: Array<number>;
   real: Array<number>;

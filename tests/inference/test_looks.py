@@ -69,7 +69,6 @@ def test_a_map_is_laid_over_the_image_by_a_choice(written, browser) -> None:
     (path,) = written.glob(PAGES["report"])
     page = browser.new_page()
     page.goto(path.as_uri())
-    assert page.get_by_role("img", name="How the scores of real images").is_visible()
     overlay = page.locator("#overlay")
     assert not overlay.is_visible()
     page.get_by_label("Error level analysis").check()

@@ -1,4 +1,4 @@
-"""An incident on purpose: python -m lifecycle.drill (--dataset CSV --family NAME | --generated 60) [--out drill/]
+"""An incident on purpose: python -m lifecycle.drill (--dataset CSV --family NAME | --generated 192) [--out drill/]
 
 A generator family that no model was trained on appears in the traffic of a running worker. The drill goes the whole
 way, with a server, a registry and a store of its own below --out: it trains a champion without the family and starts a

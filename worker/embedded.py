@@ -45,6 +45,18 @@ def is_running(folder: Path) -> bool:
     return False
 
 
+def _is_loading(folder: Path) -> bool:
+    """Whether the server that runs in a folder still reads what it had kept, and refuses commands until then."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(5)
+        try:
+            connection.connect(str(socket_of(folder)))
+            connection.sendall(b"PING\r\n")
+            return connection.recv(8) == b"-LOADING"
+        except OSError:
+            return False
+
+
 def find_url(url: str, folder: Path) -> str:
     """The server to talk to: the one given, else an embedded one that runs in the folder.
 
@@ -89,7 +101,7 @@ class EmbeddedServer:
         return self._process.pid
 
     def start(self) -> None:
-        """Start, and wait until connections are taken. Call it from the main thread: the server ends with the thread.
+        """Start, and wait until commands are answered. Call it from the main thread: the server ends with the thread.
 
         Raises:
             BadSettings: no server program, or it does not start; the text says why.
@@ -119,6 +131,8 @@ class EmbeddedServer:
                 lines = log_file.read_text(errors="replace").splitlines()[-3:] if log_file.exists() else []
                 raise BadSettings(f"{program} does not start: {' / '.join(lines) or 'no log'}")
             time.sleep(0.005)
+        while self._process.poll() is None and _is_loading(self.folder):  # as long as what was kept needs
+            time.sleep(0.02)
 
     def _configuration(self, log_file: Path) -> list[str]:
         """Only options that Redis 6.2 to 8 and Valkey share."""

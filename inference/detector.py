@@ -15,7 +15,7 @@ from typing import Self
 from fusion.decision import AI_TIERS, decide
 from fusion.explain import explain
 from fusion.meta_model import FusionModel
-from fusion.reference import Histogram, most_like
+from fusion.reference import ReferenceTable, most_like
 from inference import regions, stability
 from inference.edit_map import EditMap
 from inference.ensemble import Ensemble, Findings, build_ensemble, class_of, placed
@@ -57,7 +57,7 @@ class Judgement:
 
     verdict: Verdict
     heatmaps: dict[str, Heatmap]
-    histogram: Histogram | None = None  # of the scores of the images that the verdict's reference compares it with
+    reference: ReferenceTable | None = None  # that the verdict's own comes from
     further: EditMap | None = None
 
 
@@ -208,9 +208,7 @@ class Verifier:
             timings_ms={name: round(seconds * 1000, 2) for name, seconds in found.timings.items()},
             warnings=(*sample.warnings, *(note.text for note in limited), *found.warnings, *self.warnings),
         )
-        table = self.fusion.reference
-        histogram = table.histogram(reference.kind, reference.delivery) if table and reference else None
-        return Judgement(verdict, found.heatmaps, histogram, self.edit_map)
+        return Judgement(verdict, found.heatmaps, self.fusion.reference, self.edit_map)
 
     @contextmanager
     def _extra(self, name: str, found: Findings) -> Iterator[None]:

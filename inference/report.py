@@ -39,7 +39,7 @@ def write_artifacts(folder: Path, sample: Sample, judgement: Judgement) -> dict[
     Raises:
         OSError: the disk is full, or the folder may not be written; see ``unwritten``.
     """
-    verdict = judgement.verdict
+    verdict, further = _further(sample, judgement)
     name = sample.source.partition("?")[0].rstrip("/").rpartition("/")[2]
     home = folder / f"{safe_name(name)}-{sample.sha256}"
     home.mkdir(parents=True, exist_ok=True)
@@ -48,12 +48,14 @@ def write_artifacts(folder: Path, sample: Sample, judgement: Judgement) -> dict[
     write_atomic(home / "preview.jpg", shown)
     written = {"preview": str(home / "preview.jpg")}
     overlays: dict[str, str] = {}
-    for name, heatmap in (judgement.heatmaps | _further(sample, judgement)).items():
+    for name, heatmap in (judgement.heatmaps | further).items():
         picture = colour(orient(heatmap, sample.orientation), preview.shape[1::-1])
         png = _encode(".png", picture)
         write_atomic(home / f"{name}.png", png)
         written[name] = str(home / f"{name}.png")
         overlays[name] = _data_url("image/png", png)
+    reference, known = verdict.reference, judgement.reference
+    histogram = known.histogram(reference.kind, reference.delivery) if reference and known else None
     page = template("inference", "report.html.j2").render(
         verdict=verdict,
         words=TIER_WORDS[verdict.tier],
@@ -62,8 +64,8 @@ def write_artifacts(folder: Path, sample: Sample, judgement: Judgement) -> dict[
         titles=heatmap_titles(),
         opacity=OPACITY,
         scale=max((abs(reason.contribution or 0) for reason in verdict.reasoning), default=0) or 1,
-        histogram=judgement.histogram,
-        here=judgement.histogram.position(verdict.fusion_prob) if judgement.histogram else None,
+        histogram=histogram,
+        here=histogram.position(verdict.fusion_prob) if histogram else None,
         claims=verdict.provenance["claims"],
         grades=GRADE_WORDS,
         shapes=SHAPE_WORDS,
@@ -75,13 +77,15 @@ def write_artifacts(folder: Path, sample: Sample, judgement: Judgement) -> dict[
     return written
 
 
-def _further(sample: Sample, judgement: Judgement) -> dict[str, Heatmap]:
-    """Drawn only now; a report is worth having without it."""
+def _further(sample: Sample, judgement: Judgement) -> tuple[Verdict, dict[str, Heatmap]]:
+    """The map that is drawn only now. A report is worth having without it, and its verdict says so."""
+    verdict = judgement.verdict
     try:
-        return judgement.further.draw(sample) if judgement.further else {}
-    except Exception:
+        return verdict, judgement.further.draw(sample) if judgement.further else {}
+    except Exception as error:
         log.exception("no map of edits of %s", sample.sha256)
-        return {}
+        warning = f"no map of edits: {getattr(error, 'code', 'internal')}; the log says why"
+        return replace(verdict, warnings=(*verdict.warnings, warning)), {}
 
 
 def unwritten(verdict: Verdict, error: OSError) -> Verdict:

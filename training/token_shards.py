@@ -20,7 +20,6 @@ from training.clip_tokens import Tokens
 from utils.errors import TableError
 from utils.persistence import save_arrays
 
-SHARDS = Path(__file__).parent / "tables" / "tokens"
 STEPS = 127  # of int8, to either side of the mean
 
 

@@ -97,3 +97,5 @@ def test_a_report_is_written_without_it_where_it_fails(
     assert {"report", "ela"} <= written.keys()
     assert "edit_map" not in written
     assert "no map of edits" in caplog.text
+    for told in ("report", "verdict"):
+        assert "no map of edits: weights_mismatch" in Path(written[told]).read_text(encoding="utf-8")

@@ -146,6 +146,8 @@ def train(arguments: argparse.Namespace) -> None:
     tower = Weights.at(load_settings().models.weights_dir).card("clip_b16").sha256
     look = Looking.of(arguments, tower)
     found = read_datasets(arguments.dataset)
+    if arguments.keep and not all(each.sha256 for each in found):
+        raise TableError("--keep names tokens by their images: give a data set with the column sha256")
     looked_at = some_of_each(found, PER_SOURCE)
     teaching = [each for each in looked_at if each.split != arguments.hold_out]
     drawn = [f"random{number}" for number in range(1, DELIVERED + 1)]

@@ -125,6 +125,12 @@ def test_what_was_kept_makes_the_same_head_without_an_image(tmp_path: Path) -> N
     assert not (tmp_path / "nothing.safetensors").exists(), "nothing was new"
 
 
+def test_tokens_are_kept_only_of_images_that_can_be_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = ["--dataset", str(dataset(tmp_path)), "--out", str(tmp_path), "--cache", str(tmp_path)]
+    assert trainer.main([*where, "--keep", str(tmp_path / "first.safetensors")]) == Exit.FAILED
+    assert "column sha256" in capsys.readouterr().err
+
+
 def test_tokens_of_another_tower_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tokens = {"ab-clean": np.ones((BLOCKS, WIDTH), np.float16)}
     write_shard(tmp_path / "shards" / "first.safetensors", tokens, (7, 8), "cd" * 32)

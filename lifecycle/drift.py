@@ -29,7 +29,7 @@ from inference.detector import promoted
 from lifecycle.notify import notify
 from lifecycle.reference import Reference
 from lifecycle.registry import Registry
-from lifecycle.shift import Shift, Window, compare, window_of
+from lifecycle.shift import FEWEST, Shift, Window, compare, window_of
 from utils.contracts import Json
 from utils.emf import Emf
 from utils.errors import DatasetMissing, QueueUnreachable, ReleaseUnusable
@@ -208,7 +208,14 @@ def references(settings: Settings) -> Callable[[str], Reference | None]:
     Raises:
         ReleaseUnusable: there is none that judges, so that nothing could be watched.
     """
-    reference_of(settings)
+    judges, name = reference_of(settings)
+    if len(judges.probabilities) < FEWEST:
+        print(
+            f"the reference of {name} has {len(judges.probabilities)} images; single signals need {FEWEST}: alarms "
+            "will seldom say what moved, until a retraining has more images of split val",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def of(name: str) -> Reference | None:
         try:

@@ -19,7 +19,7 @@ from training.datasets import DATASET, write_rows
 from utils.contracts import RgbArray
 
 SIDE = 256  # px
-SOURCES = 8  # of each family
+SOURCES = 16  # of each family
 KNOWN, NEW = "lattice", "neon"  # families; the second is what the drill is about
 
 

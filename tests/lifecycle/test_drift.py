@@ -14,9 +14,10 @@ import pytest
 
 from lifecycle import drift
 from lifecycle.drift import Gauges, Watch, baseline_of, read_verdicts, report, stream_verdicts
-from lifecycle.reference import Reference
+from lifecycle.reference import Reference, _once
 from lifecycle.shift import Window, compare, psi, window_of
 from tests.worker.conftest import chosen_server, prefix, server  # noqa: F401 - fixtures
+from training.feature_table import Table
 from utils.deliveries import DELIVERIES
 from utils.errors import DatasetMissing
 from utils.settings import Settings
@@ -236,6 +237,35 @@ def test_without_a_release_the_watch_says_what_to_do(lifecycle_dir: Path) -> Non
 
     with pytest.raises(ReleaseUnusable, match="promote"):
         of_release(Settings.of(lifecycle_dir=lifecycle_dir))
+
+
+def test_a_reference_too_small_for_single_signals_says_so(reference: Reference, monkeypatch, capsys) -> None:
+    few = reference_of(rows(20, np.random.default_rng(0)))
+    monkeypatch.setattr(drift, "reference_of", lambda *_: (few, "small"))
+    drift.references(Settings.of())
+    assert "the reference of small has 20 images; single signals need 30" in capsys.readouterr().err
+    monkeypatch.setattr(drift, "reference_of", lambda *_: (reference, "large"))
+    drift.references(Settings.of())
+    assert not capsys.readouterr().err
+
+
+def test_each_image_comes_once_and_its_delivery_does_not_follow_the_label() -> None:
+    """In a data set whose labels alternate, deliveries in turn would give each label one of its own."""
+    images = np.repeat([f"{number:03}" for number in range(100)], 2)
+    labels = np.repeat(np.arange(100) % 2, 2)
+    table = Table(
+        ("statistics.x",),
+        np.zeros((200, 1)),
+        labels,
+        images,
+        np.full(200, "val"),
+        np.tile(["clean", "web"], 100),
+        images=images,
+    )
+    once = _once(table)
+    assert len(once) == len(set(once.images)) == 100
+    for label in (0, 1):
+        assert 10 < np.count_nonzero(once.deliveries[once.labels == label] == "web") < 40
 
 
 def test_pictures_of_something_new_are_seen_in_their_embeddings_alone(reference: Reference, tmp_path) -> None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, get_args
 
 from utils.exits import Exit, command, command_parser
 from utils.profiles import DEFAULT_PROFILE, PROFILES
@@ -21,7 +21,7 @@ from utils.profiles import DEFAULT_PROFILE, PROFILES
 if TYPE_CHECKING:  # imported where used: --help and --schema answer without numpy or OpenCV
     from inference.batch import Line
     from inference.pipeline import Pipeline, Request, Verifies
-    from utils.contracts import Verdict
+    from utils.contracts import Tier, Verdict
     from utils.errors import VerifyError
     from utils.settings import Settings
 
@@ -45,6 +45,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--summary", action="store_true", help="of a folder: counts per tier, the most suspicious first"
+    )
+    parser.add_argument(
+        "--fail-on",
+        metavar="TIERS",
+        type=_tiers,
+        default=frozenset(),
+        help="exit with 5 if an image is in one: ai,likely_ai",
     )
     parser.add_argument("--profile", choices=tuple(PROFILES), help=f"which detectors run (default: {DEFAULT_PROFILE})")
     parser.add_argument("--threshold", type=float, metavar="P", help="label AI from this probability on, 0..1")
@@ -71,6 +78,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         except OSError as error:
             parser.error(f"--artifacts {args.artifacts}: {error.strerror}; name a folder that can be written")
     return args
+
+
+def _tiers(given: str) -> frozenset[Tier]:
+    """What --fail-on names."""
+    from utils.contracts import Tier
+
+    known: tuple[Tier, ...] = get_args(Tier)
+    if unknown := set(given.split(",")).difference(known):
+        raise argparse.ArgumentTypeError(f"no tier {min(unknown)!r}; give some of {','.join(known)}")
+    return frozenset(tier for tier in known if tier in given.split(","))
 
 
 def demo_photograph() -> Path | None:
@@ -104,7 +121,6 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     from inference.batch import line_of
     from inference.detector import build_head_verifier, build_verifier
     from ingress.sources import expand
-    from utils.errors import VerifyError
     from utils.threads import limit_library_threads
 
     sources = list(expand(args.inputs))
@@ -113,15 +129,17 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     lines: list[Line] = []
 
     async def show_all() -> Exit:
-        code, shown = Exit.DONE, _progress(len(sources)) if not single and sys.stderr.isatty() else nullcontext(int)
+        tiers: set[Tier | None] = set()  # None: of an image without a verdict
+        shown = _progress(len(sources)) if not single and sys.stderr.isatty() else nullcontext(int)
         with shown as advance:
             async for source, answer in judge(sources, settings, verifier, args.artifacts):
-                code = Exit.FAILED if isinstance(answer, VerifyError) else code
+                line = line_of(source, answer)
+                tiers.add(line.tier)
                 show(source, answer)
                 if args.summary or args.artifacts:
-                    lines.append(line_of(source, answer))
+                    lines.append(line)
                 advance()
-        return code
+        return Exit.FOUND if tiers & args.fail_on else Exit.FAILED if None in tiers else Exit.DONE
 
     built = build_head_verifier(settings.models, args.head) if args.head else build_verifier(settings.models)
     with built as verifier:

@@ -36,6 +36,16 @@ def small(tmp_path):
     return path
 
 
+@pytest.fixture
+def marked(tmp_path, small):
+    """The small photograph with a generator's mark: likely AI, by provenance."""
+    path, text = tmp_path / "marked.png", PngImagePlugin.PngInfo()
+    text.add_text("parameters", A1111)
+    with Image.open(small) as image:
+        image.save(path, pnginfo=text)
+    return path
+
+
 def run(capsys, *argv):
     code = cli.main([str(each) for each in argv])
     out, err = capsys.readouterr()
@@ -137,18 +147,25 @@ def test_standard_input_is_judged(small):
     assert done.stderr == b""
 
 
-def test_a_generator_mark_decides_and_its_removal_takes_the_claim_away(capsys, small, tmp_path):
-    marked = tmp_path / "marked.png"
-    text = PngImagePlugin.PngInfo()
-    text.add_text("parameters", A1111)
-    with Image.open(small) as image:
-        image.save(marked, pnginfo=text)
+def test_a_generator_mark_decides_and_its_removal_takes_the_claim_away(capsys, small, marked):
     _, with_mark, _ = run(capsys, marked, "--json")
     _, without, _ = run(capsys, small, "--json")
     with_mark, without = json.loads(with_mark), json.loads(without)
     assert (with_mark["label"], with_mark["tier"], with_mark["decided_by"]) == ("AI", "likely_ai", "provenance")
     assert (without["decided_by"], without["provenance"]["claims"]) == ("fusion", [])
     assert with_mark["fusion_prob"] == pytest.approx(without["fusion_prob"], abs=0.02)  # the pixels are the same
+
+
+def test_a_tier_that_was_named_fails_the_run_also_beside_an_image_that_cannot_be_judged(capsys, small, marked):
+    bad = small.with_name("bad.jpg")
+    bad.write_text("not an image")
+    light = ("--profile", "light", "--summary")
+    assert run(capsys, small, marked, *light, "--fail-on", "ai")[0] == 0
+    assert run(capsys, small, marked, bad, *light, "--fail-on", "ai")[0] == 3
+    code, out, _ = run(capsys, small, marked, bad, *light, "--fail-on", "likely_ai,ai")
+    assert code == 5
+    assert "marked.png (by provenance)" in out
+    assert "not_an_image" in out
 
 
 def test_artifacts_are_written_where_the_verdict_says(capsys, small, tmp_path):
@@ -196,6 +213,8 @@ def test_the_report_is_self_contained_and_escapes_what_strangers_wrote(capsys, t
         (["x.jpg", "--threshold", "7"], "0..1"),
         (["--profile", "huge", "x"], "invalid choice"),
         (["x.jpg", "--artifacts", __file__], "--artifacts"),
+        (["x.jpg", "--fail-on", "ai,likely"], "no tier 'likely'"),
+        (["x.jpg", "--fail-on", ""], "no tier ''"),
     ],
 )
 def test_bad_usage_exits_with_2(capsys, argv, message):

@@ -34,6 +34,7 @@ class Exit(IntEnum):
     USAGE = 2  # argparse's own
     FAILED = 3
     SETUP = 4
+    FOUND = 5
     STUCK = 70
     INTERRUPTED = 130
 

@@ -33,6 +33,18 @@ def version_of(root: Path) -> str:
     return str(tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"])
 
 
+def sections_of(root: Path) -> dict[str, str]:
+    """The text of each section of the changelog by its title, such as ``1.0.0 - 2026-12-01``."""
+    text = (root / "CHANGELOG.md").read_text(encoding="utf-8")
+    return dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
+
+
+def notes(root: Path) -> str:
+    """What the changelog says of this version; empty: nothing."""
+    texts = [text for title, text in sections_of(root).items() if title.split()[0] == version_of(root)]
+    return "".join(texts).strip()
+
+
 def version(root: Path) -> Iterator[str]:
     """A final one, the same wherever it stands."""
     found = version_of(root)
@@ -43,15 +55,15 @@ def version(root: Path) -> Iterator[str]:
     for name in ("clients/typescript/package.json", "clients/extension/manifest.json"):
         others[name] = json.loads((root / name).read_text())["version"]
     yield from (f"{name}: version {other}, and {found} is released" for name, other in others.items() if other != found)
-    if _git(root, "tag", "--list", f"v{found}"):
-        yield f"the tag v{found} exists; a release is never changed"
+    tag = ("tag", "--list", f"v{found}")
+    if _git(root, *tag) != _git(root, *tag, "--points-at=HEAD"):
+        yield f"the tag v{found} is another commit's; a release is never changed"
 
 
 def changelog(root: Path) -> Iterator[str]:
     """A section of this version with its day, and nothing that waits."""
-    text, found = (root / "CHANGELOG.md").read_text(encoding="utf-8"), version_of(root)
-    sections = dict(re.findall(r"^## (\S+)[^\n]*\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
-    if not re.search(rf"^## {re.escape(found)} - \d{{4}}-\d\d-\d\d$", text, re.MULTILINE):
+    sections, found = sections_of(root), version_of(root)
+    if not any(re.fullmatch(rf"{re.escape(found)} - \d{{4}}-\d\d-\d\d", title) for title in sections):
         yield f"CHANGELOG.md: no section '## {found} - YYYY-MM-DD'"
     if re.search(r"^- ", sections.get("Unreleased", ""), re.MULTILINE):
         yield "CHANGELOG.md: lines stand below Unreleased; move them to this version"
@@ -115,7 +127,17 @@ def _run(folder: Path, *words: str) -> str:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    command_parser("python -m scripts.release_check", __doc__).parse_args(argv)
+    parser = command_parser("python -m scripts.release_check", __doc__)
+    parser.add_argument("--tag", help="the tag that is released: it must be that of the version")
+    parser.add_argument("--notes", action="store_true", help="only print what the changelog says of this version")
+    args = parser.parse_args(argv)
+    expected = f"v{version_of(CHECKOUT)}"
+    if args.tag not in (None, expected):
+        print(f"no  the tag is {args.tag}, and the version's is {expected}")
+        return Exit.FAILED
+    if args.notes:
+        print(text := notes(CHECKOUT))
+        return Exit.DONE if text else Exit.FAILED
     status = Exit.DONE
     for check in CHECKS:
         problems = list(check(CHECKOUT))

@@ -1,6 +1,8 @@
 """The files for contributors name what exists: commands, forms, and lists that CI and the Makefile share."""
 
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -47,17 +49,67 @@ def test_the_form_that_security_and_contributing_name_is_there():
 
 
 def test_workflows_use_no_more_rights_than_they_need_and_name_files_that_exist():
-    assert WORKFLOWS
+    writes = {}
     for path in WORKFLOWS:
         flow = yaml.safe_load(path.read_text())
         assert flow["permissions"] == {"contents": "read"}
-        for job in flow["jobs"].values():
+        for name, job in flow["jobs"].items():
             assert job["timeout-minutes"] > 0
+            rights = job.get("permissions", {})
+            assert set(rights.values()) <= {"read", "write"}
+            writes[path.stem, name] = {right for right, given in rights.items() if given == "write"}
             for step in job["steps"]:
                 for file in re.findall(
                     r"\b(?:requirements[\w-]*\.txt|deploy/\w+(?:\.yaml)?|\.ci/run)", step.get("run", "")
                 ):
                     assert (ROOT / file).exists(), file
+    signs = {"id-token", "attestations"}
+    assert {job: rights for job, rights in writes.items() if rights} == {
+        ("release", "package"): signs,
+        ("release", "container"): {*signs, "packages"},
+        ("release", "release"): {"contents"},
+    }
+
+
+def steps():
+    """Of every job of every workflow, and of the action, with its file's name."""
+    for path in WORKFLOWS:
+        for job in yaml.safe_load(path.read_text())["jobs"].values():
+            yield from ((path.name, step) for step in job["steps"])
+    yield from (("action.yml", step) for step in yaml.safe_load((ROOT / "action.yml").read_text())["runs"]["steps"])
+
+
+def test_every_foreign_action_is_githubs_own_and_pinned_and_every_script_is_one_of_bash():
+    for name, step in steps():
+        if "uses" in step:
+            assert re.fullmatch(r"actions/[\w-]+@(v\d+(\.\d+)*|[0-9a-f]{40})", step["uses"]), (name, step["uses"])
+        elif shutil.which("bash"):
+            done = subprocess.run(["bash", "-n"], input=step["run"], capture_output=True, text=True, check=False)
+            assert (done.returncode, done.stderr) == (0, ""), (name, step["run"])
+
+
+def test_a_checkout_leaves_no_token_behind():
+    checkouts = [step for _, step in steps() if "/checkout@" in step.get("uses", "")]
+    assert checkouts
+    assert all(step["with"]["persist-credentials"] is False for step in checkouts)
+
+
+def test_a_release_names_images_of_the_dockerfile_and_waits_for_all_that_it_names():
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text())["jobs"]
+    dockerfile = (ROOT / "deploy" / "Dockerfile").read_text()
+    for each in jobs["container"]["strategy"]["matrix"]["include"]:
+        assert f" AS {each['target']}\n" in dockerfile
+        assert f"image: {each['image']}:" in (ROOT / "deploy" / "kubernetes.yaml").read_text()
+    assert jobs["package"]["needs"] == jobs["container"]["needs"] == "check"
+    assert set(jobs["release"]["needs"]) == {"package", "container"}
+    kept = {
+        step["with"]["name"]: step["with"]["path"]
+        for name in ("check", "package")
+        for step in jobs[name]["steps"]
+        if "upload-artifact" in step.get("uses", "")
+    }
+    assert kept == {"notes": "notes.md", "packages": "dist/"}
+    assert "--notes-file release/notes.md" in jobs["release"]["steps"][-1]["run"]
 
 
 def test_what_ci_installs_before_the_tests_goes_into_their_environment():

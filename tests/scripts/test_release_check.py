@@ -1,10 +1,14 @@
 """A checkout may be released when nothing is open; each thing that is open is told."""
 
 import json
+import re
+import shlex
 import subprocess
 from importlib import import_module
+from pathlib import Path
 
 import pytest
+import yaml
 
 from scripts import release_check
 
@@ -71,7 +75,10 @@ def test_a_generated_file_that_is_not_fresh_and_a_tag_that_exists_are_told(check
     assert release_check.main([]) == 3
     said = capsys.readouterr().out
     assert "table.txt: not fresh" in said
-    assert "tag v1.2.3 exists" in said
+    assert "tag v1.2.3" not in said  # it is this commit's
+    git(checkout, "commit", "--allow-empty", "-qm", "later")
+    (told,) = release_check.version(checkout)
+    assert "v1.2.3 is another commit's" in told
     assert (checkout / "table.txt").read_text() == "stale"  # it changes nothing
 
 
@@ -90,3 +97,27 @@ def test_what_is_said_to_write_files_exists():
     for arguments in release_check.GENERATED.values():
         module = arguments[1] if arguments[0] == "-m" else arguments[1].split()[1]
         import_module(module)
+
+
+def lines_of_the_workflow():
+    """What the workflow calls this command with, by its first option."""
+    path = Path(__file__).parents[2] / ".github" / "workflows" / "release.yml"
+    commands = [step.get("run", "") for step in yaml.safe_load(path.read_text())["jobs"]["check"]["steps"]]
+    found = [re.match(r"python -m scripts\.release_check ([^>]+)", each) for each in commands]
+    return {words[0]: words for each in found if each for words in [shlex.split(each[1])]}
+
+
+def test_the_workflow_checks_its_tag_and_takes_the_notes_of_the_version(checkout, capsys):
+    lines = lines_of_the_workflow()
+    assert set(lines) == {"--tag", "--notes"}
+    git(checkout, "tag", "v1.2.3")
+    assert lines["--tag"][1] == "$GITHUB_REF_NAME"
+    assert release_check.main(["--tag", "v1.2.3"]) == 0
+    assert release_check.main(["--tag", "v1.2.4"]) == 3
+    assert "the tag is v1.2.4, and the version's is v1.2.3" in capsys.readouterr().out
+    text = "## Unreleased\n\n## 1.2.3 - 2026-12-01\n\n### Added\n- All.\n\n## 1.2.2 - 2026-11-01\n\n- Old.\n"
+    (checkout / "CHANGELOG.md").write_text(f"# Changelog\n\n{text}")
+    assert release_check.main(lines["--notes"]) == 0
+    assert capsys.readouterr().out == "### Added\n- All.\n"
+    (checkout / "CHANGELOG.md").write_text("# Changelog\n\n## Unreleased\n")
+    assert release_check.main(lines["--notes"]) == 3

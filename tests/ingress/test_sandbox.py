@@ -250,6 +250,7 @@ def test_nonsense_from_the_child_is_not_believed(
     body = json.dumps(GOOD | lie).encode() if isinstance(lie, dict) else lie if isinstance(lie, bytes) else b""
     answer = struct.pack(">Q", lie if isinstance(lie, int) else len(body)) + body + bytes(12)
     script = f"import sys; sys.stdin.buffer.read(10); sys.stdout.buffer.write({answer!r}); sys.stdout.flush()"
+    script += "; sys.stdin.buffer.read()"  # it must not be gone while the image is still being written to it
     liar = subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, start_new_session=True
     )

@@ -29,7 +29,7 @@ from training import fusion_card as report
 from training.datasets import BY_IMAGE, DATASET, SPLITS, check_enough, check_splits, fusion_split, read_rows
 from training.deliveries import TAUGHT
 from training.feature_table import IntArray, Table, families, read_table, source_weights
-from training.meta_models import KINDS, fit, fit_calibration, fit_subsets, without
+from training.meta_models import KINDS, fit, fit_calibration, fit_subsets, trainable, without
 from training.metrics import evaluate, log_loss, plain
 from training.reference import measure_reference
 from training.shards import ImageTable, image_table
@@ -182,7 +182,7 @@ def train(
     training = table.rows(table.splits == "train")
     validation = table.rows(table.splits == "val")
     folds = assign_folds(training, seed)
-    candidates = {name: _cross_validate(name, training, folds, drop, seed, target_real) for name in KINDS}
+    candidates = {name: _cross_validate(name, training, folds, drop, seed, target_real) for name in trainable()}
     chosen = min(candidates.values(), key=lambda each: each.loss) if kind == "best" else candidates[kind]
     weights = source_weights(training.labels, training.sources)
     estimator = fit(chosen.kind, table.inputs, training.matrix, training.labels, weights, drop, seed)
@@ -406,7 +406,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=2, help="processes that measure images (default: %(default)s)")
     parser.add_argument("--about", default="", help="what the images are, one paragraph for the model card")
     parser.add_argument("--report", type=Path, help="folder for a plot (needs matplotlib)")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    for kind in set(KINDS).difference(trainable()):  # now, not after the images were measured
+        if arguments.model == kind:
+            parser.exit(Exit.SETUP, f"--model {kind} is not installed: pip install xgboost\n")
+        print(f"train_fusion: {kind} is not tried: pip install xgboost", file=sys.stderr)
+    return arguments
 
 
 def _share(text: str) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
+from importlib.util import find_spec
 from itertools import combinations
 
 import numpy as np
@@ -150,6 +151,11 @@ KINDS: Mapping[str, Callable[[_Rows], Estimator]] = {
     Perceptron.kind: _fit_mlp,
     Trees.kind: _fit_trees,
 }
+
+
+def trainable() -> tuple[str, ...]:
+    """The kinds whose packages are installed: the small requirements have no XGBoost."""
+    return tuple(kind for kind in KINDS if kind != Trees.kind or find_spec("xgboost"))
 
 
 def fit_scaling(inputs: Sequence[str], matrix: FloatArray) -> Scaling:

@@ -61,6 +61,18 @@ def test_best_is_the_kind_with_the_lowest_log_loss_and_draws_its_plot(table_path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["chosen", "report"]
 
 
+def test_without_xgboost_the_other_kinds_are_compared(
+    table_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("training.meta_models.find_spec", lambda name: None)
+    assert main(["--table", str(table_path), "--out", str(tmp_path / "chosen")]) == 0
+    assert set(FusionModel.load(tmp_path / "chosen").metrics["comparison"]) == set(KINDS) - {"xgboost"}
+    assert "xgboost is not tried: pip install xgboost" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        main(["--table", str(table_path), "--out", str(tmp_path / "other"), "--model", "xgboost"])
+    assert stop.value.code == Exit.SETUP
+
+
 def test_without_matplotlib_only_the_plot_is_missing(
     table_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 FAST = tests/test_docs.py tests/test_deploy.py tests/test_community.py tests/utils tests/formats tests/fusion/test_decision.py \
        tests/provenance/test_generators.py tests/ingress/test_metadata.py
 
-.PHONY: setup test-fast test lint lint-js docs bench
+.PHONY: setup test-fast test coverage lint lint-js docs bench
 
 setup:
 	$(PYTHON) -m venv $(VENV)
@@ -18,6 +18,9 @@ test-fast:
 
 test:
 	$(BIN)/python -m pytest
+
+coverage:
+	$(BIN)/python -m pytest --cov
 
 lint:
 	$(BIN)/ruff format --check .

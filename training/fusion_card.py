@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,11 @@ SUBSETS = (
 )
 
 
+def _xgboost() -> str:
+    """Its version, where it is installed: otherwise it was not tried."""
+    return f"XGBoost {version('xgboost')}, " if find_spec("xgboost") else ""
+
+
 def readme(model: FusionModel, drop: float, seed: int, target_real: float, about: str) -> str:
     """The model card as Markdown."""
     metrics, cuts = model.metrics, model.thresholds
@@ -49,7 +55,7 @@ def readme(model: FusionModel, drop: float, seed: int, target_real: float, about
         "## Recipe",
         f"Seed {seed}; each family of inputs missing with probability {drop:g} in two thirds of the training rows; "
         "the classes weigh the same, and so does every source within its class: the probability is for equally "
-        f"frequent classes. Trained with scikit-learn {version('scikit-learn')}, XGBoost {version('xgboost')}, NumPy "
+        f"frequent classes. Trained with scikit-learn {version('scikit-learn')}, {_xgboost()}NumPy "
         f"{version('numpy')} on {platform.system()} {platform.machine()}.",
         *([SUBSETS] if model.subsets else []),
         "## Kinds compared",

@@ -64,9 +64,11 @@ def test_best_is_the_kind_with_the_lowest_log_loss_and_draws_its_plot(table_path
 def test_without_xgboost_the_other_kinds_are_compared(
     table_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("training.meta_models.find_spec", lambda name: None)
+    for module in ("meta_models", "fusion_card"):
+        monkeypatch.setattr(f"training.{module}.find_spec", lambda name: None)
     assert main(["--table", str(table_path), "--out", str(tmp_path / "chosen")]) == 0
     assert set(FusionModel.load(tmp_path / "chosen").metrics["comparison"]) == set(KINDS) - {"xgboost"}
+    assert "XGBoost" not in (tmp_path / "chosen" / "README.md").read_text()
     assert "xgboost is not tried: pip install xgboost" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
         main(["--table", str(table_path), "--out", str(tmp_path / "other"), "--model", "xgboost"])

@@ -1,8 +1,8 @@
-"""CLIP ViT-B/16 as it was published, and linear heads on the class tokens of its blocks.
+"""CLIP ViT-B/16 as it was published, and heads on the class tokens of its blocks.
 
 Papers:     see models/clip_tower.py
 Sources:    the tower is OpenAI's, unchanged; the heads are trained by us
-Differs:    a head is a logistic regression on the tokens themselves; RINE projects and weighs them first
+Differs:    a head weighs the tokens themselves and what known images say that lie near; RINE trains a projection
 Limits:     it sees the whole image at 224 px: what is shown and how it is drawn or lit, not the finest detail
 """
 
@@ -20,6 +20,7 @@ from fusion.reference import KINDS, kind_feature
 from inference.class_head import ClassHead
 from inference.graphs import Floats, Graph, GraphDetector, Network, sigmoid
 from inference.registry import DETECTORS
+from inference.similarity_head import SimilarityHead
 from inference.views import centre_square
 from models.loaders import Weights, compare
 from models.quantised import load_quantised
@@ -32,13 +33,12 @@ BLOCKS, WIDTH = 12, 768  # of the tower: class tokens of one image are (BLOCKS, 
 
 
 class ClipB16Detector(GraphDetector):
-    """``clip_b16_prob``: sigmoid of a weighted sum of all class tokens. Beside it: which kind of image this seems to be
-    and, if it is generated, which family of generators it resembles.
+    """``clip_b16_prob``: sigmoid of what the head says of all class tokens. Beside it: which kind of image this seems
+    to be and, if it is generated, which family of generators it resembles.
 
     Args:
         network: the tower; squares to class tokens, (b, BLOCKS, WIDTH).
-        weight: (BLOCKS, WIDTH); 0 where the head does not look. Standardisation and calibration are in it.
-        bias: likewise.
+        head: of tokens (BLOCKS, WIDTH). Standardisation and calibration are in it.
         kinds, families: heads of their own; None where the data they were trained on did not tell them apart.
         named: from which probability on a family is named, and how often that was right on sources that were new.
     """
@@ -50,15 +50,13 @@ class ClipB16Detector(GraphDetector):
         self,
         network: Network,
         version: str,
-        weight: Floats,
-        bias: float,
+        head: SimilarityHead,
         kinds: ClassHead | None = None,
         families: ClassHead | None = None,
         named: tuple[float, float] = (1.0, 0.0),
     ) -> None:
         super().__init__(network, version)
-        self.weight = weight
-        self.bias = bias
+        self.head = head
         self.kinds = kinds
         self.families = families
         self.named = named
@@ -70,32 +68,33 @@ class ClipB16Detector(GraphDetector):
         Raises:
             WeightsMissing, WeightsCorrupt, WeightsMismatch: see models.loaders and ``Graph``.
         """
-        head, metadata = weights.arrays("clip_b16_head")
+        # The tower first: after an array of the head's size was freed, glibc would keep what the tower is made of.
+        tower = load_tower(weights, device)
+        head, metadata = load_quantised(weights.path("clip_b16_head"))
         compare("clip_b16_head", _shapes(metadata), {name: values.shape for name, values in head.items()})
         card = weights.card("clip_b16")
         if metadata.get("tower") != card.sha256:
             raise WeightsMismatch(f"clip_b16_head was trained on the tower {metadata.get('tower')}, not {card.sha256}")
-        tower = load_tower(weights, device)
         kinds, families = (
             ClassHead.from_arrays(head, prefix, metadata[prefix]) if metadata.get(prefix) else None
             for prefix in ("kinds", "families")
         )
         named = float(metadata.get("named_from", 1)), float(metadata.get("named_right", 0))
         version = weights.card("clip_b16_head").version
-        return cls(tower, version, head["weight"], float(head["bias"][0]), kinds, families, named)
+        return cls(tower, version, SimilarityHead.from_arrays(head), kinds, families, named)
 
     @classmethod
     def tiny(cls) -> Self:
         """The shipped graph with random weights, and random heads: for tests."""
         weights = np.random.default_rng(1).standard_normal((1 + len(KINDS), BLOCKS, WIDTH)) / np.sqrt(BLOCKS * WIDTH)
-        head, *kinds = weights.astype(np.float32)
+        weight, *kinds = weights.astype(np.float32)
         of_kinds = ClassHead(tuple(KINDS), np.stack(kinds), np.zeros(len(KINDS), np.float32))
-        return cls(cls._tiny_graph(), "tiny", head, 0.0, of_kinds)
+        return cls(cls._tiny_graph(), "tiny", SimilarityHead(weight, 0.0), of_kinds)
 
     def measure(self, sample: Sample) -> Measurement:
         tokens = self.tokens(sample.upright)
-        logit = np.sum(tokens * self.weight, dtype=np.float64) + self.bias
-        features = dict.fromkeys(self.features, math.nan) | {"clip_b16_prob": float(sigmoid(logit))}
+        score = float(sigmoid(self.head.log_odds(tokens[np.newaxis])[0]))
+        features = dict.fromkeys(self.features, math.nan) | {"clip_b16_prob": score}
         skipped = None if self.kinds else "the installed head tells no kinds of images apart"
         if self.kinds:
             shares = self.kinds.probabilities(tokens)
@@ -133,6 +132,7 @@ def _directions() -> NDArray[np.float64]:
 def _shapes(metadata: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
     """What a head's file holds, by what its metadata says."""
     shapes: dict[str, tuple[int, ...]] = {"weight": (BLOCKS, WIDTH), "bias": (1,)}
+    shapes |= SimilarityHead.shapes(metadata.get("known_size", ""), WIDTH)
     for prefix in ("kinds", "families"):
         if classes := len(metadata.get(prefix, "").split()):
             shapes |= {f"{prefix}_weight": (classes, BLOCKS, WIDTH), f"{prefix}_bias": (classes,)}

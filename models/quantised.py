@@ -17,6 +17,15 @@ from utils.errors import WeightsCorrupt
 from utils.persistence import read_arrays
 
 SCALE = ".scale"
+STEPS = 127  # of int8, to either side of 0
+
+
+def quantised(name: str, values: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    """A tensor (out, ...) as a file keeps it: int8 and its scales."""
+    largest = np.abs(values).reshape(len(values), -1).max(axis=1, initial=1e-6)
+    scale = (largest / STEPS).astype(np.float32)
+    whole = np.rint(values / scale.reshape(-1, *[1] * (values.ndim - 1)))
+    return {name: whole.astype(np.int8), name + SCALE: scale}
 
 
 def load_quantised(path: Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, str]]:

@@ -80,12 +80,12 @@ def test_the_page_on_verdicts_shows_what_is_answered(capsys, tmp_path):
     """Its three examples, each named in the first line of its block."""
     page = (ROOT / "docs" / "verdict.md").read_text(encoding="utf-8")
     shown = re.findall(r"^    ((?:NON-)?AI) +(0\.\d\d)  (\S.*?) {2,}(\w+\.\w+)$", page, re.MULTILINE)
-    assert [name for *_, name in shown] == ["chelsea.png", "marked.png", "coffee.png"]
+    assert [name for *_, name in shown] == ["chelsea.png", "marked.png", "color.png"]
     mark = PngImagePlugin.PngInfo()
     mark.add_text("parameters", A1111)
     with Image.open(Path(PHOTO).with_name("flower.jpg")) as flower:
         flower.save(tmp_path / "marked.png", pnginfo=mark)
-    for name in ("chelsea.png", "coffee.png"):
+    for name in ("chelsea.png", "color.png"):
         shutil.copy(Path(skimage.__file__).parent / "data" / name, tmp_path)
     for label, probability, tier, name in shown:
         verdict = json.loads(run(capsys, tmp_path / name, "--json")[1])

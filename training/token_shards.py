@@ -15,12 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from inference.clip_b16 import BLOCKS, WIDTH
-from models.quantised import SCALE, load_quantised
+from models.quantised import load_quantised, quantised
 from training.clip_tokens import Tokens
 from utils.errors import TableError
 from utils.persistence import save_arrays
-
-STEPS = 127  # of int8, to either side of the mean
 
 
 def write_shard(path: Path, tokens: Mapping[str, Tokens], blocks: Sequence[int], tower: str) -> None:
@@ -35,8 +33,7 @@ def write_shard(path: Path, tokens: Mapping[str, Tokens], blocks: Sequence[int],
     values = np.stack([tokens[name][np.array(blocks) - 1].ravel() for name in names], axis=1).astype(np.float32)
     mean = values.mean(axis=1, keepdims=True)
     values -= mean
-    scale = np.maximum(np.abs(values).max(axis=1), np.float32(1e-6)) / np.float32(STEPS)
-    arrays = {"tokens": np.rint(values / scale[:, np.newaxis]).astype(np.int8), "tokens" + SCALE: scale, "mean": mean}
+    arrays = {**quantised("tokens", values), "mean": mean}
     facts = {"views": "\n".join(names), "blocks": " ".join(map(str, blocks)), "tower": tower}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_arrays(path, arrays, facts)

@@ -38,6 +38,7 @@ from fusion.estimators import FloatArray
 from fusion.reference import KINDS, kind_feature
 from inference.clip_b16 import load_tower, view
 from inference.graphs import sigmoid
+from inference.similarity_head import SimilarityHead
 from inference.views import OPENAI_CLIP, normalised
 from models.clip_tower import class_tokens, clip_tower
 from models.loaders import Weights
@@ -46,10 +47,9 @@ from training.clip_classes import FEWEST_GROUPS, ClassFit, choose_cut, fit_class
 from training.clip_head import (
     BLOCK_SETS,
     LOOKED_AT,
-    STRENGTHS,
+    RIDGES,
     CrossFit,
     Examples,
-    Head,
     Points,
     Recipe,
     Tokens,
@@ -98,7 +98,7 @@ class Choice:
 class Scorer:
     """Scores each view by a head that did not see its group: one of the cross-validation, or the final one."""
 
-    final: Head
+    final: SimilarityHead
     choice: Choice
 
     def __call__(self, tokens: Tokens, group: str) -> FloatArray:
@@ -162,7 +162,7 @@ def train(arguments: argparse.Namespace) -> None:
     chooses = np.array([picture.split != VALIDATION for picture, by_delivery in taught for _ in by_delivery])
 
     points = Points(examples, LOOKED_AT, ways)
-    recipes = (Recipe(LOOKED_AT, strength) for strength in STRENGTHS)
+    recipes = (Recipe(LOOKED_AT, ridge) for ridge in RIDGES)
     choices = [tried(points, chooses, each, arguments.seed) for each in recipes]
     best = min(choices, key=lambda each: each.loss)
     head = points.fit(np.ones(len(examples), np.bool_), best.recipe).divided(best.temperature)
@@ -185,7 +185,8 @@ def train(arguments: argparse.Namespace) -> None:
     print(json.dumps(metrics, indent=1))
     path: Path = arguments.out / FILE
     metadata = {"tower": tower, "blocks": best.recipe.blocks, "temperature": f"{best.temperature:.4f}"}
-    arrays = {"weight": head.weight, "bias": np.array([head.bias], np.float32)}
+    metadata |= {"known_size": head.size}
+    arrays = head.arrays()
     for prefix, fit in (("kinds", kinds), ("families", families)):
         if fit:
             arrays |= fit.head.arrays(prefix)
@@ -428,7 +429,7 @@ def further_rows(
 def _row(choice: Choice) -> Mapping[str, object]:
     return {
         "blocks": choice.recipe.blocks,
-        "strength": choice.recipe.strength,
+        "ridge": choice.recipe.ridge,
         "temperature": round(choice.temperature, 4),
         "log loss": round(choice.loss, 5),
     }

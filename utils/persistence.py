@@ -252,10 +252,14 @@ def save_model(folder: Path, arrays: Mapping[str, NDArray[Any]], metadata: Mappi
 
 
 def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:
-    """Write a .safetensors file, the same bytes for the same content: the library writes metadata in any order."""
+    """Write a .safetensors file, the same bytes for the same content.
+
+    The library writes metadata in any order, and the memory of a transposed array as if it were not.
+    """
+    import numpy as np
     from safetensors.numpy import save
 
-    raw = save(dict(arrays), dict(metadata))
+    raw = save({name: np.ascontiguousarray(values) for name, values in arrays.items()}, dict(metadata))
     size = int.from_bytes(raw[:8], "little")  # of the header, JSON padded with spaces
     header = json.loads(raw[8 : 8 + size]) | {"__metadata__": dict(sorted(metadata.items()))}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)

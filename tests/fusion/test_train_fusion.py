@@ -237,7 +237,7 @@ def strong_and_weak(sources: int, seed: int = 3, images: int = 5) -> Table:
 def test_every_subset_of_detectors_is_calibrated_where_that_is_asked_for(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train_fusion, "KINDS", {kind: train_fusion.KINDS[kind]})
+    monkeypatch.setattr(train_fusion, "trainable", lambda: [kind])
     table, found = strong_and_weak(400), strong_and_weak(4000, seed=4)  # of few rows even the truth has an error of .03
     columns = parts(table.inputs)
     assert list(columns) == ["clip_b16", "effnet", "forensics"]
@@ -271,7 +271,7 @@ def test_every_subset_of_detectors_is_calibrated_where_that_is_asked_for(
 def test_a_subset_that_the_table_cannot_show_is_answered_by_the_calibration_of_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(train_fusion, "KINDS", {"logistic": train_fusion.KINDS["logistic"]})
+    monkeypatch.setattr(train_fusion, "trainable", lambda: ["logistic"])
     table = strong_and_weak(20)
     table.matrix[table.labels == 1, 1] = np.nan  # no AI image was ever seen by it
     model, _, _ = train_fusion.train(table, "few", subsets=True)
@@ -316,7 +316,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to work in, where models are saved too, and no image is really measured."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train_fusion, "SAVED_MODELS", tmp_path / "models")
-    monkeypatch.setattr(train_fusion, "KINDS", {"logistic": train_fusion.KINDS["logistic"]})  # the quickest
+    monkeypatch.setattr(train_fusion, "trainable", lambda: ["logistic"])  # the quickest
     monkeypatch.setattr("training.extraction.Measurer", PlantedMeasurer)
     monkeypatch.setattr(PlantedMeasurer, "measured", [])
     return tmp_path

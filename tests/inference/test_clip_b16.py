@@ -14,6 +14,7 @@ from torchvision.transforms import functional
 
 from inference.clip_b16 import BLOCKS, SIDE, WIDTH, ClipB16Detector, embedding, load_tower, view
 from inference.graphs import graph_weights
+from inference.similarity_head import Axes, Known, SimilarityHead
 from models.loaders import Weights, shipped
 from models.quantised import SCALE
 from tests.pictures import sample_of
@@ -48,7 +49,7 @@ def test_the_score_is_the_weighted_sum_of_all_tokens(photograph: NDArray[np.uint
 
     weight = np.zeros((BLOCKS, WIDTH), np.float32)
     weight[0, 2], weight[11, 767] = 0.25, 0.001
-    found = probability(ClipB16Detector(network, "x", weight, -9.0), sample_of(photograph))
+    found = probability(ClipB16Detector(network, "x", SimilarityHead(weight, -9.0)), sample_of(photograph))
     assert found == pytest.approx(1 / (1 + math.exp(-(0.5 + 9.215 - 9.0))), abs=1e-7)
     assert len(seen) == 1, "one view"
     np.testing.assert_array_equal(seen[0], view(photograph)[np.newaxis])
@@ -61,7 +62,7 @@ def test_the_image_is_seen_as_a_person_sees_it(photograph: NDArray[np.uint8]) ->
         seen.append(pixels)
         return np.zeros((1, BLOCKS, WIDTH), np.float32)
 
-    detector = ClipB16Detector(network, "x", np.zeros((BLOCKS, WIDTH), np.float32), 0.0)
+    detector = ClipB16Detector(network, "x", SimilarityHead(np.zeros((BLOCKS, WIDTH), np.float32), 0.0))
     probability(detector, sample_of(np.rot90(photograph), orientation=6))
     np.testing.assert_array_equal(seen[0], view(photograph)[np.newaxis])
 
@@ -107,6 +108,17 @@ def test_installed_files_score_what_their_tokens_and_their_head_say(
     expected = 1 / (1 + math.exp(-(float(tokens.sum(dtype=float)) * 1e-4 + 0.3)))
     assert probability(detector, sample_of(photograph)) == pytest.approx(expected, abs=1e-6)
     assert detector.version.startswith("clip_b16_head@sha256:")
+
+
+def test_a_head_may_ask_known_images_too(folder: Path, photograph: NDArray[np.uint8]) -> None:
+    tokens = load_tower(installed(folder))(view(photograph)[np.newaxis])
+    axes = Axes(np.arange(BLOCKS), np.full((1, BLOCKS, WIDTH), 1e-4, np.float32), np.zeros(1, np.float32))
+    known = Known(axes, axes.points(tokens), np.array([-2], np.float32), 1.0)  # this very picture, and it is real
+    head = SimilarityHead(np.zeros((BLOCKS, WIDTH), np.float32), 0.5, known)
+    detector = ClipB16Detector.load(installed(folder, **head.arrays(), known_size=head.size))
+    assert probability(detector, sample_of(photograph)) == pytest.approx(1 / (1 + math.exp(1.5)), abs=1e-3)
+    with pytest.raises(WeightsMismatch, match=r"clip_b16_head: .*known"):
+        ClipB16Detector.load(installed(folder, **head.arrays(), known_size="2 1 12"))
 
 
 def test_a_head_of_another_tower_is_refused(folder: Path) -> None:

@@ -97,7 +97,7 @@ def weights_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     save_file(open_clip.CLIP(**TINY_CLIP).state_dict(), folder / "clip_h14.safetensors")
     install("clip_h14", "clip_h14.safetensors")
     assert embed_clip_prompts(["clip_h14"]) == 0
-    monkeypatch.setattr(train_fusion, "KINDS", {"logistic": train_fusion.KINDS["logistic"]})
+    monkeypatch.setattr(train_fusion, "trainable", lambda: ["logistic"])
     monkeypatch.setattr(profile_build, "DELIVERED", {"train": ("web",), "val": ("web",)})
     return folder
 

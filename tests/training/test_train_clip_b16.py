@@ -83,7 +83,7 @@ def test_a_data_set_and_a_seed_make_one_head(tmp_path: Path) -> None:
     assert head["bias"].shape == (1,)
     assert metadata["tower"] == TOWER
     measured = json.loads((tmp_path / "a" / "metrics.json").read_text())
-    assert len(measured["tried"]) == len(trainer.STRENGTHS)
+    assert len(measured["tried"]) == len(trainer.RIDGES)
     assert measured["chosen"] == min(measured["tried"], key=lambda each: each["log loss"])
     for delivery in ("clean", "web", "hard"):
         for rows in ("all", "photo"):

@@ -170,3 +170,12 @@ def test_the_same_arrays_make_the_same_file(tmp_path: Path) -> None:
     assert told == metadata
     assert {key: value.tolist() for key, value in found.items()} == {"a": [[1, 1], [1, 1]], "b": [0, 1, 2]}
     assert found["b"].dtype == np.int8
+
+
+def test_a_transposed_array_is_stored_as_what_it_says(tmp_path: Path) -> None:
+    """safetensors writes memory as it lies; a head was spoilt by that."""
+    values = np.arange(6, dtype=np.float32).reshape(2, 3)
+    save_arrays(tmp_path / "x.safetensors", {"a": values.T, "b": np.asfortranarray(values)}, {})
+    found = read_arrays(tmp_path / "x.safetensors")[0]
+    np.testing.assert_array_equal(found["a"], values.T)
+    np.testing.assert_array_equal(found["b"], values)

@@ -170,7 +170,8 @@ class Verifier:
             self.threshold,
             limited,
         )
-        reference = self._reference(probability, sample, features)
+        # Known images are ordinary ones: what is too small or too flat for a tier is not to be compared with them.
+        reference = None if limited else self._reference(probability, sample, features)
         # Of the whole image, so not where a picture inside it decides.
         resembles = found.resembles if shown.sample is sample and decision.tier in AI_TIERS else None
         reasons = explain(self.fusion, features, self.meanings, found.claims, found.notes, reference, resembles)

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Self
@@ -28,6 +29,8 @@ IMAGE_SUFFIXES = (
 # What systems leave in a folder of images.
 _SIDE_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store")
 
+_SUFFIXES_NAMED = 5
+
 _DATA_URI = re.compile(rb"data:[^,]{0,200};base64,", re.IGNORECASE)  # RFC 2397
 
 
@@ -35,17 +38,23 @@ def expand(inputs: Iterable[str]) -> Iterator[str]:
     """Replace each folder by the image files below it, sorted. Everything else passes as it is.
 
     So does a folder without images: read like a file, it has its own error among the answers for the others. What
-    systems put beside images is passed over, and the log has the count.
+    systems put beside images, and files that no suffix calls an image, are passed over, and the log has the counts.
     """
     for given in inputs:
         found: list[str] = []
         if not is_url(given) and os.path.isdir(given):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
             side = 0
+            others: Counter[str] = Counter()
             for path in sorted(_files_below(Path(given))):
                 if _is_side_file(path):
                     side += 1
                 elif path.name.lower().endswith(IMAGE_SUFFIXES):
                     found.append(str(path))
+                else:
+                    others[path.suffix.lower() or "no suffix"] += 1
+            if others:
+                kinds = ", ".join(f"{suffix} {count}" for suffix, count in others.most_common(_SUFFIXES_NAMED))
+                log.warning("%s: %d files without the suffix of an image passed over: %s", given, others.total(), kinds)
             if side:
                 log.warning("%s: %d side files of the system (._*, Thumbs.db and the like) passed over", given, side)
         yield from found or [given]

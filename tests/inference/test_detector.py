@@ -267,6 +267,7 @@ def test_too_small_an_image_keeps_its_label_and_gets_no_tier():
     assert (answer.label, answer.tier, answer.decided_by) == ("AI", "inconclusive", "fusion")
     assert answer.reasoning[0].code == "limit.too_small"
     assert answer.warnings == (answer.reasoning[0].text,)
+    assert answer.reference is None, "known images are ordinary ones"
 
 
 def test_a_generator_mark_decides_however_small_the_image():

@@ -33,7 +33,8 @@ def test_side_files_of_a_folder_are_passed_over_with_a_count(tmp_path: Path, cap
         found = list(expand([str(tmp_path)]))
     assert found == [str(tmp_path / name) for name in ("a.png", "b.jpg", "d/e.webp")]
     assert [record.getMessage() for record in caplog.records] == [
-        f"{tmp_path}: 6 side files of the system (._*, Thumbs.db and the like) passed over"
+        f"{tmp_path}: 1 files without the suffix of an image passed over: .txt 1",
+        f"{tmp_path}: 6 side files of the system (._*, Thumbs.db and the like) passed over",
     ]
 
 

@@ -259,7 +259,7 @@ def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: Mappin
     import numpy as np
     from safetensors.numpy import save
 
-    raw = save({name: np.ascontiguousarray(values) for name, values in arrays.items()}, dict(metadata))
+    raw = save({name: np.asarray(values, order="C") for name, values in arrays.items()}, dict(metadata))
     size = int.from_bytes(raw[:8], "little")  # of the header, JSON padded with spaces
     header = json.loads(raw[8 : 8 + size]) | {"__metadata__": dict(sorted(metadata.items()))}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)

@@ -175,7 +175,9 @@ def test_the_same_arrays_make_the_same_file(tmp_path: Path) -> None:
 def test_a_transposed_array_is_stored_as_what_it_says(tmp_path: Path) -> None:
     """safetensors writes memory as it lies; a head was spoilt by that."""
     values = np.arange(6, dtype=np.float32).reshape(2, 3)
-    save_arrays(tmp_path / "x.safetensors", {"a": values.T, "b": np.asfortranarray(values)}, {})
+    one = np.array(2, np.float32)  # no dimension is a shape too
+    save_arrays(tmp_path / "x.safetensors", {"a": values.T, "b": np.asfortranarray(values), "c": one}, {})
     found = read_arrays(tmp_path / "x.safetensors")[0]
     np.testing.assert_array_equal(found["a"], values.T)
     np.testing.assert_array_equal(found["b"], values)
+    assert found["c"].shape == ()

@@ -208,21 +208,22 @@ def references(settings: Settings) -> Callable[[str], Reference | None]:
     Raises:
         ReleaseUnusable: there is none that judges, so that nothing could be watched.
     """
-    judges, name = reference_of(settings)
-    if len(judges.probabilities) < FEWEST:
-        print(
-            f"the reference of {name} has {len(judges.probabilities)} images; single signals need {FEWEST}: alarms "
-            "will seldom say what moved, until a retraining has more images of split val",
-            file=sys.stderr,
-            flush=True,
-        )
+    reference_of(settings)
 
     def of(name: str) -> Reference | None:
         try:
-            return reference_of(settings, name)[0]
+            found, release = reference_of(settings, name)
         except ReleaseUnusable as error:
             print(f"verdicts of release {name} are not watched: {error}", file=sys.stderr, flush=True)
             return None
+        if (images := len(found.probabilities)) < FEWEST:
+            print(
+                f"the reference of {release} has {images} images; single signals need {FEWEST}: alarms will seldom say "
+                "what moved, until a retraining has more images of split val",
+                file=sys.stderr,
+                flush=True,
+            )
+        return found
 
     return of
 

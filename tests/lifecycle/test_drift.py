@@ -242,10 +242,10 @@ def test_without_a_release_the_watch_says_what_to_do(lifecycle_dir: Path) -> Non
 def test_a_reference_too_small_for_single_signals_says_so(reference: Reference, monkeypatch, capsys) -> None:
     few = reference_of(rows(20, np.random.default_rng(0)))
     monkeypatch.setattr(drift, "reference_of", lambda *_: (few, "small"))
-    drift.references(Settings.of())
+    drift.references(Settings.of())("small")
     assert "the reference of small has 20 images; single signals need 30" in capsys.readouterr().err
     monkeypatch.setattr(drift, "reference_of", lambda *_: (reference, "large"))
-    drift.references(Settings.of())
+    drift.references(Settings.of())("large")
     assert not capsys.readouterr().err
 
 

@@ -149,4 +149,4 @@ def test_the_temperature_undoes_what_made_log_odds_too_large() -> None:
     )
     assert temperature_of(3 * log_odds, drawn) == pytest.approx(3, rel=0.15)
     head = fit_head(given, Recipe("all", 0.3))
-    np.testing.assert_allclose(head.divided(3).log_odds(given.tokens), head.log_odds(given.tokens) / 3, atol=1e-4)
+    np.testing.assert_allclose(head.divided(3).log_odds(given.tokens), head.log_odds(given.tokens) / 3, atol=1e-5)

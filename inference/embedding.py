@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from inference.base import Batched
-from inference.clip_b16 import load_tower, view
+from inference.clip_b16 import load_float_tower, view
 from inference.graphs import Network
 from inference.views import HALF, IMAGENET, OPENAI_CLIP, centre_square, normalised
 from models.backbones import Backbone, backbone
@@ -51,7 +51,7 @@ class Embedder:
         """
         record = backbone(name)
         if record.library == "graph":
-            network: nn.Module = OnGraph(load_tower(weights))
+            network: nn.Module = OnGraph(load_float_tower(weights))
         else:
             from models.backbone_nets import build  # three libraries, which the tower that ships does not need
 

@@ -13,6 +13,7 @@ import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
@@ -20,7 +21,7 @@ import numpy as np
 import onnxruntime  # type: ignore[import-untyped]
 from numpy.typing import ArrayLike, NDArray
 
-from models.loaders import Weights, compare, shipped
+from models.loaders import SHIPPED, Weights, compare, shipped
 from utils.contracts import Measurement, Sample
 from utils.errors import BadSettings, DeviceBusy, ScoreNotFinite, WeightsCorrupt, WeightsMismatch
 
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 Floats: TypeAlias = NDArray[np.float32]
 Network: TypeAlias = Callable[[NDArray[np.uint8]], Floats]  # pixels (b, H, W, 3) -> what the network finds in them
 
+PROBE = SHIPPED / "int8_probe.onnx"  # one product of integers; made with the graphs
 _FATAL = 4  # ONNX Runtime's log level: its errors come as exceptions, its warnings are about its own optimiser
 
 
@@ -112,7 +114,7 @@ class Graph:
     """
 
     def __init__(
-        self, path: Path, weights: Mapping[str, Floats], device: str = "cpu", *, keeps_memory: bool = True
+        self, path: Path, weights: Mapping[str, NDArray[Any]], device: str = "cpu", *, keeps_memory: bool = True
     ) -> None:
         given = {name: value.shape for name, value in weights.items()}
         compare(f"{path.parent.name}/{path.name}", graph_weights(path), given)
@@ -144,6 +146,29 @@ class Graph:
                 raise DeviceBusy(f"{self._name}: not enough memory for {width} x {height} pixels") from error
             raise
         return np.asarray(found, dtype=np.float32)
+
+
+def prefers_integers(device: str) -> bool:
+    """Whether a graph of whole numbers is to be used there: on a CPU that multiplies 8-bit integers exactly.
+
+    Without VNNI, AMX or ARM's dot product ONNX Runtime adds two such products in 16 bits, which the largest ones
+    overflow; those processors also gain little by integers. So the largest ones are multiplied, once per process.
+    """
+    return len(_providers(device)) == 1 and _multiplies_exactly()
+
+
+@cache
+def _multiplies_exactly() -> bool:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(PROBE, options, providers=["CPUExecutionProvider"])
+    size = 64  # whole vectors of every instruction set
+    largest = np.full((size, size), 255, np.uint8), np.full((size, size), 127, np.int8)
+    (product,) = session.run(None, dict(zip("ab", largest, strict=True)))
+    exact = bool((product == size * 255 * 127).all())
+    if not exact:
+        log.info("this processor does not multiply 8-bit integers exactly: networks run in 32-bit floating point")
+    return exact
 
 
 def sigmoid(logits: ArrayLike) -> NDArray[Any]:

@@ -213,14 +213,19 @@ def in_torch(detector: GraphDetector) -> GraphDetector:
     import torch
 
     from models.loaders import Weights, load_into
+    from models.quantised import load_quantised
     from training.detectors import as_graph
-    from training.export import EXPORTED
+    from training.export import EXPORTED, IN_INTEGERS
 
-    if detector.name not in EXPORTED:
-        return detector  # the tower: as a graph both times
+    weights = Weights.at(load_settings().models.weights_dir)
+    if detector.name in IN_INTEGERS:
+        arrays, _ = load_quantised(weights.path(detector.name))
+        state = {name: torch.from_numpy(values) for name, values in arrays.items()}
+    else:
+        state = weights.state(detector.name)
     _, build = EXPORTED[detector.name]
     network = build()
-    load_into(network.network, Weights.at(load_settings().models.weights_dir).state(detector.name), dtype=torch.float32)
+    load_into(network.network, state, dtype=torch.float32)
     return on(detector, as_graph(network, "cpu"))
 
 

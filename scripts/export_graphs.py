@@ -9,10 +9,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from inference.graphs import PROBE
 from models.loaders import SHIPPED
-from training.export import EXPORTED, export
+from training.export import EXPORTED, IN_INTEGERS, export, export_integers, export_probe
 from utils.exits import Exit, command, command_parser
-from utils.persistence import GRAPH
+from utils.persistence import GRAPH, GRAPH_INT8
 
 
 @command
@@ -25,6 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, (architecture, build) in EXPORTED.items():
         export(build(), architecture, folder / name)
         print(folder / name / GRAPH)
+        if name in IN_INTEGERS:
+            export_integers(folder / name)
+            print(folder / name / GRAPH_INT8)
+    export_probe(folder / PROBE.name)
+    print(folder / PROBE.name)
     return Exit.DONE
 
 

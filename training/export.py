@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
 import timm
 import torch
 from torch import Tensor, nn
@@ -22,11 +23,12 @@ from torch import Tensor, nn
 from inference.clip_b16 import SIDE
 from inference.ghostnet import TILE
 from inference.views import IMAGENET, OPENAI_CLIP
-from models.clip_tower import class_tokens
+from models.clip_tower import ARCHITECTURE, class_tokens, clip_tower
 from models.edit_map_net import PLANES, EditMapNet
 from models.ghostnet_net import GhostNetForensics
 from models.mantranet_net import COMPACT, ManTraNet
-from utils.persistence import GRAPH, record_file
+from models.quantised import SCALE, STEPS
+from utils.persistence import GRAPH, GRAPH_INT8, record_file
 
 if TYPE_CHECKING:
     import onnx
@@ -35,6 +37,13 @@ if TYPE_CHECKING:
 
 OPSET = 20
 ANY = torch.export.Dim.DYNAMIC
+FLOAT = 1  # onnx.TensorProto.FLOAT; onnx is imported where it is needed
+ABOUT = {
+    "licence": "MIT",
+    "commercial": True,
+    "layout": f"ONNX, opset {OPSET}",
+    "train": "python -m scripts.export_graphs",
+}
 
 
 class OnPixels(nn.Module):
@@ -128,7 +137,9 @@ EXPORTED: dict[str, tuple[str, Callable[[], OnPixels]]] = {
     "ghostnet": ("ghostnet_100", lambda: GhostNetOnPixels(GhostNetForensics())),
     "mantranet_compact": ("mantranet_compact", lambda: ManTraNetOnPixels(ManTraNet(COMPACT))),
     "edit_map": ("edit_map", lambda: EditMapOnPixels(EditMapNet())),
+    "clip_b16": (ARCHITECTURE, lambda: ClipTowerOnPixels(clip_tower())),
 }
+IN_INTEGERS = ("clip_b16",)  # those whose linear layers are stored as int8
 
 
 def export_beside(network: OnPixels, architecture: str, folder: Path) -> None:
@@ -181,8 +192,80 @@ def export(network: OnPixels, architecture: str, folder: Path) -> None:
     model.metadata_props.add(key="architecture", value=architecture)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / GRAPH).write_bytes(model.SerializeToString(deterministic=True))
-    about = {"licence": "MIT", "commercial": True, "layout": f"ONNX, opset {OPSET}"}
-    record_file(folder, "graph", GRAPH, **about, train="python -m scripts.export_graphs")
+    record_file(folder, "graph", GRAPH, **ABOUT)
+
+
+def export_integers(folder: Path) -> None:
+    """Beside a model folder's graph, the same with whole numbers in its linear layers: ``GRAPH_INT8``.
+
+    For files of models/quantised.py, whose int8 are used as they are stored, (in, out) from (out, in). What flows into
+    a layer has larger numbers than 8 bits can tell apart: it is rounded to 8 bits, what that leaves over to 8 more, and
+    both are multiplied. The sum is the float graph's to about 1 in 10,000; with the first 8 bits alone a score would
+    depend on how a processor rounds.
+    """
+    import onnx
+
+    model = onnx.load(folder / GRAPH, load_external_data=False)
+    graph = model.graph
+    given = {each.name: each for each in graph.initializer if each.data_location == onnx.TensorProto.EXTERNAL}
+    layers = [node for node in graph.node if node.op_type == "Gemm" and node.input[1] in given]
+    weights = [node.input[1] for node in layers]
+    kept = [each for each in graph.initializer if each.name not in weights]
+    for name in weights:
+        rows, columns = given[name].dims
+        kept += [_tensor(name, onnx.TensorProto.INT8, (columns, rows)), _tensor(name + SCALE, FLOAT, (rows,))]
+    kept.append(onnx.numpy_helper.from_array(np.array(MIDDLE, np.uint8), _MIDDLE))
+    kept.append(onnx.numpy_helper.from_array(np.array(1 / (2 * STEPS), np.float32), _FINER))
+    nodes = [step for node in graph.node for step in (_in_integers(node) if node in layers else [node])]
+    changed = onnx.helper.make_graph(nodes, graph.name, graph.input, graph.output, kept)
+    opsets = [*model.opset_import, onnx.helper.make_opsetid(_CONTRIB, 1)]
+    whole = onnx.helper.make_model(changed, opset_imports=opsets, ir_version=model.ir_version)
+    whole.metadata_props.extend(model.metadata_props)
+    (folder / GRAPH_INT8).write_bytes(whole.SerializeToString(deterministic=True))
+    record_file(folder, "graph_int8", GRAPH_INT8, **ABOUT)
+
+
+MIDDLE = 128  # of uint8: stands for 0
+_MIDDLE, _FINER = "int8.middle", "int8.finer"  # what is left over is at most half a step, in 127 finer ones
+_CONTRIB = "com.microsoft"  # ONNX Runtime's own operators
+
+
+def _in_integers(gemm: onnx.NodeProto) -> list[onnx.NodeProto]:
+    from onnx.helper import make_node
+
+    (source, weight, bias), (found,) = gemm.input, gemm.output
+    at = f"{found}.int8."  # of names between these nodes
+    coarse, rest = (at + "coarse", at + "step", at + "zero"), (at + "rest", at + "finer_step", _MIDDLE)
+
+    def product(of: tuple[str, str, str], *added: str) -> onnx.NodeProto:
+        whole, step, zero = of
+        inputs = [whole, weight, step, weight + SCALE, zero, *(("", *added) if added else ())]
+        return make_node("MatMulIntegerToFloat", inputs, [whole + ".product"], domain=_CONTRIB)
+
+    return [
+        make_node("DynamicQuantizeLinear", [source], coarse),
+        make_node("DequantizeLinear", coarse, [at + "rounded"]),
+        make_node("Sub", [source, at + "rounded"], [at + "left"]),
+        make_node("Mul", [at + "step", _FINER], [at + "finer_step"]),
+        make_node("QuantizeLinear", [at + "left", at + "finer_step", _MIDDLE], [at + "rest"]),
+        product(coarse, bias),
+        product(rest),
+        make_node("Add", [at + "coarse.product", at + "rest.product"], [found]),
+    ]
+
+
+def export_probe(path: Path) -> None:
+    """The smallest product of integers, by which inference/graphs.py finds out whether a processor computes them."""
+    from onnx import TensorProto, helper
+
+    inputs = [
+        helper.make_tensor_value_info("a", TensorProto.UINT8, [None, None]),
+        helper.make_tensor_value_info("b", TensorProto.INT8, [None, None]),
+    ]
+    outputs = [helper.make_tensor_value_info("product", TensorProto.INT32, [None, None])]
+    graph = helper.make_graph([helper.make_node("MatMulInteger", ["a", "b"], ["product"])], "probe", inputs, outputs)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+    path.write_bytes(model.SerializeToString(deterministic=True))
 
 
 class _Functional(nn.Module):
@@ -206,10 +289,15 @@ def _bare(part: Part) -> Part:
 
 def _external(given: onnx.ValueInfoProto) -> onnx.TensorProto:
     """An input as an initializer whose values come from elsewhere."""
+    kind = given.type.tensor_type
+    return _tensor(given.name, kind.elem_type, [size.dim_value for size in kind.shape.dim])
+
+
+def _tensor(name: str, kind: int, shape: Iterable[int]) -> onnx.TensorProto:
+    """An initializer whose values come from elsewhere."""
     import onnx
 
-    kind = given.type.tensor_type
-    tensor = onnx.TensorProto(name=given.name, data_type=kind.elem_type, data_location=onnx.TensorProto.EXTERNAL)
-    tensor.dims.extend(size.dim_value for size in kind.shape.dim)
+    tensor = onnx.TensorProto(name=name, data_type=kind, data_location=onnx.TensorProto.EXTERNAL)
+    tensor.dims.extend(shape)
     tensor.external_data.add(key="location", value="weights")
     return tensor

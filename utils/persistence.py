@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # what only needs to write a file starts without NumPy
 
     Arrays: TypeAlias = dict[str, NDArray[np.float32]]
 
-CARD, WEIGHTS, GRAPH = "card.toml", "weights.safetensors", "graph.onnx"
+CARD, WEIGHTS, GRAPH, GRAPH_INT8 = "card.toml", "weights.safetensors", "graph.onnx", "graph_int8.onnx"
 VERIFIED = ".verified.json"
 # Smaller files are hashed every time: 64 MiB take about 50 ms. So the shipped folder never gets a cache file.
 CACHE_FROM_BYTES = 64 * 2**20

@@ -12,8 +12,8 @@ from PIL import Image
 from safetensors.numpy import save_file
 from torchvision.transforms import functional
 
-from inference.clip_b16 import BLOCKS, SIDE, WIDTH, ClipB16Detector, embedding, load_tower, view
-from inference.graphs import graph_weights
+from inference.clip_b16 import BLOCKS, SIDE, WIDTH, ClipB16Detector, embedding, load_float_tower, load_tower, view
+from inference.graphs import graph_weights, prefers_integers
 from inference.similarity_head import Axes, Known, SimilarityHead
 from models.loaders import Weights, shipped
 from models.quantised import SCALE
@@ -119,6 +119,23 @@ def test_a_head_may_ask_known_images_too(folder: Path, photograph: NDArray[np.ui
     assert probability(detector, sample_of(photograph)) == pytest.approx(1 / (1 + math.exp(1.5)), abs=1e-3)
     with pytest.raises(WeightsMismatch, match=r"clip_b16_head: .*known"):
         ClipB16Detector.load(installed(folder, **head.arrays(), known_size="2 1 12"))
+
+
+def test_integers_give_the_tokens_of_floating_point(folder: Path, photograph: NDArray[np.uint8]) -> None:
+    assert prefers_integers("cpu"), "this processor cannot show it: see inference/graphs.py"
+    pixels = view(photograph)[np.newaxis]
+    whole, exact = load_tower(installed(folder))(pixels)[0], load_float_tower(installed(folder))(pixels)[0]
+    off = np.linalg.norm(whole - exact, axis=1) / np.linalg.norm(exact, axis=1)
+    assert 0 < off.max() < 2e-3
+
+
+def test_a_processor_that_loses_bits_computes_in_floating_point(
+    folder: Path, photograph: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = view(photograph)[np.newaxis]
+    expected = load_float_tower(installed(folder))(pixels)
+    monkeypatch.setattr("inference.graphs._multiplies_exactly", lambda: False)
+    np.testing.assert_array_equal(load_tower(installed(folder))(pixels), expected)
 
 
 def test_a_head_of_another_tower_is_refused(folder: Path) -> None:

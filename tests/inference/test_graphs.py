@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_sample_image
 from torch import nn
 
+from inference import graphs
 from inference.effnet import EffNetDetector
-from inference.graphs import Graph, graph_weights, sigmoid
+from inference.graphs import Graph, graph_weights, prefers_integers, sigmoid
 from models.loaders import Weights, load_into, load_state, shipped
+from models.quantised import SCALE
 from training.detectors import as_graph
 from training.export import EXPORTED, OnPixels
 from utils.contracts import Sample
@@ -88,6 +90,35 @@ def test_a_shipped_graph_holds_no_weights_and_is_the_cards(name: str) -> None:
     assert graph_weights(path) == wanted
     stored = onnx.load(path, load_external_data=False).graph.initializer
     assert {each.name: tuple(each.dims) for each in stored if each.external_data} == wanted
+
+
+# --- whole numbers
+
+
+def test_whether_integers_are_exact_is_found_by_multiplying_the_largest(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Overflows(onnxruntime.InferenceSession):
+        def run(self, names: None, given: dict[str, NDArray[np.generic]]) -> list[NDArray[np.int32]]:
+            (product,) = super().run(names, given)
+            np.testing.assert_array_equal(product, given["a"].astype(int) @ given["b"].astype(int))
+            return [product - 1]
+
+    monkeypatch.setattr(graphs.onnxruntime, "InferenceSession", Overflows)
+    graphs._multiplies_exactly.cache_clear()
+    with caplog.at_level(logging.INFO):
+        assert not prefers_integers("cpu")
+    assert "networks run in 32-bit floating point" in caplog.text
+    graphs._multiplies_exactly.cache_clear()
+
+
+def test_every_linear_layer_of_the_tower_is_a_product_of_integers() -> None:
+    path = shipped("clip_b16_graph_int8")
+    sizes, floats = graph_weights(path), graph_weights(shipped("clip_b16_graph"))
+    layers = {name for name, size in floats.items() if len(size) == 2}
+    assert {name.removesuffix(SCALE) for name in sizes.keys() - floats.keys()} == layers
+    assert all(sizes[name] == floats[name][::-1] and sizes[name + SCALE] == floats[name][:1] for name in layers)
+    assert "Gemm" not in {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
 
 
 # --- wrong files

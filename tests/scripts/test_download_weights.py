@@ -303,7 +303,7 @@ def test_a_profile_means_its_cards(command: Command, capsys: pytest.CaptureFixtu
     assert command("--profile", "full", "--list") == 0
     listed = {line.partition(":")[0] for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")}
     assert listed == {
-        *("clip_b16", "clip_b16_graph", "clip_b16_head"),
+        *("clip_b16", "clip_b16_graph", "clip_b16_graph_int8", "clip_b16_head"),
         *("effnet", "effnet_graph", "ghostnet", "ghostnet_graph", "dino_svm", "dinov2_base", "fatformer"),
         *("clip_h14", "clip_h14_text", "clip_bigg", "clip_bigg_text", "mantranet"),
         *("dinov3_head", "dinov3_base", "metaclip2_head", "metaclip2_h14", "siglip2_head", "siglip2_so400m"),

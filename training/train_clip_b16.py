@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 
 from fusion.estimators import FloatArray
 from fusion.reference import KINDS, kind_feature
-from inference.clip_b16 import load_float_tower, view
+from inference.clip_b16 import load_tower, view
 from inference.graphs import sigmoid
 from inference.similarity_head import SimilarityHead
 from inference.views import OPENAI_CLIP, normalised
@@ -244,7 +244,7 @@ class Looking:
 
 def looker() -> Look:
     """The installed tower on the detector's view of an image."""
-    tower = load_float_tower(Weights.at(load_settings().models.weights_dir))
+    tower = load_tower(Weights.at(load_settings().models.weights_dir))
     return lambda upright: tower(view(upright)[np.newaxis])[0]
 
 

@@ -197,8 +197,7 @@ def _decode(raw: bytes, source: str, kind: str, limits: Limits) -> Sample:
             rgb, alpha = rgb[rows].copy(), None if alpha is None else alpha[rows].copy()
     if picture.truncated or damage:
         lines.append(_told(damage, whole))
-    if converted := conversion(raw, kind, image.mode):
-        lines.append(converted)
+    lines += conversion(raw, kind, image.mode)
     frame_count = _frame_count(image, kind, layout, lines)
     frames = _sample_frames(image, frame_count, limits, lines) if frame_count > 1 and len(rgb) == whole else ()
     trailing = max(0, len(raw) - layout.end) if layout.end else 0

@@ -134,7 +134,9 @@ def jpeg_damage(raw: bytes, complaint: str, pixels: Pixels, decode: Decoder) -> 
         decode: as lenient.
 
     Returns:
-        The damage, and the bytes to decode instead. None: its padding is unusual, and no pixel is missing.
+        The damage, and the bytes to decode instead. None: its padding is unusual, and no pixel is missing. Of several
+        scans, the rows that the last one still brought are trusted where they are half of the picture; otherwise all
+        rows are, at the quality that they have, and what is missing is counted in coefficients.
     """
     height = len(pixels)
     start = _jpeg_start(raw, complaint)
@@ -150,7 +152,7 @@ def jpeg_damage(raw: bytes, complaint: str, pixels: Pixels, decode: Decoder) -> 
     one, other = (decode(head + _filler(4096, seed) + end) for seed in (1, 2))
     row = 0 if one is None else _first_difference(one, other)
     coded = _coefficients(head, row / height)
-    if coded is None:
+    if coded is None or (row >= height // 2 and _coefficients(head, 1.0) == 1.0):  # rows before it are final
         return first_rows(row, height), head + end
     return Damage(0, height, 1 - coded), head + end
 

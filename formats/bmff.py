@@ -67,7 +67,9 @@ def _associated(raw: bytes, ipma: Part, item: int) -> list[int]:
         number, count = _number(raw, position, wide), _number(raw, position + wide, 1)
         position += wide + 1
         if number == item:  # the highest bit says that a reader must know the property
-            return [_number(raw, position + step * each, step) & (0x7FFF if step == 2 else 0x7F) for each in range(count)]
+            return [
+                _number(raw, position + step * each, step) & (0x7FFF if step == 2 else 0x7F) for each in range(count)
+            ]
         position += step * count
     return []
 

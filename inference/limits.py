@@ -46,6 +46,7 @@ def limits(sample: Sample, features: Mapping[str, float]) -> tuple[Note, ...]:
             Note("limit.transparent", f"Too little in the picture to tell: {share_gone:.0%} of it is transparent.")
         )
     if sample.missing >= MOST_MISSING:
-        text = f"Too little of the picture to tell: the file is damaged, and {sample.missing:.0%} of it is missing."
+        what = f"{sample.missing:.0%} of it is missing" if sample.missing < 1 else "any part of it may be wrong"
+        text = f"Too little of the picture to tell: the file is damaged, and {what}."
         found.append(Note("limit.damaged", text))
     return tuple(found)

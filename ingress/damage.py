@@ -40,7 +40,10 @@ _STRAY = re.compile(r"(\d+) extraneous bytes")
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """What can be trusted of a picture: rows ``top`` to ``bottom`` as stored, and the share that is missing, 0..1."""
+    """What can be trusted of a picture: rows ``top`` to ``bottom`` as stored, and the share that is missing, 0..1.
+
+    All rows with everything missing: any of them may be wrong (``anywhere``).
+    """
 
     top: int
     bottom: int
@@ -89,6 +92,11 @@ def _gaps(raw: bytes, start: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 _NOT_ZERO = re.compile(rb"[^\0]")
+
+
+def anywhere(height: int) -> Damage:
+    """Of a picture that is wrong from a place on that cannot be told."""
+    return Damage(0, height, 1.0)
 
 
 def first_rows(bottom: int, height: int) -> Damage:

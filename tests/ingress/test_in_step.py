@@ -1,0 +1,162 @@
+"""A decoder that lost its place in coded data is noticed at their end; whole data of any encoder are not suspected."""
+
+from __future__ import annotations
+
+import io
+import struct
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_image
+
+from ingress.decode import Limits, decode
+from ingress.in_step import gif_is_in_step
+from tests.pictures import encode
+from utils.contracts import Sample
+
+LIMITS = Limits(max_bytes=1 << 24, max_pixels=1 << 22, max_frames=4, max_animation_pixels=1 << 22)
+PHOTO = Image.fromarray(load_sample_image("china.jpg")).resize((320, 212))
+GREY = np.asarray(PHOTO.convert("L"))
+FULL = 4096  # strings in GIF's table
+
+
+def read(raw: bytes) -> Sample:
+    return decode(raw, "test", LIMITS)
+
+
+def lzw(pixels: Sequence[int], bits: int, clear_when_full: bool = True, longest: int = FULL) -> list[int]:
+    """GIF's codes, between the first clear code and the end's."""
+    clear = 1 << bits
+    codes, table, string = [], {(value,): value for value in range(clear)}, ()
+    for pixel in pixels:
+        if (*string, pixel) in table and len(string) < longest:
+            string = (*string, pixel)
+            continue
+        codes.append(table[string])
+        size = len(table) + 2
+        if size < FULL:
+            table.setdefault((*string, pixel), size)
+        elif clear_when_full:
+            codes.append(clear)
+            table = {(value,): value for value in range(clear)}
+        string = (pixel,)
+    return [*codes, table[string]]
+
+
+def packed(codes: Sequence[int], bits: int, short_end: bool = False) -> bytes:
+    """Codes as bits, each as wide as the table of the moment asks for."""
+    clear, value, at, added = 1 << bits, 0, 0, 0
+    for number, code in enumerate(codes):
+        width = min(12, (clear + 1 + added).bit_length())
+        if short_end and number == len(codes) - 1:
+            width = min(12, (clear + added).bit_length())
+        value |= code << at
+        at, added = at + width, 0 if code == clear else added + 1
+    return value.to_bytes(-(-at // 8), "little")
+
+
+def gif(data: bytes, width: int, height: int, bits: int = 8) -> bytes:
+    palette = bytes(value for level in range(1 << bits) for value in (level * 255 // ((1 << bits) - 1),) * 3)
+    size = struct.pack("<HH", width, height)
+    blocks = b"".join(bytes((len(data[at : at + 255]),)) + data[at : at + 255] for at in range(0, len(data), 255))
+    head = b"GIF89a" + size + bytes((0x80 | bits - 1, 0, 0)) + palette
+    return head + b"," + bytes(4) + size + bytes((0, bits)) + blocks + b"\0;"
+
+
+def of_codes(codes: Sequence[int], bits: int = 8, shape: tuple[int, int] = GREY.shape, **options: bool) -> bytes:
+    return gif(packed(codes, bits, **options), shape[1], shape[0], bits)
+
+
+CLEAR, END = 256, 257
+PIXELS = GREY.ravel().tolist()
+CODES = lzw(PIXELS, 8)
+WHOLE = [CLEAR, *CODES, END]
+
+
+def test_the_encoder_of_these_tests_writes_what_pillow_reads() -> None:
+    assert np.array_equal(read(of_codes(WHOLE)).rgb[..., 0], GREY)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 7, 8])
+@pytest.mark.parametrize("clear_when_full", [True, False])
+def test_whole_data_are_in_step(bits: int, clear_when_full: bool) -> None:
+    noisy = np.random.default_rng(bits).integers(0, 2, GREY.shape)
+    for grey in (GREY >> (8 - bits), noisy, np.zeros_like(GREY)):
+        codes = lzw(grey.ravel().tolist(), bits, clear_when_full)
+        for most in range(1, 40):  # pictures of one row, which end at every place of the first table
+            row = grey[:1, :most]
+            clear = 1 << bits
+            whole = [clear, *lzw(row.ravel().tolist(), bits), clear + 1]
+            assert gif_is_in_step(of_codes(whole, bits, row.shape))
+            assert gif_is_in_step(of_codes(whole, bits, row.shape, short_end=True))
+        assert gif_is_in_step(of_codes([1 << bits, *codes, (1 << bits) + 1], bits))
+
+
+@pytest.mark.parametrize(
+    "codes",
+    [
+        WHOLE[:-1],  # no end
+        [*WHOLE[:-1], CLEAR, END],
+        [*WHOLE[:-1], CLEAR],
+        [CLEAR, CLEAR, *WHOLE[1:]],
+        WHOLE[1:],  # no beginning
+        [CLEAR, *lzw(PIXELS, 8, longest=1), END],  # as patents once made some write it
+        [code for pixel in PIXELS[::7] for code in (CLEAR, pixel)] + [END],
+    ],
+)
+def test_the_habits_of_other_encoders_are_no_damage(codes: list[int]) -> None:
+    shape = (1, len(PIXELS[::7])) if codes[2] == CLEAR and codes[1] != CLEAR else GREY.shape
+    assert gif_is_in_step(of_codes(codes, shape=shape))
+    assert gif_is_in_step(gif(packed(codes, 8) + bytes(30), shape[1], shape[0]))
+
+
+@pytest.mark.parametrize(
+    "codes",
+    [
+        [*WHOLE[:-1], 7, END],  # a pixel more
+        [*WHOLE[:-2], END],  # fewer
+        [*WHOLE[:900], *WHOLE[901:]],
+        [*WHOLE[:900], 300, *WHOLE[900:]],
+        [CLEAR, 9, 400, *WHOLE[3:]],  # a string that is not in the table
+        [CLEAR, 300, *WHOLE[2:]],
+        WHOLE[:4000],
+    ],
+)
+def test_more_pixels_fewer_pixels_and_unknown_strings_are_seen(codes: list[int]) -> None:
+    assert not gif_is_in_step(of_codes(codes))
+
+
+def test_a_gif_whose_decoder_lost_its_place_is_damaged_anywhere() -> None:
+    longer = [*WHOLE[:5000], WHOLE[5000], *WHOLE[5000:]]
+    assert np.asarray(Image.open(io.BytesIO(of_codes(longer)))).shape == GREY.shape  # Pillow does not complain
+    sample = read(of_codes(longer))
+    assert sample.truncated
+    assert (sample.missing, sample.height, sample.whole_height) == (1.0, 212, None)
+    assert sample.warnings[0].startswith("damaged file: its coded data do not end with the picture")
+
+
+@pytest.mark.parametrize("interlace", [0, 1])
+@pytest.mark.parametrize("colours", [2, 3, 17, 256])
+def test_what_pillow_writes_is_in_step(colours: int, interlace: int) -> None:
+    for size in ((320, 212), (3, 5), (1, 1), (64, 1), (200, 200)):
+        image = PHOTO.resize(size).quantize(colours)
+        assert gif_is_in_step(encode(image, "GIF", interlace=interlace))
+        frames = {"save_all": True, "append_images": [image.rotate(90)], "loop": 0}
+        assert gif_is_in_step(encode(image, "GIF", interlace=interlace, comment=b"x" * 700, **frames))
+
+
+def test_any_cut_and_any_changed_byte_is_borne() -> None:
+    raw = encode(PHOTO.resize((40, 30)).quantize(16), "GIF")
+    for at in range(len(raw)):
+        gif_is_in_step(raw[:at])
+        gif_is_in_step(raw[:at] + bytes((raw[at] ^ 0x55,)) + raw[at + 1 :])
+
+
+def test_a_gif_of_nothing_but_new_tables_takes_no_time() -> None:
+    data = packed([4, 1] * 4000, 2) * 200
+    start = time.monotonic()
+    assert gif_is_in_step(gif(data, 30_000, 30_000, 2))
+    assert time.monotonic() - start < 5

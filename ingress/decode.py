@@ -41,7 +41,7 @@ from ingress.damage import (
     tiff_damage,
     unwritten,
 )
-from ingress.in_step import gif_is_in_step
+from ingress.in_step import gif_is_in_step, webp_is_in_step
 from ingress.metadata import read as read_metadata
 from ingress.pillow import PILLOW_ERRORS, ignore_pillow_warnings
 from utils.contracts import RgbArray, Sample, orient
@@ -381,8 +381,12 @@ def _load_filled(raw: bytes, kind: str, limits: Limits, lines: list[str]) -> _Pi
     picture = _Picture(image, None, _orientation(image), truncated=whole is not raw)
     if has_gaps(whole, kind):
         picture.damage = gap_damage(whole, kind, np.asarray(image), lambda data: _decoded(data, kind, limits))
-    if picture.truncated and picture.damage is None:
+    if picture.damage is not None:
+        return picture
+    if picture.truncated:
         raise Undecodable(f"damaged {kind}: its pixels cannot be decoded")
+    if kind == "WEBP" and not webp_is_in_step(raw, lambda data: _decoded(data, kind, limits) is not None):
+        picture.damage = anywhere(image.height)
     return picture
 
 

@@ -12,10 +12,12 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
+from formats import riff
 from ingress.decode import Limits, decode
-from ingress.in_step import gif_is_in_step
+from ingress.in_step import gif_is_in_step, webp_is_in_step
 from tests.pictures import encode
 from utils.contracts import Sample
+from utils.errors import Undecodable
 
 LIMITS = Limits(max_bytes=1 << 24, max_pixels=1 << 22, max_frames=4, max_animation_pixels=1 << 22)
 PHOTO = Image.fromarray(load_sample_image("china.jpg")).resize((320, 212))
@@ -160,3 +162,75 @@ def test_a_gif_of_nothing_but_new_tables_takes_no_time() -> None:
     start = time.monotonic()
     assert gif_is_in_step(gif(data, 30_000, 30_000, 2))
     assert time.monotonic() - start < 5
+
+
+# ---------------------------------------------------------------------------------------------------------------- WebP
+
+
+def decodes(raw: bytes) -> bool:
+    try:
+        Image.open(io.BytesIO(raw), formats=["WEBP"]).load()
+    except OSError:
+        return False
+    return True
+
+
+def coded(raw: bytes) -> tuple[int, int]:
+    part = next(part for part in riff.first_image(raw) if part.kind == b"VP8 ")
+    return part.start, part.length
+
+
+def with_flipped_bit(raw: bytes, share: float) -> bytes:
+    start, length = coded(raw)
+    changed = bytearray(raw)
+    changed[start + int(length * share)] ^= 4
+    return bytes(changed)
+
+
+def flat(colour: str) -> Image.Image:
+    return Image.new("RGB", (700, 500), colour)
+
+
+@pytest.mark.parametrize("quality", [0, 40, 75, 90, 100])
+@pytest.mark.parametrize("method", [0, 4, 6])
+def test_what_libwebp_writes_is_in_step(quality: int, method: int) -> None:
+    half = flat("white")
+    half.paste(PHOTO, (0, 0))
+    for image in (PHOTO, half, flat("black"), PHOTO.resize((5, 3)), PHOTO.resize((16, 900)), PHOTO.convert("L")):
+        assert webp_is_in_step(encode(image, "WEBP", quality=quality, method=method), decodes)
+
+
+def test_a_still_with_alpha_an_animation_and_padding_of_another_encoder_are_in_step() -> None:
+    faded = PHOTO.convert("RGBA")
+    faded.putalpha(Image.linear_gradient("L").resize(PHOTO.size))
+    frames = {"save_all": True, "append_images": [PHOTO.rotate(90)], "allow_mixed": True}
+    for image in (PHOTO, faded):
+        assert webp_is_in_step(encode(image, "WEBP", exif=b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0"), decodes)
+        assert webp_is_in_step(encode(image, "WEBP", **frames), decodes)
+    raw = encode(PHOTO, "WEBP")
+    start, length = coded(raw)
+    assert webp_is_in_step(riff.webp_of(b"VP8 ", raw[start : start + length] + bytes(5)), decodes)
+
+
+@pytest.mark.parametrize("container", ["still", "alpha", "animation"])
+def test_a_webp_whose_decoder_lost_its_place_is_damaged_anywhere_or_refused(container: str) -> None:
+    image, options = PHOTO, {}
+    if container == "alpha":
+        image = PHOTO.convert("RGBA")
+        image.putalpha(Image.linear_gradient("L").resize(PHOTO.size).point(lambda value: 254 + value // 200))
+    if container == "animation":
+        options = {"save_all": True, "append_images": [PHOTO.rotate(90)]}
+    raw = encode(image, "WEBP", quality=80, **options)
+    whole, said = read(raw), 0
+    assert not whole.truncated
+    for share in np.arange(0.05, 0.95, 0.1):
+        try:
+            sample = read(with_flipped_bit(raw, share))
+        except Undecodable:
+            continue
+        said += 1
+        assert not np.array_equal(sample.rgb, whole.rgb)
+        assert sample.truncated
+        assert (sample.missing, sample.height) == (1.0, 212)
+        assert any(line.startswith("damaged file: its coded data do not end") for line in sample.warnings)
+    assert said >= 3

@@ -41,7 +41,7 @@ from ingress.damage import (
     tiff_damage,
     unwritten,
 )
-from ingress.in_step import gif_is_in_step, webp_is_in_step
+from ingress.in_step import avif_is_in_step, gif_is_in_step, webp_is_in_step
 from ingress.metadata import read as read_metadata
 from ingress.pillow import PILLOW_ERRORS, ignore_pillow_warnings
 from utils.contracts import RgbArray, Sample, orient
@@ -385,7 +385,8 @@ def _load_filled(raw: bytes, kind: str, limits: Limits, lines: list[str]) -> _Pi
         return picture
     if picture.truncated:
         raise Undecodable(f"damaged {kind}: its pixels cannot be decoded")
-    if kind == "WEBP" and not webp_is_in_step(raw, lambda data: _decoded(data, kind, limits) is not None):
+    is_in_step = {"WEBP": webp_is_in_step, "AVIF": avif_is_in_step}.get(kind)
+    if is_in_step and not is_in_step(raw, lambda data: _decoded(data, kind, limits) is not None):
         picture.damage = anywhere(image.height)
     return picture
 

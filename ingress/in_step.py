@@ -2,8 +2,8 @@
 
 After a flipped bit a decoder reads other codes than were written, mostly without a complaint. But at the end it has
 made more or fewer pixels than there are, or data are left over, and no encoder does that. Where it lost its place
-cannot be told. Not asked are formats whose codes fall into step again by themselves (JPEG, lossless WebP), and those
-whose decoders never say that their data ended (AVIF, HEIF).
+cannot be told. Not asked are formats whose codes fall into step again by themselves (JPEG, lossless WebP), and HEIF,
+whose decoder never says that its data ended.
 """
 
 from __future__ import annotations
@@ -14,17 +14,19 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from formats import gif, riff
+from formats import av1, bmff, gif, riff
 
 _LARGEST_CODE: Final = 12  # bits, in GIF
 _PADDING: Final = 2  # bytes behind the data, as codes are cut from three bytes each
 _FIRST_FULL, _AT_ONCE = 1 << 8, 1 << 16  # codes read at a time once the table is full: most encoders clear it soon
 _MOST_TABLES: Final = 1 << 12  # enough for 20 MB; encoders begin a new one after 4,096 strings, each costs us 0.1 ms
 
-# Bytes at the end of lossy WebP's data, one of which a decoder must need. Of 57 files from the web it needs all but one
-# to three, none of 11,000 written at every quality and method leaves as many, and libvpx pads with four. A decoder that
-# lost its place leaves hundreds: of 709 flipped bits that showed and were not refused, 12 left fewer.
+# Bytes at the end of lossy WebP's or AVIF's data, one of which a decoder must need. Of 57 WebP from the web it needs
+# all but one to three; none of 11,000 that libwebp and 2,100 that libaom wrote at every quality leaves as many; libvpx
+# pads with four. A decoder that lost its place leaves hundreds: of 709 flipped bits in WebP that showed and were not
+# refused, 12 left fewer.
 _LEFT_OVER: Final = 16
+_AV1_HEAD: Final = 256  # bytes: the heads of an AV1 picture and not much more; smaller ones are not asked
 
 
 def webp_is_in_step(raw: bytes, decodes: Callable[[bytes], bool]) -> bool:
@@ -36,6 +38,21 @@ def webp_is_in_step(raw: bytes, decodes: Callable[[bytes], bool]) -> bool:
     if part is None:
         return True
     return not decodes(riff.webp_of(part.kind, raw[part.start : part.start + part.length - _LEFT_OVER]))
+
+
+def avif_is_in_step(raw: bytes, decodes: Callable[[bytes], bool]) -> bool:
+    """The same of an AVIF that decodes, by a decoder that fails where data are missing, as it must without nearly all
+    of them: dav1d does. Others fill them up, and of a thumbnail nothing is read at all.
+    """
+    item = next((places[0] for kind, places in bmff.items(raw) if kind == b"av01" and len(places) == 1), None)
+    if item is None or item.length < 2 * _AV1_HEAD:
+        return True
+    data = raw[item.start : item.start + item.length]
+    without_end, without_most = (av1.shortened(data, count) for count in (_LEFT_OVER, len(data) - _AV1_HEAD))
+    if without_end is None or without_most is None:
+        return True
+    before, behind = raw[: item.start], raw[item.start + item.length :]
+    return not decodes(before + without_end + behind) or decodes(before + without_most + behind)
 
 
 def gif_is_in_step(raw: bytes) -> bool:

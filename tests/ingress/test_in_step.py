@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from formats import riff
+from formats import av1, bmff, riff
 from ingress.decode import Limits, decode
-from ingress.in_step import gif_is_in_step, webp_is_in_step
+from ingress.in_step import avif_is_in_step, gif_is_in_step, webp_is_in_step
 from tests.pictures import encode
 from utils.contracts import Sample
 from utils.errors import Undecodable
@@ -164,19 +164,22 @@ def test_a_gif_of_nothing_but_new_tables_takes_no_time() -> None:
     assert time.monotonic() - start < 5
 
 
-# ---------------------------------------------------------------------------------------------------------------- WebP
+# ------------------------------------------------------------------------------------------------------- WebP and AVIF
 
 
 def decodes(raw: bytes) -> bool:
     try:
-        Image.open(io.BytesIO(raw), formats=["WEBP"]).load()
-    except OSError:
+        Image.open(io.BytesIO(raw), formats=["WEBP", "AVIF"]).load()
+    except (OSError, RuntimeError):
         return False
     return True
 
 
 def coded(raw: bytes) -> tuple[int, int]:
-    part = next(part for part in riff.first_image(raw) if part.kind == b"VP8 ")
+    if raw.startswith(b"RIFF"):
+        part = next(part for part in riff.first_image(raw) if part.kind == b"VP8 ")
+    else:
+        part = next(places[0] for kind, places in bmff.items(raw) if kind == b"av01")
     return part.start, part.length
 
 
@@ -212,15 +215,55 @@ def test_a_still_with_alpha_an_animation_and_padding_of_another_encoder_are_in_s
     assert webp_is_in_step(riff.webp_of(b"VP8 ", raw[start : start + length] + bytes(5)), decodes)
 
 
+@pytest.mark.parametrize("quality", [0, 50, 100])
+@pytest.mark.parametrize("subsampling", ["4:2:0", "4:4:4"])
+@pytest.mark.parametrize("tiles", [{}, {"tile_rows": 1, "tile_cols": 1, "autotiling": False}])
+def test_what_libaom_writes_is_in_step(quality: int, subsampling: str, tiles: dict[str, object]) -> None:
+    half = flat("white")
+    half.paste(PHOTO, (0, 0))
+    faded = PHOTO.convert("RGBA")
+    faded.putalpha(Image.linear_gradient("L").resize(PHOTO.size))
+    for image in (PHOTO, half, flat("black"), PHOTO.resize((5, 3)), PHOTO.resize((16, 900)), faded):
+        for frames in ({}, {"save_all": True, "append_images": [image.rotate(90)]}):
+            raw = encode(image, "AVIF", quality=quality, subsampling=subsampling, **tiles, **frames)
+            assert avif_is_in_step(raw, decodes)
+
+
+def test_an_avif_is_only_judged_by_a_decoder_that_fails_where_data_are_missing() -> None:
+    asked: list[bytes] = []
+
+    def forgives(raw: bytes) -> bool:
+        asked.append(raw)
+        return True
+
+    raw = encode(PHOTO, "AVIF")
+    assert avif_is_in_step(raw, forgives)
+    assert [len(each) for each in asked] == [len(raw)] * 2  # nothing else in the file moves
+    assert not any(decodes(each) for each in asked)
+
+
+def test_the_units_of_any_av1_data_lie_inside_them() -> None:
+    start, length = coded(raw := encode(PHOTO.resize((60, 40)), "AVIF"))
+    data = raw[start : start + length]
+    (frame,) = (unit for unit in av1.units(data) if unit.kind == 6)
+    assert frame.start + frame.length == length
+    for at in range(length):
+        for mutant in (data[:at], data[:at] + bytes((data[at] ^ 0x82,)) + data[at + 1 :]):
+            assert all(unit.start + unit.length <= len(mutant) for unit in av1.units(mutant))
+            short = av1.shortened(mutant, 16)
+            assert short is None or len(short) == len(mutant)
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "AVIF"])
 @pytest.mark.parametrize("container", ["still", "alpha", "animation"])
-def test_a_webp_whose_decoder_lost_its_place_is_damaged_anywhere_or_refused(container: str) -> None:
+def test_a_picture_whose_decoder_lost_its_place_is_damaged_anywhere_or_refused(container: str, kind: str) -> None:
     image, options = PHOTO, {}
     if container == "alpha":
         image = PHOTO.convert("RGBA")
         image.putalpha(Image.linear_gradient("L").resize(PHOTO.size).point(lambda value: 254 + value // 200))
     if container == "animation":
         options = {"save_all": True, "append_images": [PHOTO.rotate(90)]}
-    raw = encode(image, "WEBP", quality=80, **options)
+    raw = encode(image, kind, quality=80, **options)
     whole, said = read(raw), 0
     assert not whole.truncated
     for share in np.arange(0.05, 0.95, 0.1):

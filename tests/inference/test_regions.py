@@ -6,11 +6,12 @@ from sklearn.datasets import load_sample_image
 
 from inference.detector import Verifier
 from inference.ensemble import Ensemble
-from inference.limits import LEAST_LONG_SIDE
+from inference.limits import CONTENT, FLAT, LEAST_LONG_SIDE
+from inference.parts import Forensic
 from inference.regions import find
 from tests.fakes import FakeDetector, fusion_model
 from training.screenshots import draw
-from utils.contracts import PUBLIC_FEATURES, Sample
+from utils.contracts import PUBLIC_FEATURES, Measurement, Sample
 
 
 def close(found, box, pixels: int) -> bool:
@@ -76,11 +77,11 @@ def test_a_round_thing_on_white_is_no_picture(photograph):
     assert find(canvas).boxes == ()
 
 
-def judge(rgb):
+def judge(rgb, *forensics):
     verifier = Verifier(
-        Ensemble([FakeDetector()], (), {}),
+        Ensemble([FakeDetector()], forensics, {}),
         fusion_model("effnet_prob"),
-        dict.fromkeys([*PUBLIC_FEATURES, "effnet_prob"], "a number"),
+        dict.fromkeys([*PUBLIC_FEATURES, "effnet_prob", *CONTENT], "a number"),
     )
     (judged,) = verifier.verify([Sample("screen.png", b"raw", rgb, "PNG")])
     return judged.verdict
@@ -105,6 +106,15 @@ def test_a_picture_too_small_to_tell_gives_no_tier(photograph):
     assert len(answer.regions) == 1
     assert answer.tier == "inconclusive"
     assert [reason.code for reason in answer.reasoning[:2]] == ["region.decides", "limit.too_small"]
+
+
+def test_a_picture_that_is_mostly_flat_gives_no_tier(photograph):
+    measure = lambda sample: Measurement({FLAT: float(sample.height < 500)})  # noqa: E731 - the picture is flat
+    flat = Forensic("flat", "pixels", {FLAT: "a number"}, {}, measure)
+    answer = judge(framed(photograph, 0), flat)
+    assert len(answer.regions) == 1
+    assert answer.tier == "inconclusive"
+    assert [reason.code for reason in answer.reasoning[:2]] == ["region.decides", "limit.flat"]
 
 
 def test_a_screen_without_a_picture_is_inconclusive():

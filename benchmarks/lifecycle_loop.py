@@ -44,7 +44,7 @@ from utils.releases import Store
 from worker.embedded import EmbeddedServer
 
 ROOT = Path(__file__).parents[1]
-SOURCES, EACH = 12, 4  # of each label, and images of a source at most
+SOURCES, EACH = 12, 4  # of each label unless --sources says otherwise, and images of a source at most
 WAITING = 16  # jobs in the queue at a time
 PATIENCE = 600.0  # seconds for the worker to follow, or to answer
 SMALL_SETS = {"real": 0.5, "real_kind": 0.5, "calibration": 0.5}  # bounds that a hundred images can hold
@@ -57,11 +57,12 @@ def main() -> int:
     what.add_argument("--generated", type=int, metavar="N", help="about N pictures that are made here")
     parser.add_argument("--out", type=Path, default=Path("loop"), help="an empty folder")
     parser.add_argument("--profile", default="embedded")
+    parser.add_argument("--sources", type=int, default=SOURCES, help="of each label (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=500)
     arguments = parser.parse_args()
     out = arguments.out.absolute()
     out.mkdir(parents=True)
-    rows = chosen(arguments.dataset or make_pictures(out / "pictures", arguments.generated))
+    rows = chosen(arguments.dataset or make_pictures(out / "pictures", arguments.generated), arguments.sources)
     collect_from_fakes(rows, out)
     loop = Loop(out, arguments.profile)
     loop.run("scripts.make_dataset_csv", out / "data", "--out", out / "dataset.csv")
@@ -74,7 +75,7 @@ def main() -> int:
     return loop.live(arguments.jobs, [path.read_bytes() for path in sorted((out / "data").rglob("*.*g*"))])
 
 
-def chosen(dataset: Path) -> list[dict[str, str]]:
+def chosen(dataset: Path, sources: int) -> list[dict[str, str]]:
     """A few images of a few sources of each label, with absolute paths."""
     by_source: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
     with dataset.open(newline="", encoding="utf-8") as file:
@@ -85,7 +86,7 @@ def chosen(dataset: Path) -> list[dict[str, str]]:
     found = []
     for _, keys in groupby(sorted(by_source), key=lambda key: key[0]):
         names = list(keys)
-        for key in names[:: max(1, len(names) // SOURCES)][:SOURCES]:
+        for key in names[:: max(1, len(names) // sources)][:sources]:
             found += by_source[key][:EACH]
     return found
 

@@ -39,6 +39,7 @@ from ingress import fetch
 from lifecycle import collect
 from lifecycle.pictures import make_pictures
 from lifecycle.sources import civitai, commons
+from training.deliveries import TAUGHT
 from utils.persistence import safe_name
 from utils.releases import Store
 from worker.embedded import EmbeddedServer
@@ -68,7 +69,7 @@ def main() -> int:
     loop.run("scripts.make_dataset_csv", out / "data", "--out", out / "dataset.csv")
     loop.run("lifecycle.validate", out / "dataset.csv")
     params = {"dataset": str(out / "dataset.csv"), "profile": arguments.profile, "model": "logistic", "rounds": 1}
-    params |= {"deliveries": {"train": ["clean", "web"], "val": ["clean", "web"]}, "gate": SMALL_SETS}
+    params |= {"deliveries": {"train": list(TAUGHT), "val": ["clean", "web"]}, "gate": SMALL_SETS}
     (out / "params.yaml").write_text(yaml.safe_dump(params))
     loop.run("lifecycle.retrain", "--params", out / "params.yaml")
     loop.run("lifecycle.registry", "list")

@@ -28,6 +28,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fusion.meta_model import FusionModel
+from inference.detector import fusion_folder
 from ingress.decode import read_file
 from ingress.sources import Ingress
 from lifecycle.drift import Seen, Watch, references, report, stream_verdicts
@@ -442,17 +444,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     out.mkdir(parents=True, exist_ok=True)
     given: dict[str, object] = {"lifecycle_dir": out / "lifecycle", "release": str(out / "releases"), "notify_url": ""}
     if arguments.generated:
-        dataset, family, inputs = make_pictures(out / "pictures", arguments.generated), NEW, FEW
+        dataset, family, model, inputs = make_pictures(out / "pictures", arguments.generated), NEW, "logistic", FEW
         given |= {"min_images_per_class": 5, "min_sources_per_class": 2}
         gate = {"real": 0.8, "real_kind": 0.8, "calibration": 0.3}  # a dozen images cannot hold the bounds of hundreds
     else:
-        dataset, family, gate, inputs = arguments.dataset, arguments.family, {}, Params().inputs
+        dataset, family, gate, model, inputs = arguments.dataset, arguments.family, {}, Params().model, ()
     settings = load_settings(profile=arguments.profile, **given)
+    inputs = inputs or FusionModel.load(fusion_folder(settings.models)).inputs  # what the shipped artifact weighs
     material = part(dataset, family, arguments.per_source, arguments.jobs)
     params = Params(
         profile=arguments.profile,
         deliveries={"train": TAUGHT, "val": ("clean", "web")},  # see TAUGHT: as published they would teach containers
-        model="logistic",
+        model=model,
         inputs=inputs,
         jobs=arguments.jobs,
         rounds=1,
@@ -478,7 +481,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--family", help="the generator, or the source, that nothing is trained on at first")
     parser.add_argument("--out", type=Path, default=Path("drill"), help="an empty folder (default: %(default)s)")
     parser.add_argument("--profile", default=Params().profile, help="which detectors run (default: %(default)s)")
-    parser.add_argument("--per-source", type=int, default=4, help="images of each source (default: %(default)s)")
+    parser.add_argument("--per-source", type=int, default=3, help="images of each source (default: %(default)s)")
     parser.add_argument("--window", type=int, default=60, help="verdicts of a window of drift (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=2, help="processes that measure (default: %(default)s)")
     arguments = parser.parse_args(argv)

@@ -27,6 +27,7 @@ from training.datasets import read_rows, write_rows
 from training.deliveries import TAUGHT
 
 ROOT = Path(__file__).parents[1]
+PATIENCE = 120  # seconds: a process that is still loading its libraries ends when it has
 LOOSE = {"real": 0.5, "real_kind": 0.5, "calibration": 0.5}  # the decision does not matter here
 
 
@@ -96,7 +97,7 @@ class Kills:
         children = children_of(process.pid)
         process.kill()
         status = process.wait()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while (left := living(children)) and time.monotonic() < deadline:
             time.sleep(0.1)
         how = "SIGKILL" if status < 0 else f"ended with {status}"

@@ -28,8 +28,6 @@ from pathlib import Path
 
 import numpy as np
 
-from fusion.meta_model import FusionModel
-from inference.detector import fusion_folder
 from ingress.decode import read_file
 from ingress.sources import Ingress
 from lifecycle.drift import Seen, Watch, references, report, stream_verdicts
@@ -448,9 +446,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         given |= {"min_images_per_class": 5, "min_sources_per_class": 2}
         gate = {"real": 0.8, "real_kind": 0.8, "calibration": 0.3}  # a dozen images cannot hold the bounds of hundreds
     else:
-        dataset, family, gate, model, inputs = arguments.dataset, arguments.family, {}, Params().model, ()
+        dataset, family, gate, model, inputs = arguments.dataset, arguments.family, {}, Params().model, Params().inputs
     settings = load_settings(profile=arguments.profile, **given)
-    inputs = inputs or FusionModel.load(fusion_folder(settings.models)).inputs  # what the shipped artifact weighs
     material = part(dataset, family, arguments.per_source, arguments.jobs)
     params = Params(
         profile=arguments.profile,

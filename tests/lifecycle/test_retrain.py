@@ -384,7 +384,7 @@ def test_parameters_are_checked(tmp_path) -> None:
     with pytest.raises(TableError, match="light"):
         Params.read(path)
     shipped = Params.read(Path(__file__).parents[2] / "params.yaml")
-    assert shipped == Params(gate=shipped.gate, deliveries=shipped.deliveries, inputs=("*",))
+    assert shipped == Params(gate=shipped.gate, deliveries=shipped.deliveries)
     assert shipped.deliveries == {key: list(value) for key, value in Params().deliveries.items()}
 
 

@@ -73,7 +73,7 @@ class Params:
     heads: tuple[str, ...] = ()  # that are trained anew: clip_b16
     deliveries: Mapping[str, Sequence[str]] = field(default_factory=lambda: {"train": TAUGHT, "val": DELIVERIES})
     model: str = "best"
-    inputs: tuple[str, ...] = ()  # patterns of features that fusion may read; none: those that the shipped artifact reads
+    inputs: tuple[str, ...] = ()  # patterns of features that fusion may read; none: as the shipped artifact
     drop: float = 0.3
     target_real: float = 0.95
     seed: int = 0

@@ -1,14 +1,18 @@
 """Pictures inside pictures: found where they lie, judged by themselves, and followed by the verdict."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.datasets import load_sample_image
 
+from inference.batch import line_of
 from inference.detector import Verifier
 from inference.ensemble import Ensemble
 from inference.limits import CONTENT, FLAT, LEAST_LONG_SIDE
 from inference.parts import Forensic
 from inference.regions import find
+from inference.words import decided_by
 from tests.fakes import FakeDetector, fusion_model
 from training.screenshots import draw
 from utils.contracts import PUBLIC_FEATURES, Measurement, Sample
@@ -98,6 +102,9 @@ def test_label_and_tier_follow_the_picture_and_the_whole_keeps_its_number(photog
     assert region.decides
     assert region.fusion_prob > 0.9
     assert answer.reasoning[0].code == "region.decides"
+    assert decided_by(answer) == f"a picture inside, {region.fusion_prob:.2f}"
+    assert line_of("screen.png", answer).inside_prob == region.fusion_prob
+    assert decided_by(replace(answer, decided_by="provenance")) == "provenance"
 
 
 def test_a_picture_too_small_to_tell_gives_no_tier(photograph):

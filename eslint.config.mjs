@@ -24,6 +24,7 @@ const node = names("Blob", "Buffer", "URL", "console", "process", "setTimeout");
 export default [
   { ignores: ["**/node_modules/", "**/dist/", ".venv/", "site/", "clients/typescript/"] }, // TypeScript has its compiler
   { files: ["api/static/*.js"], languageOptions: { globals: browser }, rules },
+  { files: ["docs/*.js"], languageOptions: { globals: { ...browser, ...names("MutationObserver") } }, rules },
   { files: ["clients/extension/*.js"], languageOptions: { globals: { ...browser, ...names("chrome") } }, rules },
   { files: ["**/*.mjs"], languageOptions: { globals: node }, rules },
 ];

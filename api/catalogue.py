@@ -7,7 +7,7 @@ from fusion.meta_model import FusionModel
 from inference.detector import fusion_folder
 from inference.parts import load_forensics
 from inference.registry import DETECTORS, heatmap_titles, select_detectors
-from inference.words import GRADE_WORDS, TIER_MEANINGS, TIER_WORDS
+from inference.words import GRADE_WORDS, SHAPE_WORDS, TIER_MEANINGS, TIER_WORDS
 from models.loaders import Weights, find
 from utils.contracts import PUBLIC_FEATURES
 from utils.errors import WeightsMissing
@@ -49,6 +49,7 @@ def catalogue(settings: ModelSettings, where: str, release: Release | None = Non
         grades={grade: GradeInfo(name=name, meaning=meaning) for grade, (name, meaning) in GRADE_WORDS.items()},
         numbers=list(PUBLIC_FEATURES),
         heatmaps=heatmap_titles(),
+        shapes=dict(SHAPE_WORDS),
     )
 
 

@@ -158,6 +158,7 @@ class Models(BaseModel):
     )
     numbers: list[str] = Field(description="the verdict's own numbers, in order; `signals` has the others")
     heatmaps: dict[str, str]
+    shapes: dict[str, str] = Field(description="in what shape an image was judged again, by names of `stability`")
 
 
 class Feedback(BaseModel):

@@ -39,12 +39,13 @@ from ingress import fetch
 from lifecycle import collect
 from lifecycle.pictures import make_pictures
 from lifecycle.sources import civitai, commons
+from training.deliveries import TAUGHT
 from utils.persistence import safe_name
 from utils.releases import Store
 from worker.embedded import EmbeddedServer
 
 ROOT = Path(__file__).parents[1]
-SOURCES, EACH = 12, 4  # of each label, and images of a source at most
+SOURCES, EACH = 12, 4  # of each label unless --sources says otherwise, and images of a source at most
 WAITING = 16  # jobs in the queue at a time
 PATIENCE = 600.0  # seconds for the worker to follow, or to answer
 SMALL_SETS = {"real": 0.5, "real_kind": 0.5, "calibration": 0.5}  # bounds that a hundred images can hold
@@ -57,24 +58,25 @@ def main() -> int:
     what.add_argument("--generated", type=int, metavar="N", help="about N pictures that are made here")
     parser.add_argument("--out", type=Path, default=Path("loop"), help="an empty folder")
     parser.add_argument("--profile", default="embedded")
+    parser.add_argument("--sources", type=int, default=SOURCES, help="of each label (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=500)
     arguments = parser.parse_args()
     out = arguments.out.absolute()
     out.mkdir(parents=True)
-    rows = chosen(arguments.dataset or make_pictures(out / "pictures", arguments.generated))
+    rows = chosen(arguments.dataset or make_pictures(out / "pictures", arguments.generated), arguments.sources)
     collect_from_fakes(rows, out)
     loop = Loop(out, arguments.profile)
     loop.run("scripts.make_dataset_csv", out / "data", "--out", out / "dataset.csv")
     loop.run("lifecycle.validate", out / "dataset.csv")
     params = {"dataset": str(out / "dataset.csv"), "profile": arguments.profile, "model": "logistic", "rounds": 1}
-    params |= {"deliveries": {"train": ["clean", "web"], "val": ["clean", "web"]}, "gate": SMALL_SETS}
+    params |= {"deliveries": {"train": list(TAUGHT), "val": ["clean", "web"]}, "gate": SMALL_SETS}
     (out / "params.yaml").write_text(yaml.safe_dump(params))
     loop.run("lifecycle.retrain", "--params", out / "params.yaml")
     loop.run("lifecycle.registry", "list")
     return loop.live(arguments.jobs, [path.read_bytes() for path in sorted((out / "data").rglob("*.*g*"))])
 
 
-def chosen(dataset: Path) -> list[dict[str, str]]:
+def chosen(dataset: Path, sources: int) -> list[dict[str, str]]:
     """A few images of a few sources of each label, with absolute paths."""
     by_source: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
     with dataset.open(newline="", encoding="utf-8") as file:
@@ -85,7 +87,7 @@ def chosen(dataset: Path) -> list[dict[str, str]]:
     found = []
     for _, keys in groupby(sorted(by_source), key=lambda key: key[0]):
         names = list(keys)
-        for key in names[:: max(1, len(names) // SOURCES)][:SOURCES]:
+        for key in names[:: max(1, len(names) // sources)][:sources]:
             found += by_source[key][:EACH]
     return found
 

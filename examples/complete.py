@@ -1,7 +1,7 @@
 """From two folders of images to a verdict by one's own model: python examples/complete.py [FOLDER [PHOTO]]
 
 FOLDER (data/ of the checkout) holds real/ and ai/; without PHOTO, img_ml_verify.py's own is judged. These are the five
-lines of the README, run from the checkout one after the other, with every answer shown. Each is a command that runs
+lines of docs/guide.md, run from the checkout one after the other, with every answer shown. Each is a command that runs
 alone too: the next one goes on from the files that it left.
 """
 

@@ -28,14 +28,55 @@ def boxes(raw: bytes, start: int = 0, end: int | None = None) -> Iterator[Part]:
         position += size
 
 
+def _inside_meta(raw: bytes) -> dict[bytes, Part]:
+    """The first box of each kind in the file's ``meta`` box."""
+    meta = next((box for box in boxes(raw) if box.kind == b"meta"), Part(b"", len(raw), 0))
+    return _first_of_each(boxes(raw, meta.start + 4, meta.start + meta.length))
+
+
+def _first_of_each(found: Iterator[Part]) -> dict[bytes, Part]:
+    inside: dict[bytes, Part] = {}
+    for box in found:
+        inside.setdefault(box.kind, box)
+    return inside
+
+
+def properties(raw: bytes) -> tuple[Part, ...]:
+    """The properties of the primary item, the picture that is shown: of many items that a file may describe."""
+    inside = _inside_meta(raw)
+    iprp, pitm = (inside.get(kind) for kind in (b"iprp", b"pitm"))
+    if iprp is None or pitm is None:
+        return ()
+    found = _first_of_each(boxes(raw, iprp.start, iprp.start + iprp.length))
+    ipco, ipma = (found.get(kind) for kind in (b"ipco", b"ipma"))
+    if ipco is None or ipma is None:
+        return ()
+    primary = _number(raw, pitm.start + 4, 4 if raw[pitm.start : pitm.start + 1] > b"\0" else 2)
+    known = list(boxes(raw, ipco.start, ipco.start + ipco.length))
+    return tuple(known[index - 1] for index in _associated(raw, ipma, primary) if 0 < index <= len(known))
+
+
+def _associated(raw: bytes, ipma: Part, item: int) -> list[int]:
+    """Numbers, from 1 on, of the properties of an item."""
+    wide = 4 if raw[ipma.start : ipma.start + 1] > b"\0" else 2
+    step = 2 if _number(raw, ipma.start + 3, 1) & 1 else 1
+    position, end = ipma.start + 8, ipma.start + ipma.length
+    for _ in range(min(_number(raw, ipma.start + 4, 4), most_parts(raw))):
+        if position >= end:
+            break
+        number, count = _number(raw, position, wide), _number(raw, position + wide, 1)
+        position += wide + 1
+        if number == item:  # the highest bit says that a reader must know the property
+            return [
+                _number(raw, position + step * each, step) & (0x7FFF if step == 2 else 0x7F) for each in range(count)
+            ]
+        position += step * count
+    return []
+
+
 def items(raw: bytes) -> Iterator[tuple[bytes, tuple[Part, ...]]]:
     """The items that the file's ``meta`` box lists: type (of a ``mime`` item its content type), and where it lies."""
-    meta = next((box for box in boxes(raw) if box.kind == b"meta"), None)
-    if meta is None:
-        return
-    inside: dict[bytes, Part] = {}
-    for box in boxes(raw, meta.start + 4, meta.start + meta.length):
-        inside.setdefault(box.kind, box)
+    inside = _inside_meta(raw)
     if b"iinf" not in inside or b"iloc" not in inside:
         return
     places = dict(_locations(raw, inside[b"iloc"], inside.get(b"idat")))

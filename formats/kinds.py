@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from typing import Final
 
 from formats import jpeg, tiff
@@ -21,6 +22,7 @@ _FORMATS: Final = (  # start of file -> Pillow's name for what we decode; ISO me
 _BMP_HEADER_SIZES: Final = (12, 40, 52, 56, 64, 108, 124)
 _HEIF_BRANDS: Final = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 
+_GZIP: Final = "gzip"
 _OTHERS: Final = (  # start of file -> what we call it when we refuse it, or find it after the image
     (b"%!PS", "EPS/PostScript"),
     (b"\xc5\xd0\xd3\xc6", "EPS/PostScript"),
@@ -67,10 +69,11 @@ _OTHERS: Final = (  # start of file -> what we call it when we refuse it, or fin
     (b"PK\3\4", "ZIP"),
     (b"Rar!", "RAR"),
     (b"7z\xbc\xaf", "7-Zip"),
-    (b"\x1f\x8b", "gzip"),
+    (b"\x1f\x8b", _GZIP),
     (b"\x7fELF", "ELF program"),
     (b"MZ", "Windows program"),
 )
+_HEAD_BYTES: Final = 4096  # of a file, or of what is packed in it, that its name is looked for in
 _SIDE_FILE: Final = "side file of macOS"
 _NO_IMAGES: Final = ("text", "HTML", "XML", "zeros", "unknown data")
 _NETPBM: Final = re.compile(rb"P[1-6]\s+(#|\d)|P7\nWIDTH|P[fF]\n\d")
@@ -120,7 +123,7 @@ def supported_format(raw: bytes) -> str:
         _register_heif()
     if kind and not found:
         return kind
-    found = found or describe(raw[:4096])
+    found = found or describe(raw[:_HEAD_BYTES])
     if found in _NO_IMAGES or found.startswith(_SIDE_FILE):
         raise NotAnImage(f"{found}, not an image; give the address or the bytes of the image itself")
     raise unsupported(found)
@@ -152,14 +155,14 @@ def describe(head: bytes) -> str:
     """Name what some bytes look like, for a message."""
     for magic, name in _OTHERS:
         if head.startswith(magic):
-            return name
+            return _describe_packed(head) if name == _GZIP else name
     if kind := _format(head):
         return kind
     if head[4:8] == b"ftyp":
         return "camera raw (Canon CR3)" if head[8:12] == b"crx " else "MP4/QuickTime video"
     if not head.strip(b"\0"):
         return "zeros"
-    return _describe_header(head) or _describe_text(head.removeprefix(b"\xef\xbb\xbf").lstrip().lower())
+    return _describe_header(head) or _describe_text(_plain(head))
 
 
 def _describe_header(head: bytes) -> str:
@@ -187,6 +190,19 @@ def _is_tga(head: bytes) -> bool:
     palette = (head[7] in (15, 16, 24, 32) and depth == 8) if has_palette else not any(head[3:8])
     known = (has_palette, kind) in ((1, 1), (0, 2), (0, 3)) and depth in ((8, 16) if kind == 3 else (8, 15, 16, 24, 32))
     return known and palette and min(sides) > 0 and head[2] <= 11 and not head[17] & 0xC0
+
+
+def _describe_packed(head: bytes) -> str:
+    """SVG is often stored as gzip (SVGZ); whatever else is packed goes by its wrapper's name."""
+    try:
+        inside = zlib.decompressobj(wbits=31).decompress(head, _HEAD_BYTES)
+    except zlib.error:
+        return _GZIP
+    return "SVGZ (SVG packed with gzip)" if _describe_text(_plain(inside)) == "SVG" else _GZIP
+
+
+def _plain(head: bytes) -> bytes:
+    return head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
 
 
 def _describe_text(text: bytes) -> str:

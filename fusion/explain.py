@@ -162,14 +162,17 @@ def rarity(reference: Reference) -> str:
     high = _one_in(reference.real_as_high, reference.interval, real, "this high")
     low = _one_in(reference.ai_as_low, reference.ai_interval, "AI images", "this low")
     delivery = "" if reference.delivery == "all" else f", among copies like this one ({reference.delivery})"
-    return f"{high}; {low}; measured on images that were new to the model that scored them{delivery}."
+    return (
+        f"{high[0].upper()}{high[1:]}; {low}; measured on images that were new to the model that scored them{delivery}."
+    )
 
 
 def likeness(found: Resemblance) -> str:
     """The family that a generated image looks most like, and what that is worth."""
     return (
-        f"Of the generators that we know it looks most like {found.family} ({found.probability:.0%}). Of such names, "
-        f"given to generated images of new sources, {found.right:.0%} were right: a hint, no claim of origin."
+        f"Of the generators that we know it looks most like {found.family} ({100 * found.probability:.0f} %). Of such "
+        f"names, given to generated images of new sources, {100 * found.right:.0f} % were right: a hint, no claim of "
+        "origin."
     )
 
 

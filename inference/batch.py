@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final, get_args
 
+from inference.words import deciding_region
 from utils.contracts import Json, Label, Tier, Verdict
 from utils.errors import VerifyError
 
@@ -25,13 +26,23 @@ class Line:
     error: str = ""
     preview: str = ""  # paths of artifacts; empty: none were written
     report: str = ""
+    inside_prob: float | None = None  # of the picture inside that label and tier follow
 
 
 def line_of(source: str, answer: Verdict | VerifyError) -> Line:
     if isinstance(answer, VerifyError):
         return Line(source, None, None, None, None, f"{answer.code}: {answer}")
-    paths = [answer.artifacts.get(name, "") for name in ("preview", "report")]
-    return Line(source, answer.label, answer.tier, answer.fusion_prob, answer.decided_by, "", *paths)
+    preview, report = (answer.artifacts.get(name, "") for name in ("preview", "report"))
+    region = deciding_region(answer)
+    inside = region.fusion_prob if region else None
+    return Line(source, answer.label, answer.tier, answer.fusion_prob, answer.decided_by, "", preview, report, inside)
+
+
+def told(line: Line) -> str:
+    """What decided, in brackets, where it was not the probability that stands before it."""
+    if line.inside_prob is not None:
+        return f" (by a picture inside, {line.inside_prob:.2f})"
+    return " (by provenance)" if line.decided_by == "provenance" else ""
 
 
 def in_order(lines: Iterable[Line]) -> list[Line]:
@@ -40,7 +51,8 @@ def in_order(lines: Iterable[Line]) -> list[Line]:
     def suspicion(line: Line) -> tuple[int, float]:
         if line.tier is None or line.fusion_prob is None:
             return len(MOST_SUSPICIOUS_FIRST), 0
-        return MOST_SUSPICIOUS_FIRST.index(line.tier), -line.fusion_prob
+        decisive = line.fusion_prob if line.inside_prob is None else line.inside_prob
+        return MOST_SUSPICIOUS_FIRST.index(line.tier), -decisive
 
     return sorted(lines, key=suspicion)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +19,7 @@ from fusion.reference import ReferenceTable, most_like
 from inference import regions, stability
 from inference.edit_map import EditMap
 from inference.ensemble import Ensemble, Findings, build_ensemble, class_of, placed
-from inference.limits import limits
+from inference.limits import CONTENT, limits
 from inference.parts import load_forensics
 from inference.registry import DETECTORS, feature_meanings, select_detectors
 from models.loaders import SHIPPED, Weights
@@ -145,9 +145,14 @@ class Verifier:
         asked = [self.stability or each for each in stability or [False] * len(samples)]
         return [self._judge(*each) for each in zip(samples, findings, job_ids, asked, strict=True)]
 
-    def estimate(self, samples: Sequence[Sample]) -> list[tuple[float, dict[str, float]]]:
-        """Of each image the probability of AI from its pixels, and what the parts that fusion reads measured."""
-        found = [each.features for each in self.ensemble.measure(samples, self.fusion.inputs)] if samples else []
+    def estimate(self, samples: Sequence[Sample], beside: Collection[str] = ()) -> list[tuple[float, dict[str, float]]]:
+        """Of each image the probability of AI from its pixels, and what the parts that give it measured.
+
+        Args:
+            beside: further features that are wanted.
+        """
+        wanted = {*self.fusion.inputs, *beside}
+        found = [each.features for each in self.ensemble.measure(samples, wanted)] if samples else []
         return [(self.fusion.probability(features), features) for features in found]
 
     def _judge(self, sample: Sample, found: Findings, job_id: str | None, asked: bool) -> Judgement:
@@ -246,7 +251,7 @@ class Verifier:
             return whole, ()
         crops = [regions.crop(whole.sample, box) for box in inside.boxes]
         boxes = [(x, y + whole.sample.top, width, height) for x, y, width, height in inside.boxes]
-        measured = self.estimate(crops)
+        measured = self.estimate(crops, CONTENT)
         least = max(crop.rgb.size for crop in crops) / 2
         large = [index for index, crop in enumerate(crops) if crop.rgb.size >= least]
         chosen = max(large, key=lambda index: measured[index][0])

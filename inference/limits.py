@@ -15,8 +15,9 @@ from utils.contracts import Note, Sample
 
 LEAST_LONG_SIDE = 320  # px
 LEAST_SHORT_SIDE = 64  # px: strips have nothing that a photograph of their area has
-MOST_FLAT = 0.9  # share of 8 x 8 blocks without texture (statistics.flat_area)
-LEAST_ENTROPY = 3.0  # bits of the luma histogram (image_entropy): below, a handful of colours
+CONTENT = FLAT, ENTROPY = ("statistics.flat_area", "image_entropy")  # the features that are asked
+MOST_FLAT = 0.9  # share of 8 x 8 blocks without texture
+LEAST_ENTROPY = 3.0  # bits of the luma histogram: below, a handful of colours
 MOST_MISSING = 0.5  # share of a damaged file's picture: a convention, half a picture must be there
 MOST_TRANSPARENT = 0.5  # share of pixels that are not there: what is judged is mostly the backdrop
 
@@ -37,7 +38,7 @@ def limits(sample: Sample, features: Mapping[str, float]) -> tuple[Note, ...]:
                 f"{LEAST_SHORT_SIDE} on the shorter side too many real images look AI-made.",
             )
         )
-    flat, entropy = features.get("statistics.flat_area", 0.0), features.get("image_entropy", 8.0)
+    flat, entropy = features.get(FLAT, 0.0), features.get(ENTROPY, 8.0)
     if flat > MOST_FLAT or entropy < LEAST_ENTROPY:  # False for NaN
         share = f"{flat:.0%} of it is flat colour" if flat > MOST_FLAT else "it has a handful of colours"
         found.append(Note("limit.flat", f"Too little in the picture to tell: {share}."))
@@ -46,6 +47,7 @@ def limits(sample: Sample, features: Mapping[str, float]) -> tuple[Note, ...]:
             Note("limit.transparent", f"Too little in the picture to tell: {share_gone:.0%} of it is transparent.")
         )
     if sample.missing >= MOST_MISSING:
-        text = f"Too little of the picture to tell: the file is damaged, and {sample.missing:.0%} of it is missing."
+        what = f"{sample.missing:.0%} of it is missing" if sample.missing < 1 else "any part of it may be wrong"
+        text = f"Too little of the picture to tell: the file is damaged, and {what}."
         found.append(Note("limit.damaged", text))
     return tuple(found)

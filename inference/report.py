@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from inference.detector import Judgement
 from inference.registry import heatmap_titles
-from inference.words import GRADE_WORDS, SHAPE_WORDS, TIER_WORDS
+from inference.words import GRADE_WORDS, SHAPE_WORDS, TIER_WORDS, decided_by
 from utils.contracts import Heatmap, RgbArray, Sample, Verdict, orient
 from utils.pages import template
 from utils.persistence import safe_name, write_atomic
@@ -59,6 +59,7 @@ def write_artifacts(folder: Path, sample: Sample, judgement: Judgement) -> dict[
     page = template("inference", "report.html.j2").render(
         verdict=verdict,
         words=TIER_WORDS[verdict.tier],
+        decided_by=decided_by(verdict),
         preview=_data_url("image/jpeg", shown),
         overlays=overlays,
         titles=heatmap_titles(),

@@ -9,7 +9,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from urllib.parse import quote
 
-from inference.batch import MOST_SUSPICIOUS_FIRST, Line, in_order
+from inference.batch import MOST_SUSPICIOUS_FIRST, Line, in_order, told
 from inference.words import TIER_WORDS
 from utils.contracts import Tier
 from utils.pages import template
@@ -29,6 +29,7 @@ def write_sheet(folder: Path, lines: Sequence[Line]) -> Path:
         words=words,
         total=len(ordered),
         table=TABLE,
+        told=told,
         address=lambda path: _address(folder, path),
     )
     write_atomic(folder / TABLE, _table(ordered).encode("utf-8-sig", "backslashreplace"))  # with a mark: for Excel

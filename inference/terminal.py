@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from inference.batch import MOST_SUSPICIOUS_FIRST, Line, counts, in_order
-from inference.words import TIER_WORDS
+from inference.batch import MOST_SUSPICIOUS_FIRST, Line, counts, in_order, told
+from inference.words import TIER_WORDS, decided_by
 from utils.contracts import Reason, Verdict
 from utils.errors import VerifyError
 
@@ -33,13 +33,13 @@ def show_verdict(console: Console, verdict: Verdict, *, short: bool = False) -> 
         (f"{verdict.label:<7}", TIER_STYLES[verdict.tier]),
         f" {verdict.fusion_prob:.2f}  ",
         (f"{TIER_WORDS[verdict.tier]:<20}", TIER_STYLES[verdict.tier]),
-        f"  {source} (by {verdict.decided_by})" if short else f"  {source}",
+        f"  {source} (by {decided_by(verdict)})" if short else f"  {source}",
     )
     console.print(head, soft_wrap=True)
     if short:
         return
     console.print(
-        f"  decided by {verdict.decided_by}, confidence {verdict.confidence:.2f}; "
+        f"  decided by {decided_by(verdict)}, confidence {verdict.confidence:.2f}; "
         f"{verdict.width} x {verdict.height} {verdict.format}; fusion {verdict.models['fusion']}",
         style="dim",
     )
@@ -67,8 +67,7 @@ def show_summary(console: Console, lines: Sequence[Line]) -> None:
     for each in in_order(lines):
         if each.tier in ("ai", "likely_ai", "inconclusive"):
             head = Text(f"  {each.fusion_prob:.2f}  {TIER_WORDS[each.tier]:<20}", style=TIER_STYLES[each.tier])
-            told = " (by provenance)" if each.decided_by == "provenance" else ""
-            console.print(head.append(f"  {printable(each.source)}{told}", style=""), soft_wrap=True)
+            console.print(head.append(f"  {printable(each.source)}{told(each)}", style=""), soft_wrap=True)
         elif each.error:
             console.print(Text(f"  {printable(each.source)}: {printable(each.error)}", style="red"), soft_wrap=True)
 

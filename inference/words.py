@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from utils.contracts import Grade, Tier
+from utils.contracts import Grade, Region, Tier, Verdict
 
 TIER_WORDS: Final[Mapping[Tier, str]] = {
     "real": "a real image",
@@ -40,3 +40,16 @@ GRADE_WORDS: Final[Mapping[Grade, tuple[str, str]]] = {
     "pixel_watermark": ("pixel watermark", "an open watermark in the pixels; it can be copied onto other images"),
     "forgeable_metadata": ("forgeable metadata", "plain text in the file; anyone can write or remove it"),
 }
+
+
+def deciding_region(verdict: Verdict) -> Region | None:
+    """The picture inside that label and tier follow; None: they are about the whole, or about its provenance."""
+    if verdict.decided_by == "provenance":
+        return None
+    return next((region for region in verdict.regions if region.decides), None)
+
+
+def decided_by(verdict: Verdict) -> str:
+    """What decided, so that nobody reads the whole image's probability as that of its picture."""
+    region = deciding_region(verdict)
+    return f"a picture inside, {region.fusion_prob:.2f}" if region else verdict.decided_by

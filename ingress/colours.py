@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
+from formats.transfer import hdr_transfer
 from ingress.pillow import PILLOW_ERRORS
 from utils.contracts import RgbArray
 
@@ -58,11 +59,16 @@ def _array_to_srgb(pixels: NDArray[np.uint8], transform: ImageCms.ImageCmsTransf
     return rgb
 
 
-def conversion(raw: bytes, kind: str, mode: str) -> str:
+def conversion(raw: bytes, kind: str, mode: str) -> tuple[str, ...]:
     """What the pixels lost on the way to 8-bit sRGB, for a person; empty when nothing to speak of."""
+    lines = []
     if mode.startswith("I") or mode == "F" or (kind == "PNG" and raw[24:25] == b"\x10"):  # IHDR's bit depth
-        return "more than 8 bits per channel: judged at 8"
-    return f"{mode} colours: judged after conversion to sRGB" if mode in ("CMYK", "LAB") else ""
+        lines.append("more than 8 bits per channel: judged at 8")
+    if mode in ("CMYK", "LAB"):
+        lines.append(f"{mode} colours: judged after conversion to sRGB")
+    if transfer := hdr_transfer(raw, kind):
+        lines.append(f"HDR ({transfer}): judged without tone mapping, so not as a screen shows it")
+    return tuple(lines)
 
 
 def _with_alpha(band: Image.Image) -> Image.Image:

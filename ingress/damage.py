@@ -40,7 +40,10 @@ _STRAY = re.compile(r"(\d+) extraneous bytes")
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """What can be trusted of a picture: rows ``top`` to ``bottom`` as stored, and the share that is missing, 0..1."""
+    """What can be trusted of a picture: rows ``top`` to ``bottom`` as stored, and the share that is missing, 0..1.
+
+    All rows with everything missing: any of them may be wrong (``anywhere``).
+    """
 
     top: int
     bottom: int
@@ -91,6 +94,11 @@ def _gaps(raw: bytes, start: int, end: int) -> Iterator[tuple[int, int]]:
 _NOT_ZERO = re.compile(rb"[^\0]")
 
 
+def anywhere(height: int) -> Damage:
+    """Of a picture that is wrong from a place on that cannot be told."""
+    return Damage(0, height, 1.0)
+
+
 def first_rows(bottom: int, height: int) -> Damage:
     """The upper part of a picture, down to a whole block."""
     bottom = height if bottom >= height else bottom // _BLOCK * _BLOCK
@@ -134,7 +142,9 @@ def jpeg_damage(raw: bytes, complaint: str, pixels: Pixels, decode: Decoder) -> 
         decode: as lenient.
 
     Returns:
-        The damage, and the bytes to decode instead. None: its padding is unusual, and no pixel is missing.
+        The damage, and the bytes to decode instead. None: its padding is unusual, and no pixel is missing. Of several
+        scans, the rows that the last one still brought are trusted where they are half of the picture; otherwise all
+        rows are, at the quality that they have, and what is missing is counted in coefficients.
     """
     height = len(pixels)
     start = _jpeg_start(raw, complaint)
@@ -150,7 +160,7 @@ def jpeg_damage(raw: bytes, complaint: str, pixels: Pixels, decode: Decoder) -> 
     one, other = (decode(head + _filler(4096, seed) + end) for seed in (1, 2))
     row = 0 if one is None else _first_difference(one, other)
     coded = _coefficients(head, row / height)
-    if coded is None:
+    if coded is None or (row >= height // 2 and _coefficients(head, 1.0) == 1.0):  # rows before it are final
         return first_rows(row, height), head + end
     return Damage(0, height, 1 - coded), head + end
 

@@ -29,6 +29,7 @@ from formats.kinds import describe, supported_format, tiff_storage, unsupported
 from ingress.colours import conversion, icc_transform, to_srgb
 from ingress.damage import (
     Damage,
+    anywhere,
     blanked,
     bmp_damage,
     gap_damage,
@@ -40,6 +41,7 @@ from ingress.damage import (
     tiff_damage,
     unwritten,
 )
+from ingress.in_step import avif_is_in_step, gif_is_in_step, webp_is_in_step
 from ingress.metadata import read as read_metadata
 from ingress.pillow import PILLOW_ERRORS, ignore_pillow_warnings
 from utils.contracts import RgbArray, Sample, orient
@@ -197,8 +199,7 @@ def _decode(raw: bytes, source: str, kind: str, limits: Limits) -> Sample:
             rgb, alpha = rgb[rows].copy(), None if alpha is None else alpha[rows].copy()
     if picture.truncated or damage:
         lines.append(_told(damage, whole))
-    if converted := conversion(raw, kind, image.mode):
-        lines.append(converted)
+    lines += conversion(raw, kind, image.mode)
     frame_count = _frame_count(image, kind, layout, lines)
     frames = _sample_frames(image, frame_count, limits, lines) if frame_count > 1 and len(rgb) == whole else ()
     trailing = max(0, len(raw) - layout.end) if layout.end else 0
@@ -231,6 +232,8 @@ def _is_flat(rgb: RgbArray) -> bool:
 def _told(damage: Damage | None, height: int) -> str:
     if damage is None or not damage.missing:
         return "truncated or damaged file: decoded as far as it goes"
+    if damage == anywhere(height):
+        return "damaged file: its coded data do not end with the picture, so an unknown part of the picture is wrong"
     share = f"{damage.missing:.0%}" if damage.missing >= 0.005 else "less than 1%"
     rows = damage.trusted
     part = f"; judged on rows {rows.start + 1:,} to {rows.stop:,} of {height:,}" if rows != slice(0, height) else ""
@@ -345,15 +348,21 @@ def _load_other(raw: bytes, kind: str, limits: Limits, lines: list[str]) -> _Pic
     orientation = _orientation(image) if kind == "TIFF" else 1  # loading a TIFF forgets it
     interlaced = kind == "GIF" and any(tile[3][1] for tile in getattr(image, "tile", ()))
     truncated = _load(image)
-    damage = {"BMP": lambda: bmp_damage(raw, image.size), "TIFF": lambda: tiff_damage(raw, truncated)}.get(
-        kind, lambda: None
-    )()
+    damage = _other_damage(raw, kind, image, truncated)
     if kind == "JPEG" and truncated:
         # libjpeg holds back the last rows, and all of a progressive file, until it sees an end.
         image = _open(raw + b"\xff\xd9", kind, limits)
         _load(image)
     orientation = orientation if kind == "TIFF" else _orientation(image)
     return _Picture(image, None, orientation, truncated, damage, interlaced=interlaced)
+
+
+def _other_damage(raw: bytes, kind: str, image: Image.Image, truncated: bool) -> Damage | None:
+    if kind == "BMP":
+        return bmp_damage(raw, image.size)
+    if kind == "TIFF":
+        return tiff_damage(raw, truncated)
+    return anywhere(image.height) if kind == "GIF" and not truncated and not gif_is_in_step(raw) else None
 
 
 def _load_filled(raw: bytes, kind: str, limits: Limits, lines: list[str]) -> _Picture:
@@ -372,8 +381,13 @@ def _load_filled(raw: bytes, kind: str, limits: Limits, lines: list[str]) -> _Pi
     picture = _Picture(image, None, _orientation(image), truncated=whole is not raw)
     if has_gaps(whole, kind):
         picture.damage = gap_damage(whole, kind, np.asarray(image), lambda data: _decoded(data, kind, limits))
-    if picture.truncated and picture.damage is None:
+    if picture.damage is not None:
+        return picture
+    if picture.truncated:
         raise Undecodable(f"damaged {kind}: its pixels cannot be decoded")
+    is_in_step = {"WEBP": webp_is_in_step, "AVIF": avif_is_in_step}.get(kind)
+    if is_in_step and not is_in_step(raw, lambda data: _decoded(data, kind, limits) is not None):
+        picture.damage = anywhere(image.height)
     return picture
 
 

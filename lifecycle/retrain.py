@@ -73,7 +73,7 @@ class Params:
     heads: tuple[str, ...] = ()  # that are trained anew: clip_b16
     deliveries: Mapping[str, Sequence[str]] = field(default_factory=lambda: {"train": TAUGHT, "val": DELIVERIES})
     model: str = "best"
-    inputs: tuple[str, ...] = ("*",)
+    inputs: tuple[str, ...] = ()  # patterns of features that fusion may read; none: as the shipped artifact
     drop: float = 0.3
     target_real: float = 0.95
     seed: int = 0
@@ -223,11 +223,12 @@ def _take_over(earlier: Path, run: Run) -> None:
 
 def _fusion(run: Run) -> None:
     params = run.params
+    inputs = params.inputs or FusionModel.load(fusion_folder(run.measured_with())).inputs
     code = train_fusion.main(
         [
             *("--table", str(run.path(FEATURES)), "--out", str(run.artifact), "--profile", params.profile),
             *("--model", params.model, "--drop", str(params.drop), "--seed", str(params.seed)),
-            *("--target-real", str(params.target_real), "--inputs", *params.inputs),
+            *("--target-real", str(params.target_real), "--inputs", *inputs),
         ]
     )
     if code:

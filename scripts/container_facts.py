@@ -11,10 +11,8 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import repeat
-from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
@@ -29,6 +27,7 @@ from training.extraction import Task, delivered
 from utils.deliveries import DELIVERIES
 from utils.errors import DatasetMissing, VerifyError
 from utils.exits import Exit, command, command_parser
+from utils.processes import process_pool
 from utils.settings import load_settings
 
 SEEN_BY_TRAINING = (*DELIVERIES, "random1")
@@ -78,7 +77,7 @@ def _look(folder: Path, rows: Sequence[Mapping[str, str]], jobs: int, seed: int)
     if jobs == 1:
         yield from shown(map(look, paths, repeat(str(folder)), repeat(seed)))
         return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with process_pool(jobs) as pool:
         yield from shown(pool.map(look, paths, repeat(str(folder)), repeat(seed), chunksize=8))
 
 

@@ -28,7 +28,14 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Links to the root lead to its pages; and why a block is not run, for tests, is no language that MkDocs knows."""
+    markdown = re.sub(r"^(```\w+) not-run: .*$", r"\1", markdown, flags=re.MULTILINE)
     return re.sub(r"\]\(\.\./([^)#]+)", lambda link: f"]({PAGES.get(link[1], link[0][2:])}", markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """A table's empty corner is a cell: read aloud as a heading it would say nothing."""
+    return html.replace("<th></th>", "<td></td>")
 
 
 def _text(name: str) -> str:

@@ -62,7 +62,8 @@ def test_the_demo_judges_a_real_photograph(capsys):
 def words(text: str) -> list[str | float]:
     """Of what a verdict says of an image; numbers as such, without the file's place and the time taken."""
     text = re.sub(r"\S+/(?=[\w.-]+\.jpg)|in \d+ ms", "", text)
-    return [float(each) if re.fullmatch(r"[+-]?\d+\.\d+", each) else each for each in text.split()]
+    found = [each.rstrip(",;") for each in text.split()]
+    return [float(each) if re.fullmatch(r"[+-]?\d+\.\d+", each) else each for each in found]
 
 
 def test_the_readme_shows_what_the_demo_prints(capsys):

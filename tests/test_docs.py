@@ -37,8 +37,8 @@ def test_the_feature_vector_starts_with_the_public_names():
     assert tuple(feature_meanings())[:9] == PUBLIC_FEATURES
 
 
-def test_the_readme_lists_tiers_grades_and_public_names_in_their_order():
-    text = README.read_text()
+def test_the_fields_of_a_verdict_name_tiers_grades_and_public_names_in_their_order():
+    text = (DOCS / "fields.md").read_text()
     tiers = re.search(r"^\| `tier` \| (.*?), each", text, re.MULTILINE)
     grades = re.search(r"A claim's grade says what it is worth: (.*?)\. ", text, re.DOTALL)
     assert tiers and tuple(re.findall(r"`(\w+)`", tiers[1])) == get_args(Tier)

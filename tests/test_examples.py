@@ -1,4 +1,4 @@
-"""The example runs the commands that the README promises, and goes on with the model that training names."""
+"""The example runs the commands that the guide promises, and goes on with the model that training names."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 
 from examples import complete
 
-README = Path(__file__).parents[1] / "README.md"
+GUIDE = Path(__file__).parents[1] / "docs" / "guide.md"
 
 
-def test_the_example_runs_the_five_lines_of_the_readme(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_runs_the_five_lines_of_the_guide(monkeypatch: pytest.MonkeyPatch) -> None:
     commands: list[str] = []
 
     def record(arguments: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
@@ -24,9 +24,9 @@ def test_the_example_runs_the_five_lines_of_the_readme(monkeypatch: pytest.Monke
     monkeypatch.setattr(subprocess, "run", record)
     monkeypatch.setenv("IMGV_FUSION", "")
     complete.main([])
-    text = README.read_text()
+    text = GUIDE.read_text()
     for command in (*(each.removesuffix(" data") for each in commands[:3]), commands[3].partition(" --dataset")[0]):
-        assert f"    {command}\n" in text or f"    {command} " in text, command
+        assert f"\n{command}\n" in text or f"\n{command} " in text, command
     assert commands[4] == "python img_ml_verify.py --demo"
     assert complete.os.environ["IMGV_FUSION"] == "own-x"
 

@@ -6,9 +6,12 @@ import re
 import subprocess
 import sys
 import tomllib
+from itertools import product
 from pathlib import Path
 
 import pytest
+
+from tests.browsers import CHROMIUM, FLAGS, WIDTHS, violations
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -34,6 +37,25 @@ def test_the_site_builds_strictly_with_every_page_and_loads_nothing_from_elsewhe
     for page in tmp_path.glob("*.html"):
         loaded = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="?(https?://[^" >]+)', page.read_text())
         assert loaded == [], page.name
+        assert "```" not in page.read_text(), page.name  # a block that was not understood
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt install chromium")
+def test_the_site_fits_a_phone_and_keeps_nobody_out_by_day_and_by_night(tmp_path) -> None:
+    pytest.importorskip("material", reason="pip install -r requirements-dev.txt un-skips it")
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install -r requirements-dev.txt un-skips it")
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", tmp_path]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=110)
+    with playwright.sync_playwright() as engine:
+        browser = engine.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        for scheme, width, name in product(("light", "dark"), WIDTHS, ("index", "guide", "settings")):
+            page = browser.new_page(viewport=WIDTHS[width], color_scheme=scheme)
+            page.goto((tmp_path / f"{name}.html").as_uri())
+            assert page.evaluate("document.documentElement.scrollWidth") <= WIDTHS[width]["width"], (name, width)
+            assert violations(page) == [], (name, scheme, width)
+            page.close()
+        browser.close()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())

@@ -16,11 +16,10 @@ import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from hashlib import sha256
-from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
@@ -45,6 +44,7 @@ from training.sources import (
 from utils.contracts import RgbArray, Sample
 from utils.errors import TableError, VerifyError
 from utils.exits import Exit, command, command_parser
+from utils.processes import process_pool
 from utils.settings import load_settings
 
 # A linear head on frozen features is saturated by about ten images of a source; fine-tuning still gains from more.
@@ -161,7 +161,7 @@ def _run(work: Callable[[Source], Record], todo: Sequence[Source], jobs: int) ->
     if jobs == 1 or len(todo) < 2:
         yield from ((source, work(source)) for source in todo)
         return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with process_pool(jobs) as pool:
         running = {pool.submit(work, source): source for source in todo}
         for done in as_completed(running):
             yield running[done], done.result()

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 
 import cv2
 import numpy as np
@@ -19,6 +17,7 @@ from ingress.sources import Ingress
 from training.datasets import LABELS
 from utils.contracts import RgbArray, Sample
 from utils.errors import VerifyError
+from utils.processes import process_pool
 from utils.settings import load_settings
 
 SMALLEST = 128  # px, the shorter side
@@ -138,7 +137,7 @@ def look_at_all(paths: Sequence[str], jobs: int) -> Iterable[Seen]:
     if jobs == 1:
         yield from map(look_at, paths)
         return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with process_pool(jobs) as pool:
         yield from pool.map(look_at, paths, chunksize=8)
 
 

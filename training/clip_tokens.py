@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from io import BytesIO
-from multiprocessing import get_context
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeAlias
@@ -29,6 +27,7 @@ from utils.contracts import RgbArray, Sample
 from utils.deliveries import FIXED, deliver, shrink
 from utils.errors import InputError
 from utils.persistence import write_atomic
+from utils.processes import process_pool
 from utils.settings import DecodeSettings, load_settings
 
 # The same small picture without and with one JPEG generation: (longest side that the image is shrunk to, side of its
@@ -94,7 +93,7 @@ def _measured(
     if jobs == 1:
         yield from map(_Worker(folder, looker), work)
         return
-    with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_start, initargs=(folder, looker)) as pool:
+    with process_pool(jobs, _start, (folder, looker)) as pool:
         yield from pool.map(_work, work, chunksize=4)
 
 

@@ -12,11 +12,9 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from importlib.util import find_spec
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -37,6 +35,7 @@ from utils.actors import LOCAL, check_ray, through_actors
 from utils.contracts import Json, Sample
 from utils.deliveries import DELIVERIES, FIXED, deliver
 from utils.errors import BadSettings, TableError, VerifyError
+from utils.processes import process_pool
 from utils.settings import DecodeSettings, ModelSettings
 from utils.threads import limit_library_threads
 
@@ -297,8 +296,7 @@ def _on_this_machine(
         measurer = Measurer(models, decode, skip)
         yield from (line for part in parts for line in _lines(measurer, part))
         return
-    pool = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_start, initargs=(models, decode, skip))
-    with pool:
+    with process_pool(jobs, _start, (models, decode, skip)) as pool:
         yield from (line for lines in pool.map(_measure, parts) for line in lines)
 
 

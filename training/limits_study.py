@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fusion.decision import decide
 from inference.detector import Verifier
-from inference.limits import limits
+from inference.limits import CONTENT, limits
 from ingress.sources import Ingress
 from training.datasets import LABELS, read_rows
 from utils.contracts import Label, Tier
@@ -77,9 +77,11 @@ def measure(rows: Sequence[Mapping[str, str]], folder: Path, verifier: Verifier,
         sides = [side for side in SIDES if side <= longest]
         raws = [encode_jpeg(shrink(original, side), QUALITY, subsampling=2) for side in sides]
         samples = [ingress.decode(raw, row["filepath"]) for raw in raws]
-        for side, sample, (probability, features) in zip(sides, samples, verifier.estimate(samples), strict=True):
+        for side, sample, (probability, features) in zip(
+            sides, samples, verifier.estimate(samples, CONTENT), strict=True
+        ):
             limited = decide(probability, thresholds, limits=limits(sample, features))
-            flat, entropy = (features.get(name, math.nan) for name in ("statistics.flat_area", "image_entropy"))
+            flat, entropy = (features.get(name, math.nan) for name in CONTENT)
             unlimited = thresholds.tier(probability)
             called = limited.label
             yield Copy(row["filepath"], row["label"], side, probability, called, unlimited, limited.tier, flat, entropy)

@@ -14,11 +14,9 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeAlias
 
@@ -35,6 +33,7 @@ from training.shards import ImageTable, Span, blocks, read, span_of
 from utils.contracts import RgbArray
 from utils.errors import BadSettings, TableError, TrainingDiverged
 from utils.persistence import save_model, write_atomic
+from utils.processes import process_pool
 
 NUMBERS = {label: number for number, label in enumerate(LABELS)}
 CHECKPOINT, LOG, PLOT = "checkpoint.pt", "log.jsonl", "curve.png"
@@ -164,7 +163,7 @@ def prepare(pictures: Sequence[Picture], folder: Path, load: Load, jobs: int = 2
     if jobs == 1:
         outcomes = [outcome for part in parts for outcome in _prepare(load, part)]
     else:
-        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        with process_pool(jobs) as pool:
             outcomes = [outcome for found in pool.map(partial(_prepare, load), parts) for outcome in found]
     ready = []
     for picture, target, outcome in zip(pictures, targets, outcomes, strict=True):

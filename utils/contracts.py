@@ -105,9 +105,8 @@ class Sample:
     frame_count: int = 1
     trailing_bytes: int = 0  # bytes after the end of the image
     truncated: bool = False  # pixels are missing, or the file ends before its own end mark
-    missing: float = (
-        0.0  # share of the picture (0..1) that the file does not hold, or holds in a state not to be trusted
-    )
+    # Share of the picture (0..1) that the file does not hold, or holds in a state not to be trusted; 1: any part of it.
+    missing: float = 0.0
     top: int = 0  # row of the whole picture, as stored, that is the first of rgb
     whole_height: int | None = None  # rows of the whole picture as stored; None: rgb holds them all
     warnings: tuple[str, ...] = ()  # one line each, for the verdict

@@ -6,6 +6,15 @@ import { picture } from "./server.js";
 export const tierWords = (verdict, models) => sentence(models?.tiers[verdict.tier] ?? words(verdict.tier));
 export const meaning = (verdict, models) => models?.tier_meanings[verdict.tier] ?? "";
 
+/** The picture inside that label and tier follow. */
+const deciding = (verdict) => (verdict.decided_by === "provenance" ? null : verdict.regions?.find((region) => region.decides));
+
+export function conclusion(verdict) {
+  const region = deciding(verdict);
+  if (!region) return `${percent(verdict.fusion_prob)} probability of AI from the pixels`;
+  return `${percent(region.fusion_prob)} probability of AI in a picture inside; ${percent(verdict.fusion_prob)} from the pixels of the whole`;
+}
+
 export function evidence(verdict, models, localPicture) {
   return el(
     "div",
@@ -15,7 +24,7 @@ export function evidence(verdict, models, localPicture) {
     spread(verdict, models),
     warnings(verdict),
     inside(verdict),
-    holds(verdict),
+    holds(verdict, models),
     el("div", { class: "columns" }, pictures(verdict, models, localPicture), el("div", {}, reasons(verdict))),
     provenance(verdict, models),
     unavailable(verdict),
@@ -32,12 +41,13 @@ function facts(verdict, models) {
   const measured = values.filter((value) => value !== null).length;
   const unsure = verdict.tier === "inconclusive";
   const byOrigin = verdict.decided_by === "provenance";
+  const region = deciding(verdict);
   const rows = [
-    ["Probability of AI, from the pixels", percent(verdict.fusion_prob), "calibrated for equally many real and AI images"],
+    [`Probability of AI, from the pixels${region ? " of the whole" : ""}`, percent(verdict.fusion_prob), "calibrated for equally many real and AI images"],
     ["How sure", unsure ? "Not sure enough to say" : percent(verdict.confidence), unsure ? null : "that the label is right"],
     [
       "What decided",
-      byOrigin ? "What the file says of its origin" : "The pixels",
+      byOrigin ? "What the file says of its origin" : region ? `A picture inside: ${percent(region.fusion_prob)}` : "The pixels",
       byOrigin ? "see Provenance for how far that can be trusted" : `${measured} of ${values.length} signals measured`,
     ],
     ["Label for programs", verdict.label, byOrigin ? "by provenance" : `AI from ${percent(verdict.threshold)} on`],
@@ -86,7 +96,7 @@ function spread(verdict, models) {
     "Beside images of known origin",
     svg(
       "svg",
-      { class: "spread", viewBox: `0 0 ${real.length} 20`, preserveAspectRatio: "none", role: "img", "aria-label": "How the scores of real images, above, and of AI images, below, are spread from surely real on the left to surely AI on the right; a line marks this image" },
+      { class: "histogram", viewBox: `0 0 ${real.length} 20`, preserveAspectRatio: "none", role: "img", "aria-label": "How the scores of real images, above, and of AI images, below, are spread from surely real on the left to surely AI on the right; a line marks this image" },
       bars(real, "real", (height) => 10 - height),
       bars(ai, "ai", () => 10),
       svg("rect", { x: 1 + (within - edges[0]) / (edges[1] - edges[0]) - 0.08, y: 0, width: 0.16, height: 20, class: "here" }),
@@ -104,10 +114,10 @@ function inside(verdict) {
 }
 
 /** The same image as delivered otherwise. */
-function holds(verdict) {
+function holds(verdict, models) {
   if (!verdict.stability) return null;
   const { flips, probabilities } = verdict.stability;
-  const shapes = Object.entries(probabilities).map(([name, value]) => `${words(name)} ${percent(value)}`).join(", ");
+  const shapes = Object.entries(probabilities).map(([name, value]) => `${models?.shapes?.[name] ?? words(name)} ${percent(value)}`).join(", ");
   return section("Does it hold?", el("p", {}, `${flips ? "No, the label is another one in some shapes" : "Yes, the label is the same in every shape"}. Probability of AI: ${shapes}.`));
 }
 

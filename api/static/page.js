@@ -1,7 +1,7 @@
 // The page: takes images by file, drop, paste or address, and shows a card for each.
 
-import { el, percent, words } from "./dom.js";
-import { evidence, meaning, tierWords } from "./evidence.js";
+import { el, words } from "./dom.js";
+import { conclusion, evidence, meaning, tierWords } from "./evidence.js";
 import { earlier, forget, remember } from "./history.js";
 import { models, useKey, verify } from "./server.js";
 import { wrong } from "./wrong.js";
@@ -95,7 +95,7 @@ class Card {
 
   judged(verdict, expanded, image) {
     this.settle(`tier-${verdict.tier}`, tierWords(verdict, known), meaning(verdict, known));
-    this.body.append(el("p", { class: "name" }, `${percent(verdict.fusion_prob)} probability of AI from the pixels`));
+    this.body.append(el("p", { class: "name" }, conclusion(verdict)));
     const shown = evidence(verdict, known, this.local);
     shown.id = `evidence-${verdict.job_id}`;
     const toggle = (open) => {

@@ -48,8 +48,10 @@ function show(verdict, words) {
   tier.textContent = word[0].toUpperCase() + word.slice(1);
   tier.className = verdict.tier;
   element("meaning").textContent = words.tier_meanings[verdict.tier];
+  const inside = verdict.decided_by === "fusion" && verdict.regions.find((region) => region.decides);
+  const decided = inside ? `a picture inside, ${inside.fusion_prob.toFixed(2)}` : verdict.decided_by;
   element("number").textContent =
-    `Probability of AI from the pixels ${verdict.fusion_prob.toFixed(2)}; decided by ${verdict.decided_by}; ${verdict.width} × ${verdict.height} ${verdict.format}`;
+    `Probability of AI from the pixels ${verdict.fusion_prob.toFixed(2)}; decided by ${decided}; ${verdict.width} × ${verdict.height} ${verdict.format}`;
   for (const { text } of verdict.reasoning.filter((each) => each.feature === null)) {
     const line = document.createElement("li");
     line.textContent = text;

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from sklearn.datasets import load_sample_image
 
 from inference.registry import feature_meanings
-from inference.words import GRADE_WORDS, TIER_MEANINGS, TIER_WORDS
+from inference.words import GRADE_WORDS, SHAPE_WORDS, TIER_MEANINGS, TIER_WORDS
 from tests.api.conftest import LiveServer, Watched, local_app, photo, settings_of
 from tests.browsers import CHROMIUM, FLAGS, violations
 
@@ -43,7 +44,7 @@ def open_page(browser, live):
         context = browser.new_context(accept_downloads=True, **options)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(60_000)  # a busy machine
         page.on("pageerror", lambda error: troubles.append(str(error)))
         page.on(
             "console", lambda message: troubles.append(message.text) if "Content Security" in message.text else None
@@ -135,6 +136,23 @@ def test_a_claim_is_told_in_the_servers_words_and_every_number_is_counted(open_p
     assert claim.lower().startswith(grade)
     assert meaning in claim
     assert f"All {len(feature_meanings())} signals" in card.inner_text()
+
+
+def test_a_picture_inside_that_decides_is_told_before_the_number_of_the_whole(open_page):
+    bright = Image.fromarray(load_sample_image("china.jpg")).point(lambda level: level // 8 + 220)
+    screen = Image.new("RGB", (900, 900), (8, 8, 8))
+    screen.paste(bright, (120, 200))
+    drawn = io.BytesIO()
+    screen.save(drawn, "PNG")
+    with _server(Watched()) as server:  # which calls bright pictures AI
+        page = open_page(server.url)
+        page.get_by_label("Also check whether").check()
+        page.set_input_files("#file", {"name": "screen.png", "mimeType": "image/png", "buffer": drawn.getvalue()})
+        card = settled(page).first
+        assert card.locator("h2").inner_text() == "AI-generated"
+        assert "probability of AI in a picture inside" in card.locator(".summary").inner_text()
+        assert "A picture inside" in card.locator(".facts").inner_text()
+        assert SHAPE_WORDS["hard"] in card.locator(".evidence").inner_text()
 
 
 def test_an_inconclusive_image_is_never_called_more_than_that(open_page, browser):
@@ -274,6 +292,8 @@ def test_earlier_checks_stay_in_this_browser_until_they_are_cleared(open_page):
     settled(page)
     page.reload()
     page.locator("html[data-ready]").wait_for()
+    title, clear = (page.locator(each).bounding_box() for each in ("#history-title", "#clear"))
+    assert clear["x"] > title["x"] + title["width"]
     page.locator("#checks button").click()
     assert "photo.jpg" in settled(page).first.inner_text()
     page.get_by_role("button", name="Clear").click()

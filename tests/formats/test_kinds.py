@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import struct
 
@@ -81,6 +82,25 @@ def test_every_kind_of_tga_is_named(mode: str, options: dict[str, object]) -> No
 )
 def test_formats_are_named_by_their_first_bytes(head: bytes, name: str) -> None:
     assert name in refusal(head)
+
+
+SVG = b'<?xml version="1.0"?>\n<!-- drawn -->\n<svg xmlns="http://www.w3.org/2000/svg">' + b'<path d="M0 0"/>' * 9000
+
+
+@pytest.mark.parametrize("name", ["", "drawing.svg"])
+@pytest.mark.parametrize("svg", [SVG, b"\xef\xbb\xbf  " + SVG, SVG[SVG.index(b"<svg") :]])
+def test_a_packed_svg_is_named_svgz(svg: bytes, name: str) -> None:
+    buffer = io.BytesIO()
+    with gzip.GzipFile(name, "wb", fileobj=buffer) as file:
+        file.write(svg)
+    assert "SVGZ" in refusal(buffer.getvalue())
+
+
+@pytest.mark.parametrize(
+    "raw", [gzip.compress(b"text"), gzip.compress(bytes(1 << 24)), gzip.compress(SVG)[:12], b"\x1f\x8b" + b"x" * 99]
+)
+def test_other_gzip_is_named_gzip(raw: bytes) -> None:
+    assert refusal(raw).startswith("gzip ")
 
 
 @pytest.mark.parametrize("order", ["<", ">"])

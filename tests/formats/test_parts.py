@@ -168,6 +168,19 @@ def test_the_items_of_an_avif_are_found_where_pillow_finds_them() -> None:
     assert found[b"application/rdf+xml"] == xmp
 
 
+@pytest.mark.parametrize("coded", ["no local colours", "local colours"])
+def test_a_gifs_first_image_is_found_with_its_data(coded: str) -> None:
+    local = bytes(range(12)) if coded == "local colours" else b""
+    image = b"," + struct.pack("<HHHHB", 1, 2, 30, 40, 0x81 if local else 0) + local + b"\2\3abc\2de\0"
+    raw = b"GIF89a" + struct.pack("<HHB", 50, 60, 0x80) + bytes(2 + 6) + b"!\xfe\1,\0" + image + image + b";"
+    assert gif.first_image(raw) == (30 * 40, 2, b"abcde")
+    first, second = (part for part in gif.blocks(raw) if part.kind == gif.IMAGE)
+    assert raw[first.start : first.start + first.length] == image[1 : 11 + len(local)]
+    assert second.start == first.start + len(image)
+    assert gif.first_image(raw[: first.start + 8]) is None
+    assert gif.first_image(b"GIF89a") is None
+
+
 def test_a_gifs_comment_is_found_whole() -> None:
     comment = bytes(range(1, 256)) * 3
     raw = encoded("GIF", comment=comment)

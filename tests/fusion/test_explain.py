@@ -135,9 +135,9 @@ def reference(share: float, low: float, high: float, **fields: object) -> Refere
     ("share", "interval", "words"),
     [
         (1 / 60, (0.008, 0.03), "1 in 60 real images scores this high (1 in 120 to 1 in 33); 4 in 10 AI images score"),
-        (0.0, (0.0, 0.02), "fewer than 1 in 50 real images score this high; 4 in 10"),
+        (0.0, (0.0, 0.02), "Fewer than 1 in 50 real images score this high; 4 in 10"),
         (0.62, (0.55, 0.7), "6 in 10 real images score this high (6 in 10 to 7 in 10); "),
-        (0.99, (0.97, 1.0), "nearly all real images score this high"),
+        (0.99, (0.97, 1.0), "Nearly all real images score this high"),
     ],
 )
 def test_rarity_is_said_in_words(share: float, interval: tuple[float, float], words: str) -> None:
@@ -163,8 +163,8 @@ def test_the_reference_is_a_reason_before_the_numbers(models: dict[str, FusionMo
 def test_a_named_family_is_told_as_a_hint_and_an_unknown_one_is_not(models: dict[str, FusionModel]) -> None:
     named = Resemblance(family="flux", probability=0.62, right=0.76)
     by_code = {each.code: each.text for each in explain(models["logistic"], STRONG, MEANINGS, resembles=named)}
-    assert by_code["resembles"].startswith("Of the generators that we know it looks most like flux (62%).")
-    assert "76%" in by_code["resembles"]
+    assert by_code["resembles"].startswith("Of the generators that we know it looks most like flux (62 %).")
+    assert "76 %" in by_code["resembles"]
     assert by_code["resembles"].endswith("no claim of origin.")
     unknown = Resemblance(family=Resemblance.UNKNOWN, probability=0.2, right=0.76)
     assert "resembles" not in {each.code for each in explain(models["logistic"], STRONG, MEANINGS, resembles=unknown)}

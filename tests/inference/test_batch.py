@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import img_ml_verify as cli
-from inference.batch import MOST_SUSPICIOUS_FIRST, Line, counts, in_order
+from inference.batch import MOST_SUSPICIOUS_FIRST, Line, counts, in_order, told
 from inference.sheet import SHEET, TABLE, write_sheet
 
 LINES = [
@@ -24,6 +24,14 @@ LINES = [
 def test_the_most_suspicious_stand_first_and_those_without_a_verdict_last():
     assert [line.source for line in in_order(LINES)] == ["e.jpg", "b.jpg", "c.jpg", "f.jpg", "a.jpg", "d.jpg"]
     assert MOST_SUSPICIOUS_FIRST[0] == "ai"
+
+
+def test_a_picture_inside_stands_where_its_own_probability_puts_it_and_is_told(tmp_path):
+    screen = Line("s.jpg", "AI", "likely_ai", 0.06, "fusion", inside_prob=0.95)
+    assert [line.source for line in in_order([*LINES, screen])][:2] == ["s.jpg", "e.jpg"]
+    assert told(screen) == " (by a picture inside, 0.95)"
+    assert [told(line) for line in LINES[:2]] == ["", " (by provenance)"]
+    assert "0.06 (by a picture inside, 0.95)" in write_sheet(tmp_path, [screen]).read_text()
 
 
 def test_every_tier_is_counted_those_with_none_too():

@@ -84,6 +84,16 @@ def test_what_a_half_written_file_lacks_is_said_and_half_a_picture_gets_no_tier(
             assert any("Too little of the picture to tell" in warning for warning in answer.warnings)
 
 
+def test_a_picture_that_is_wrong_from_an_unknown_place_on_gets_no_tier(verifier: Verifier) -> None:
+    raw = bytearray(encoded("WEBP"))
+    raw[len(raw) // 2] ^= 1
+    (answer,) = answers(verifier, [bytes(raw)])
+    assert isinstance(answer, Verdict)
+    assert answer.tier == "inconclusive"
+    assert answer.warnings[0].startswith("damaged file: its coded data do not end with the picture")
+    assert "any part of it may be wrong" in answer.warnings[-1]
+
+
 def missing(verdict: Verdict) -> float:
     """The share that the verdict says is missing."""
     said = [

@@ -1,16 +1,21 @@
 """Pictures inside pictures: found where they lie, judged by themselves, and followed by the verdict."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.datasets import load_sample_image
 
+from inference.batch import line_of
 from inference.detector import Verifier
 from inference.ensemble import Ensemble
-from inference.limits import LEAST_LONG_SIDE
+from inference.limits import CONTENT, FLAT, LEAST_LONG_SIDE
+from inference.parts import Forensic
 from inference.regions import find
+from inference.words import decided_by
 from tests.fakes import FakeDetector, fusion_model
 from training.screenshots import draw
-from utils.contracts import PUBLIC_FEATURES, Sample
+from utils.contracts import PUBLIC_FEATURES, Measurement, Sample
 
 
 def close(found, box, pixels: int) -> bool:
@@ -76,11 +81,11 @@ def test_a_round_thing_on_white_is_no_picture(photograph):
     assert find(canvas).boxes == ()
 
 
-def judge(rgb):
+def judge(rgb, *forensics):
     verifier = Verifier(
-        Ensemble([FakeDetector()], (), {}),
+        Ensemble([FakeDetector()], forensics, {}),
         fusion_model("effnet_prob"),
-        dict.fromkeys([*PUBLIC_FEATURES, "effnet_prob"], "a number"),
+        dict.fromkeys([*PUBLIC_FEATURES, "effnet_prob", *CONTENT], "a number"),
     )
     (judged,) = verifier.verify([Sample("screen.png", b"raw", rgb, "PNG")])
     return judged.verdict
@@ -97,6 +102,9 @@ def test_label_and_tier_follow_the_picture_and_the_whole_keeps_its_number(photog
     assert region.decides
     assert region.fusion_prob > 0.9
     assert answer.reasoning[0].code == "region.decides"
+    assert decided_by(answer) == f"a picture inside, {region.fusion_prob:.2f}"
+    assert line_of("screen.png", answer).inside_prob == region.fusion_prob
+    assert decided_by(replace(answer, decided_by="provenance")) == "provenance"
 
 
 def test_a_picture_too_small_to_tell_gives_no_tier(photograph):
@@ -105,6 +113,15 @@ def test_a_picture_too_small_to_tell_gives_no_tier(photograph):
     assert len(answer.regions) == 1
     assert answer.tier == "inconclusive"
     assert [reason.code for reason in answer.reasoning[:2]] == ["region.decides", "limit.too_small"]
+
+
+def test_a_picture_that_is_mostly_flat_gives_no_tier(photograph):
+    measure = lambda sample: Measurement({FLAT: float(sample.height < 500)})  # noqa: E731 - the picture is flat
+    flat = Forensic("flat", "pixels", {FLAT: "a number"}, {}, measure)
+    answer = judge(framed(photograph, 0), flat)
+    assert len(answer.regions) == 1
+    assert answer.tier == "inconclusive"
+    assert [reason.code for reason in answer.reasoning[:2]] == ["region.decides", "limit.flat"]
 
 
 def test_a_screen_without_a_picture_is_inconclusive():

@@ -60,7 +60,7 @@ def test_an_image_without_these_measurements_is_not_limited():
     assert codes(flat_sample(0, side=LEAST_LONG_SIDE), {}) == []
 
 
-@pytest.mark.parametrize(("missing", "expected"), [(0.49, []), (0.5, ["limit.damaged"])])
+@pytest.mark.parametrize(("missing", "expected"), [(0.49, []), (0.5, ["limit.damaged"]), (1.0, ["limit.damaged"])])
 def test_less_than_half_a_picture_carries_no_tier(missing, expected):
     pixels = np.zeros((400, 400, 3), np.uint8)
     assert codes(Sample("x", b"x", pixels, "PNG", missing=missing, whole_height=800, truncated=True)) == expected

@@ -186,6 +186,30 @@ def test_missing_pixels_are_noticed_with_their_share(
         assert np.abs(sample.rgb.astype(int) - kept.astype(int)).mean() < 2
 
 
+@pytest.mark.parametrize("damage", [cut, zeros])
+@pytest.mark.parametrize("subsampling", [0, 2])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_rows_that_the_last_scan_of_a_progressive_jpeg_brought_are_judged_and_no_others(
+    mode: str, subsampling: int, damage: Callable[[bytes, float], bytes]
+) -> None:
+    options = {"subsampling": subsampling} if mode == "RGB" else {}
+    raw = encode(PHOTO.convert(mode), "JPEG", progressive=True, quality=90, **options)
+    whole, sample = read(raw), read(damage(raw, 0.93))
+    assert 106 <= sample.height < 212
+    assert np.array_equal(sample.rgb, whole.rgb[: sample.height])
+    assert sample.missing == pytest.approx(1 - sample.height / 212, abs=1e-4)
+    assert any(f"judged on rows 1 to {sample.height} of 212" in line for line in sample.warnings)
+
+
+def test_a_progressive_jpeg_that_lacks_its_last_scan_is_judged_whole_and_said_to_be_incomplete() -> None:
+    raw = encode(PHOTO, "JPEG", progressive=True, quality=90)
+    last = [part.start for part in jpeg.segments(raw) if part.kind == jpeg.SOS][-1]
+    sample = read(raw[: last + 40])
+    assert sample.truncated
+    assert sample.height == 212
+    assert 0 < sample.missing < 0.5
+
+
 @pytest.mark.parametrize("damage", [cut, zeros, hole])
 def test_a_damaged_heic_is_noticed(damage: Callable[[bytes, float], bytes]) -> None:
     sample = read(damage(encode(PHOTO, "HEIF"), 0.7))

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatch
+from io import BytesIO
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from forensics import statistics
+from ingress.sources import Ingress
 from lifecycle import drill as module
 from lifecycle import golden
 from lifecycle.drill import FEW, Answer, Incident, _halves, drill, part, postmortem
-from lifecycle.golden import Facts
+from lifecycle.golden import SHARED, Facts, pixels, read_golden
 from lifecycle.golden import Judged as Shown
 from lifecycle.pictures import NEW, make_pictures
 from lifecycle.retrain import Params
+from training.deliveries import TAUGHT
+from utils.deliveries import encode_jpeg
 from utils.errors import DatasetMissing, FetchTimeout
 from utils.exits import Exit
 from utils.releases import Store
@@ -39,7 +46,7 @@ def test_a_new_family_is_noticed_learnt_and_judged_by_the_running_worker(tmp_pat
     params = Params(
         profile="light",
         model="logistic",
-        deliveries={"train": ("clean", "web"), "val": ("clean", "web")},
+        deliveries={"train": TAUGHT, "val": ("clean", "web")},
         inputs=FEW,
         jobs=1,
         gate={"real": 0.5, "real_kind": 0.5, "calibration": 0.5},
@@ -78,6 +85,21 @@ def test_the_material_is_parted_by_sources_and_the_new_family_is_kept_apart(tmp_
     assert [len(half) for half in _halves(one)] == [3, 2]
     with pytest.raises(DatasetMissing, match="0 images of 'nobody'"):
         part(tmp_path / "pictures" / "dataset.csv", "nobody", 4, jobs=1)
+
+
+def test_generated_pictures_teach_nothing_that_jpeg_itself_moves() -> None:
+    crop = pixels(next(each.raw for each in read_golden([SHARED]) if each.name == "coffee"))[:192, :192]
+    png = BytesIO()
+    Image.fromarray(crop).save(png, "PNG")
+    with Ingress(Settings.of().decode) as ingress:
+        samples = [ingress.decode(raw, "crop") for raw in (png.getvalue(), encode_jpeg(crop, 95, 2))]
+    lossless, jpeg = (statistics.measure(each).features for each in samples)
+    learnt = {name for name in lossless if any(fnmatch(name, pattern) for pattern in FEW)}
+    assert len(learnt) == 11
+    assert {"statistics.chroma_detail", "statistics.histogram_comb", "statistics.unique_colours"}.isdisjoint(learnt)
+    assert abs(jpeg["statistics.chroma_detail"] - lossless["statistics.chroma_detail"]) > 0.5
+    for name in learnt:
+        assert jpeg[name] == pytest.approx(lossless[name], abs=0.05, rel=0.05), name
 
 
 def test_a_postmortem_of_a_refusal_says_so() -> None:

@@ -362,6 +362,17 @@ def test_labels_that_scores_contradict_are_named(settings, dataset, quick, tmp_p
     assert [each.level for each in few] in ([], ["warning"])
     many = list(doubtful(table(24)))
     assert [each.level for each in many] == ["error"]
+    assert "beyond noise" in many[0].text and "AUROC" in many[0].text
+
+
+def test_labels_are_refused_beyond_noise_over_sources_only() -> None:
+    from lifecycle.validate import DOUBTED, _lower_end
+
+    sources = np.repeat([f"s{number}" for number in range(24)], 4)
+    in_few = np.isin(sources, ["s0", "s5", "s9", "s13"]).astype(float)  # a network that errs does so by source
+    everywhere = (np.arange(96) % 4 == 0).astype(float)
+    assert in_few.mean() > DOUBTED > _lower_end(in_few, sources)
+    assert _lower_end(everywhere, sources) == everywhere.mean() > DOUBTED
 
 
 def test_parameters_are_checked(tmp_path) -> None:
@@ -373,7 +384,7 @@ def test_parameters_are_checked(tmp_path) -> None:
     with pytest.raises(TableError, match="light"):
         Params.read(path)
     shipped = Params.read(Path(__file__).parents[2] / "params.yaml")
-    assert shipped == Params(gate=shipped.gate, deliveries=shipped.deliveries, inputs=("*",))
+    assert shipped == Params(gate=shipped.gate, deliveries=shipped.deliveries)
     assert shipped.deliveries == {key: list(value) for key, value in Params().deliveries.items()}
 
 

@@ -62,6 +62,7 @@ def test_the_command_measures_each_size_that_an_image_has_the_pixels_for(
         found = list(csv.DictReader(file))
     assert [row["side"] for row in found] == ["64", "96"]
     assert {row["tier"] for row in found} == {"inconclusive"}
+    assert all(0 <= float(row["flat"]) <= 1 < float(row["entropy"]) for row in found)
     printed = capsys.readouterr()
     assert "none.png" in printed.err
     assert "| 96 | 1 |" in printed.out

@@ -6,7 +6,6 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from utils.device import get_device, pick_device
 from utils.errors import BadSettings
@@ -14,6 +13,8 @@ from utils.errors import BadSettings
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> object:
+    torch = pytest.importorskip("torch", reason="pip install -r requirements.txt un-skips it")
+
     def with_devices(gpus: int = 0, mps: bool = False) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)

@@ -131,6 +131,8 @@ class Models(TypedDict):
     # the verdict's own numbers, in order; `signals` has the others
     numbers: list[str]
     heatmaps: dict[str, str]
+    # in what shape an image was judged again, by names of `stability`
+    shapes: dict[str, str]
 
 
 class Opinion(TypedDict):

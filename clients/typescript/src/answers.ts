@@ -117,6 +117,8 @@ export interface Models {
   /** the verdict's own numbers, in order; `signals` has the others */
   numbers: Array<string>;
   heatmaps: Record<string, string>;
+  /** in what shape an image was judged again, by names of `stability` */
+  shapes: Record<string, string>;
 }
 
 /** What a detector says that the fusion artifact was not trained with: shown, without any weight in the verdict. */

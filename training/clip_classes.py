@@ -18,7 +18,7 @@ from training.feature_table import IntArray, NameArray
 STRENGTHS = (1e-4, 1e-3, 1e-2)  # scikit-learn's C for weights of mean 1
 TEMPERATURES = np.geomspace(0.3, 3, 60)
 FEWEST_GROUPS = 3  # of a class: with fewer, cross-validation could not tell whether it is learnt or remembered
-RIGHT = 0.75  # how often a named class has to be the true one, on sources that were new to the head
+RIGHT = 0.85  # how often a named class has to be the true one, on new sources; at .75 most strangers got a name too
 
 
 @dataclass(frozen=True, slots=True, eq=False)

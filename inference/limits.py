@@ -1,8 +1,8 @@
 """What an image must hold before its pixels can carry the promise of a tier. Decides nothing: fusion/decision.py does.
 
 The numbers are where ``python -m scripts.measure_limits`` finds that the share of wrong labels outside the inconclusive
-band leaves what the tiers promise (10 %); docs/fusion.md has the table. An image below them still gets its probability
-and label.
+band leaves what it is on larger images; docs/fusion.md has what was measured last. An image below them still gets its
+probability and label.
 """
 
 from __future__ import annotations

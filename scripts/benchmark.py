@@ -44,6 +44,7 @@ from inference.graphs import GraphDetector, Network
 from inference.parts import load_forensics
 from ingress.sources import Ingress
 from utils.contracts import Measurement, Sample
+from utils.errors import WorkerLost
 from utils.exits import Exit, command, command_parser
 from utils.profiles import DEFAULT_PROFILE
 from utils.settings import DecodeSettings, Settings, load_settings
@@ -310,9 +311,9 @@ class Queue:
         self._db = self._stack.enter_context(redis.Redis.from_url(url))
         service = build_service(self._settings, url, self._judging)
         ready = threading.Event()
-        worker = threading.Thread(target=lambda: asyncio.run(service.run(ready.set)))
-        worker.start()
-        self._stack.callback(worker.join)
+        self._worker = threading.Thread(target=lambda: asyncio.run(service.run(ready.set)))
+        self._worker.start()
+        self._stack.callback(self._worker.join)
         self._stack.callback(service.stop)
         ready.wait()
         return self
@@ -331,11 +332,17 @@ class Queue:
             yield judge
 
     def judge(self, paths: Sequence[Path]) -> list[dict[str, str]]:
-        """Send each file as a job and wait for all; the fields of their answers, in the order of answering."""
+        """Send each file as a job and wait for all; the fields of their answers, in the order of answering.
+
+        Raises:
+            WorkerLost: it gave up, as a worker does whose batch takes too long.
+        """
         done = int(self._db.xlen("image_verify:results")) + len(paths)
         for path in paths:
             self._db.xadd("image_verify:jobs", {"image": path.read_bytes()})
         while int(self._db.xlen("image_verify:results")) < done:
+            if not self._worker.is_alive():
+                raise WorkerLost("the worker gave up before its last job; run again when this machine has time")
             time.sleep(0.002)
         newest = self._db.xrevrange("image_verify:results", count=len(paths))
         return [{key.decode(): value.decode() for key, value in fields.items()} for _, fields in reversed(newest)]

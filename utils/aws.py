@@ -108,6 +108,7 @@ def coded(what: str) -> Iterator[None]:
     """
     try:
         from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.parsers import ResponseParserError
     except ImportError as error:
         raise BadSettings("AWS needs boto3: pip install boto3") from error
     try:
@@ -116,6 +117,9 @@ def coded(what: str) -> Iterator[None]:
         raise error_of(error.response.get("Error", {}), what) from error
     except BotoCoreError as error:
         raise _without_answer(error, what) from error
+    except ResponseParserError as error:  # it is none of the others
+        step = "what answered is not AWS: check proxies and AWS_ENDPOINT_URL, or try again"
+        raise CloudFailed(f"{what}: {step} ({str(error)[:200]})") from error
 
 
 def error_of(said: Mapping[str, str], what: str) -> VerifyError:

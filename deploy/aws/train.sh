@@ -1,6 +1,6 @@
 #!/bin/bash
 # What a machine of lifecycle.cloud.ec2 does from its first minute to its last; the lines above this one name
-# JOB DATA CHECKPOINTS MODEL IMAGE REGION LOGS HYPERPARAMETERS MAX_MINUTES IDLE_MINUTES ROOT POLL_SECONDS.
+# JOB DATA TABLE CHECKPOINTS MODEL IMAGE REGION LOGS HYPERPARAMETERS MAX_MINUTES IDLE_MINUTES ROOT POLL_SECONDS.
 set -uo pipefail
 METADATA=${AWS_EC2_METADATA_SERVICE_ENDPOINT:-http://169.254.169.254}
 
@@ -27,14 +27,16 @@ idle() {
 mkdir -p "$ROOT"/input/config "$ROOT"/input/data/training "$ROOT"/checkpoints "$ROOT"/model "$ROOT"/output
 printf '%s' "$HYPERPARAMETERS" > "$ROOT/input/config/hyperparameters.json"
 aws ecr get-login-password --region "$REGION" | docker login --username AWS --password-stdin "${IMAGE%%/*}" || exit 1
-aws s3 sync --only-show-errors "$DATA" "$ROOT/input/data/training" || exit 1
+# A packed data set is read from S3 by the trainer itself, with the machine's role; files are copied.
+[ -n "$TABLE" ] || aws s3 sync --only-show-errors "$DATA" "$ROOT/input/data/training" || exit 1
 aws s3 sync --only-show-errors "$CHECKPOINTS" "$ROOT/checkpoints" || exit 1
 
 GPUS=$(command -v nvidia-smi > /dev/null && echo "--gpus all")
 # shellcheck disable=SC2086 # no GPU, no argument
-docker run --detach --name train $GPUS --volume "$ROOT:/opt/ml" --env IMGV_METRICS_SECONDS=60 \
+docker run --detach --name train $GPUS --volume "$ROOT:/opt/ml" \
+  --env IMGV_METRICS_SECONDS=60 --env AWS_DEFAULT_REGION="$REGION" \
   --log-driver awslogs --log-opt awslogs-region="$REGION" --log-opt awslogs-group="$LOGS" \
-  --log-opt awslogs-stream="$JOB" "$IMAGE" train || exit 1
+  --log-opt awslogs-stream="$JOB" "$IMAGE" train ${TABLE:+--dataset "$TABLE"} || exit 1
 
 ROUND=0
 while [ "$(docker inspect --format '{{.State.Running}}' train)" = true ]; do

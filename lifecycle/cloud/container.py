@@ -1,10 +1,11 @@
-"""What a training container runs: python -m lifecycle.cloud.container train [--root /opt/ml]
+"""What a training container runs: python -m lifecycle.cloud.container train [--root /opt/ml] [--dataset s3://…]
 
 Keeps SageMaker's contract, on a laptop's folder too: hyperparameters (strings) in input/config/hyperparameters.json,
 the data set in input/data/training with its dataset.csv, what a second start goes on from in checkpoints, the result in
-model, why it failed in output/failure. The hyperparameter `train` is a detector (effnet, ghostnet, mantranet), whose
-other hyperparameters are the trainer's options, or retrain, whose others are those of params.yaml. SIGTERM, as spot
-machines send it before they go, ends the training with a checkpoint and 130. model/job.json lists every file's hash.
+model, why it failed in output/failure. --dataset reads a packed data set from S3 in the folder's place. The
+hyperparameter `train` is a detector (effnet, ghostnet, mantranet), whose other hyperparameters are the trainer's
+options, or retrain, whose others are those of params.yaml. SIGTERM, as spot machines send it before they go, ends the
+training with a checkpoint and 130. model/job.json lists every file's hash.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import IO
 
 from lifecycle.release import commit
+from training.shards import ImageTable, image_table
 from utils.emf import line
 from utils.errors import BadSettings, JobFailed, VerifyError
 from utils.exits import Exit, command, command_parser
@@ -30,6 +32,7 @@ from utils.settings import load_settings
 
 ROOT = Path("/opt/ml")
 CHANNEL = "training"
+TABLE = "dataset.csv"
 JOB = "job.json"
 DETECTORS = ("effnet", "ghostnet", "mantranet")
 RETRAIN = "retrain"
@@ -44,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     root: Path = arguments.root
     try:
-        return train(root)
+        return train(root, arguments.dataset or _channel(root))
     except Exception as error:
         said = f"{error.code}: {error}" if isinstance(error, VerifyError) else f"internal: {error!r}"
         (root / "output").mkdir(parents=True, exist_ok=True)
@@ -52,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise
 
 
-def train(root: Path) -> Exit:
+def train(root: Path, dataset: ImageTable) -> Exit:
     """
     Returns:
         INTERRUPTED where SIGTERM came: the next start goes on.
@@ -69,9 +72,9 @@ def train(root: Path) -> Exit:
     for folder in (state, model):
         folder.mkdir(parents=True, exist_ok=True)
     if name == RETRAIN:
-        told = _run(_retrain_command(root, given, state), state / "log")
+        told = _run(_retrain_command(given, dataset, state), state / "log")
     else:
-        told = _run(_trainer_command(root, name, given, state), state / "out" / "log.jsonl")
+        told = _run(_trainer_command(root, name, given, dataset, state), state / "out" / "log.jsonl")
     if told:
         if load_settings().log.metrics_seconds:
             print(line({"imgv_train_interrupted": 1}), flush=True)
@@ -100,19 +103,21 @@ def read_hyperparameters(root: Path) -> dict[str, str]:
         raise BadSettings(f"{path} holds no object of JSON strings: {error}") from error
 
 
-def _trainer_command(root: Path, name: str, given: Mapping[str, str], state: Path) -> list[str]:
+def _trainer_command(root: Path, name: str, given: Mapping[str, str], dataset: ImageTable, state: Path) -> list[str]:
     if unknown := sorted(set(given) - set(OPTIONS)):
         raise BadSettings(f"no hyperparameter {', '.join(unknown)}; there are train, {', '.join(OPTIONS)}")
     options = [text for key, value in given.items() for text in (f"--{key}", value)]
     return [
-        *("-m", f"scripts.train_{name}", "--dataset", str(_dataset(root)), "--out", str(state / "out"), "--resume"),
+        *("-m", f"scripts.train_{name}", "--dataset", str(dataset), "--out", str(state / "out"), "--resume"),
         *("--cache", str(root / "cache"), *options),
     ]
 
 
-def _retrain_command(root: Path, given: Mapping[str, str], state: Path) -> list[str]:
+def _retrain_command(given: Mapping[str, str], dataset: ImageTable, state: Path) -> list[str]:
     """Up to a release; comparing and promoting it is the business of whoever fetches it."""
-    params = {name: _parsed(value) for name, value in given.items()} | {"dataset": str(_dataset(root))}
+    if not isinstance(dataset, Path):
+        raise BadSettings(f"train=retrain opens its images as files, not from {dataset}; start it without --dataset")
+    params = {name: _parsed(value) for name, value in given.items()} | {"dataset": str(dataset)}
     path = state / "params.json"  # JSON is YAML
     write_atomic(path, json.dumps(params).encode())
     steps = ("validate", "models", "extract", "fusion", "labels", "evaluate", "release")
@@ -127,8 +132,8 @@ def _parsed(value: str) -> object:
         return value
 
 
-def _dataset(root: Path) -> Path:
-    return root / "input" / "data" / CHANNEL / "dataset.csv"
+def _channel(root: Path) -> Path:
+    return root / "input" / "data" / CHANNEL / TABLE
 
 
 def _run(arguments: Sequence[str], log: Path) -> bool:
@@ -190,6 +195,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("python -m lifecycle.cloud.container", __doc__)
     parser.add_argument("command", choices=["train"], help="what SageMaker gives to every training container")
     parser.add_argument("--root", type=Path, default=ROOT, help="folder laid out as SageMaker's (default: %(default)s)")
+    parser.add_argument(
+        "--dataset", type=image_table, metavar="s3://…", help="table of a packed data set (default: the folder's)"
+    )
     return parser.parse_args(argv)
 
 

@@ -1,15 +1,18 @@
 """Train on a spot machine: python -m lifecycle.cloud.ec2 train --image-tag TAG [--types g4dn.xlarge,g5.xlarge]
 
 One machine of the stack's launch template (no way in, IMDSv2 only, least rights), of the type and zone among those
-named that has the most free capacity. It runs the training container on data in S3, keeps checkpoints there, stops with
-one when AWS wants it back, and terminates itself when it is done, idle, or at its last hour. The same --job again goes
-on. status tells what became of it, stop terminates it, fetch brings the artifact back.
+named that has the most free capacity. It runs the training container on data in S3 (a packed data set is
+streamed to a detector's trainer, files are copied first), keeps checkpoints there, stops with one when AWS wants it
+back, and terminates itself when it is done, idle, or at its last hour. The same --job again goes on. status tells what
+became of it, stop terminates it, fetch brings the artifact back.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
+import csv
+import io
 import json
 import shlex
 import sys
@@ -18,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from lifecycle.cloud.artifact import fetch
+from lifecycle.cloud.container import DETECTORS, TABLE
 from lifecycle.cloud.jobs import Job, add_later_commands, add_options, job_of, model_of
 from lifecycle.cloud.stack import NAME, PROJECT, outputs
 from utils.aws import client, coded, error_of
@@ -33,11 +37,16 @@ IDLE_MINUTES = 60
 _POLL_SECONDS = 5  # AWS asks for that; the notice comes two minutes before the end
 
 
-def user_data(job: Job, region: str) -> str:
-    """The script of deploy/aws/train.sh, with what it must know above it."""
+def user_data(job: Job, region: str, table: str = "") -> str:
+    """The script of deploy/aws/train.sh, with what it must know above it.
+
+    Args:
+        table: of a packed data set that is read from S3; empty: the machine copies the data set.
+    """
     known = {
         "JOB": job.name,
         "DATA": job.data,
+        "TABLE": table,
         "CHECKPOINTS": job.checkpoints,
         "MODEL": job.model,
         "IMAGE": job.image,
@@ -51,6 +60,18 @@ def user_data(job: Job, region: str) -> str:
     }
     lines = [f"export {name}={shlex.quote(value)}" for name, value in known.items()]
     return "\n".join(["#!/bin/bash", *lines, SCRIPT.read_text(encoding="utf-8")])
+
+
+def streamed(job: Job) -> str:
+    """The table that the trainer reads from S3 as it is; empty: the data set, or the training, needs files.
+
+    Raises:
+        FileMissing: there is no data set; better told now than by a machine that is paid.
+    """
+    with place(job.data).open(TABLE) as file, io.TextIOWrapper(file, encoding="utf-8", newline="") as text:
+        first = next(csv.DictReader(text), {})
+    is_packed = bool(first.get("shard"))
+    return f"{job.data.rstrip('/')}/{TABLE}" if is_packed and job.hyperparameters.get("train") in DETECTORS else ""
 
 
 def fleet_of(job: Job, template: str, types: Sequence[str], *, spot: bool) -> dict[str, Any]:
@@ -93,7 +114,7 @@ def start(job: Job, types: Sequence[str], *, spot: bool = True) -> str:
     """
     ec2 = client("ec2")
     template = job.made["TrainTemplateId"]
-    script = base64.b64encode(user_data(job, ec2.meta.region_name).encode()).decode()
+    script = base64.b64encode(user_data(job, ec2.meta.region_name, streamed(job)).encode()).decode()
     with coded(f"training job {job.name}"):
         versions = ec2.describe_launch_template_versions(LaunchTemplateId=template, Versions=["$Latest"])
         data = {**versions["LaunchTemplateVersions"][0]["LaunchTemplateData"], "UserData": script}

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -80,6 +81,7 @@ def deploy(name: str, given: Mapping[str, str]) -> dict[str, str]:
     cloud = client("cloudformation")
     is_new = _status(cloud, name) in _GONE
     wanted = _wanted(cloud, name, given, is_new)
+    wanted["ClientRequestToken"] = uuid.uuid4().hex  # a request that is sent again, its answer lost, is still the same
     try:
         made = (
             _called(cloud.create_stack, OnFailure="DELETE", **wanted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from inference.detector import build_verifier
 from ingress.sources import Ingress
 from scripts import benchmark
+from utils.errors import WorkerLost
 from utils.settings import load_settings
 
 
@@ -57,3 +59,16 @@ def test_a_process_of_its_own_reports_its_own_peak(photograph: Path) -> None:
     seconds, peak = benchmark.in_own_process(photograph)
     assert seconds > 0
     assert 50 << 20 < peak < 1 << 30  # not that of this process, which holds torch
+
+
+def test_a_worker_that_gave_up_ends_the_wait_for_its_answers(photograph: Path) -> None:
+    class Database:
+        def xlen(self, _: str) -> int:
+            return 0
+
+        def xadd(self, *_: object) -> None: ...
+
+    queue = benchmark.Queue(load_settings(profile="embedded"), None)  # type: ignore[arg-type]  # it judges nothing
+    queue._db, queue._worker = Database(), threading.Thread()  # type: ignore[assignment]
+    with pytest.raises(WorkerLost, match="gave up"):
+        queue.judge([photograph])

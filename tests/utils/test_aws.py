@@ -66,6 +66,14 @@ def test_a_server_that_does_not_answer_is_told(monkeypatch):
     assert caught.value.code == "cloud_failed"
 
 
+def test_a_page_of_something_in_between_is_told(monkeypatch):
+    with refusing(500, "<!doctype html>\n<html lang=en><h1>Internal Server Error</h1>", "text/html") as url:
+        point_to(monkeypatch, url)
+        with pytest.raises(VerifyError, match="not AWS: check proxies and AWS_ENDPOINT_URL") as caught:
+            door.account()
+    assert caught.value.code == "cloud_failed"
+
+
 def test_without_a_region_the_variable_is_named(monkeypatch):
     point_to(monkeypatch, "http://127.0.0.1:9")
     monkeypatch.delenv("AWS_DEFAULT_REGION")

@@ -16,6 +16,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from lifecycle.cloud import container
+from training.shards import image_table
 from utils.exits import Exit
 from utils.persistence import sha256_file
 
@@ -109,8 +110,20 @@ def test_hyperparameters_are_json_strings_and_retrain_reads_them_as_parameters(t
     given.pop("train")
     state = root / "checkpoints"
     state.mkdir()
-    command = container._retrain_command(root, {"drop": given["drop"], "heads": given["heads"], "model": "best"}, state)
+    table = container._channel(root)
+    command = container._retrain_command(
+        {"drop": given["drop"], "heads": given["heads"], "model": "best"}, table, state
+    )
     said = json.loads((state / "params.json").read_text())
     assert (said["drop"], said["heads"], said["model"]) == (0.2, ["clip_b16"], "best")
     assert said["dataset"].endswith("input/data/training/dataset.csv")
     assert "promote" not in command
+
+
+def test_a_packed_data_set_in_s3_takes_the_place_of_the_folders_for_a_detector_alone(tmp_path):
+    table = image_table("s3://data/packed/dataset.csv")
+    command = container._trainer_command(tmp_path, "effnet", {"steps": "9"}, table, tmp_path)
+    assert command[command.index("--dataset") + 1] == "s3://data/packed/dataset.csv"
+    root = laid_out(tmp_path / "ml", train="retrain")
+    assert container.main(["train", "--root", str(root), "--dataset", str(table)]) == Exit.SETUP
+    assert "train=retrain opens its images as files" in (root / "output" / "failure").read_text()

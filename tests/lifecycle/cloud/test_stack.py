@@ -152,6 +152,23 @@ def test_what_moto_can_is_made_and_removed_and_the_docs_list_what_it_cannot(clou
         stack.outputs("team")
 
 
+def test_every_deploy_has_a_token_of_its_own_so_that_a_request_may_be_sent_twice(cloud, monkeypatch):
+    sent: list[dict[str, object]] = []
+
+    def losing(service: str):
+        made = client(service)
+        made.create_stack = lambda **asked: sent.append(asked) or {"StackId": "none"}
+        return made
+
+    monkeypatch.setattr(stack, "client", losing)
+    monkeypatch.setattr(stack, "_follow", lambda *_: "CREATE_COMPLETE")
+    monkeypatch.setattr(stack, "outputs", lambda _: {})
+    for _ in range(2):
+        stack.deploy("team", {})
+    tokens = [str(each["ClientRequestToken"]) for each in sent]
+    assert len(set(tokens)) == 2 and all(len(each) >= 32 for each in tokens)  # one for each command, not for each try
+
+
 @pytest.mark.filterwarnings("ignore:Tried to parse")
 def test_a_plan_changes_nothing(cloud):
     lines = stack.plan("team", {})

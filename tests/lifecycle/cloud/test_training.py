@@ -11,6 +11,7 @@ import stat
 import subprocess
 import tarfile
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from lifecycle.cloud.jobs import Job
 from lifecycle.registry import Registry
 from tests.clouds import point_to, refusing
 from utils.aws import client
-from utils.errors import CopyDiffers, JobFailed, NoCapacity, VerifyError
+from utils.errors import CopyDiffers, FileMissing, JobFailed, NoCapacity, VerifyError
 from utils.exits import Exit
 from utils.persistence import sha256_file
 from utils.places import place
@@ -181,6 +182,7 @@ def template(bucket) -> dict[str, str]:
     data = {"ImageId": "ami-12c6146b", "MetadataOptions": {"HttpTokens": "required"}}
     made = cloud.create_launch_template(LaunchTemplateName="train", LaunchTemplateData=data)["LaunchTemplate"]
     subnets = [each["SubnetId"] for each in cloud.describe_subnets()["Subnets"]][:2]
+    bucket.write("data/dataset.csv", b"filepath,label,source\na.png,real,a\n")
     return {"TrainTemplateId": made["LaunchTemplateId"], "Subnets": ",".join(subnets)}
 
 
@@ -217,6 +219,21 @@ def test_a_spot_machine_is_asked_for_with_every_option(template, monkeypatch):
     place("s3://data/models/team-1").write("failure", b"job_failed: bad_table: no image")
     with pytest.raises(JobFailed, match="bad_table"):
         ec2.status("team-1", "s3://data/models/team-1")
+
+
+def test_only_a_detector_on_a_packed_data_set_streams_and_a_missing_one_starts_no_machine(template, bucket):
+    files, packed = job(**template), replace(job(**template), data="s3://data/packed/")
+    bucket.write(
+        "packed/dataset.csv", b"filepath,label,source,shard,offset,bytes\na.png,real,a,images-00000.tar,512,9\n"
+    )
+    assert ec2.streamed(files) == ""
+    assert ec2.streamed(packed) == "s3://data/packed/dataset.csv"
+    assert ec2.streamed(replace(packed, hyperparameters={"train": "retrain"})) == ""
+    assert ec2.streamed(replace(packed, hyperparameters={})) == ""
+    with pytest.raises(FileMissing, match=r"s3://data/none/dataset\.csv"):
+        ec2.start(replace(packed, data="s3://data/none"), ec2.TYPES)
+    assert ec2.machines("team-1") == []
+    assert len(client("ec2").describe_launch_templates()["LaunchTemplates"]) == 1
 
 
 def test_no_capacity_leaves_nothing(template, monkeypatch):
@@ -266,17 +283,22 @@ esac
 }
 
 
+PACKED = "s3://data/packed/dataset.csv"
+COPIED = "aws s3 sync --only-show-errors s3://data/data "
+
+
 @pytest.mark.parametrize(
-    ("wanted_back", "variables", "expected", "unexpected"),
+    ("wanted_back", "table", "variables", "expected", "unexpected"),
     [
-        (True, {}, ["docker stop --time 90 train", "aws s3 sync", "shutdown -P now"], ["model.tar.gz"]),
-        (False, {"RUNNING": "false"}, ["models/team-1/output/model.tar.gz", "shutdown -P now"], ["docker stop"]),
-        (False, {"RUNNING": "false", "EXIT_CODE": "3"}, ["models/team-1/failure", "shutdown -P now"], ["model.tar.gz"]),
+        (True, "", {}, ["docker stop --time 90 train", COPIED, "shutdown -P now"], ["model.tar.gz", "--dataset"]),
+        (False, "", {"RUNNING": "false"}, ["models/team-1/output/model.tar.gz", COPIED], ["docker stop"]),
+        (False, "", {"RUNNING": "false", "EXIT_CODE": "3"}, ["models/team-1/failure", COPIED], ["model.tar.gz"]),
+        (False, PACKED, {"RUNNING": "false"}, [f"repo/train:1 train --dataset {PACKED}\n"], [COPIED]),
     ],
-    ids=["interrupted", "done", "failed"],
+    ids=["interrupted", "done", "failed", "packed"],
 )
 def test_the_machine_ends_itself_with_a_checkpoint_whatever_happens(
-    tmp_path, wanted_back, variables, expected, unexpected
+    tmp_path, wanted_back, table, variables, expected, unexpected
 ):
     tools, root, calls = tmp_path / "bin", tmp_path / "ml", tmp_path / "calls"
     tools.mkdir()
@@ -288,7 +310,7 @@ def test_the_machine_ends_itself_with_a_checkpoint_whatever_happens(
     if "EXIT_CODE" in variables:
         (root / "output" / "failure").write_text("job_failed: no")
     script = (
-        ec2.user_data(job(), "eu-central-1")
+        ec2.user_data(job(), "eu-central-1", table)
         .replace("/opt/ml\n", f"{root}\n")
         .replace("POLL_SECONDS=5", "POLL_SECONDS=0.1")
     )

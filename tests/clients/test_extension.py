@@ -95,7 +95,7 @@ def test_a_click_in_the_menu_shows_the_verdict_of_ones_own_server(browser, serve
     assert worker.url.startswith(ORIGIN)
     options = browser.new_page()
     options.goto(f"{ORIGIN}/options.html")
-    assert ORIGIN in options.locator("#origin").inner_text()
+    options.locator("#origin", has_text=ORIGIN).wait_for()
     options.fill("#server", f"{server.url}/somewhere")
     options.click("button")
     options.get_by_text("It answers, with the profile embedded.").wait_for()

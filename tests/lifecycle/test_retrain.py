@@ -95,6 +95,7 @@ def quick(monkeypatch) -> None:
 PARAMS = {
     "profile": "light",
     "model": "logistic",
+    "inputs": ["*"],
     "jobs": 1,
     "gate": {"real": 0.5, "real_kind": 0.5, "calibration": 0.5},
 }

@@ -33,7 +33,7 @@ def test_every_price_names_region_day_and_source():
 
 def test_the_measured_rate_is_the_benchmarks():
     page = (ROOT / "docs" / "performance.md").read_text()
-    (worker,) = re.findall(r"^\| ours, worker \| ([\d.]+) \|", page, re.MULTILINE)
+    worker, *_ = re.findall(r"^\| ours, worker \| ([\d.]+) \|", page, re.MULTILINE)  # the newest stands first
     assert "2 cores" in page
     assert Known.read().images_per_core_second == pytest.approx(float(worker) / 2, abs=0.01)
 

@@ -250,7 +250,10 @@ def worker(profile: str, paths: Sequence[Path]) -> tuple[float, float]:
         queue.judge(paths[:20])
         started, cpu = time.perf_counter(), cpu_with_children()
         queue.judge(paths)
-        return len(paths) / (time.perf_counter() - started), (cpu_with_children() - cpu) / len(paths) * 1000
+        rate = len(paths) / (time.perf_counter() - started)
+        milliseconds = (cpu_with_children() - cpu) / len(paths) * 1000
+    print(f"worker: {rate:.2f} images/s, {milliseconds:.0f} CPU ms an image")
+    return rate, milliseconds
 
 
 def cpu_with_children() -> float:

@@ -60,16 +60,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def chaos(arguments: argparse.Namespace, work: Path, images: Sequence[bytes], expected: dict[str, int]) -> list[str]:
     """Everything that is measured. What is wrong."""
     print(f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, {cpu_name()}, profile {arguments.profile}")
-    drawn = random.Random(arguments.seed).sample(range(len(images)), min(arguments.compare, len(images)))
+    damaged = range(99, len(images), 100)
+    good = [number for number in range(len(images)) if number not in damaged]
+    drawn = [*random.Random(arguments.seed).sample(good, min(arguments.compare, len(good))), *damaged]
     (work / "sample").mkdir()
     paths = [work / "sample" / f"{number:05}.jpg" for number in drawn]  # what it is, the first bytes say
     for number, path in zip(drawn, paths, strict=True):
         path.write_bytes(images[number])
     said = command_line(arguments.profile, paths)
-    before = worker(arguments.profile, paths)
+    before = worker(arguments.profile, paths[: -len(damaged) or None])
     archive = Archive(arguments, work)
     archive.judge_and_kill()
-    after = worker(arguments.profile, paths)
+    after = worker(arguments.profile, paths[: -len(damaged) or None])
     show(archive, before, after, len(images))
     found = rows_of(work / "out")
     return [
@@ -250,7 +252,10 @@ def worker(profile: str, paths: Sequence[Path]) -> tuple[float, float]:
         queue.judge(paths[:20])
         started, cpu = time.perf_counter(), cpu_with_children()
         queue.judge(paths)
-        return len(paths) / (time.perf_counter() - started), (cpu_with_children() - cpu) / len(paths) * 1000
+        rate = len(paths) / (time.perf_counter() - started)
+        milliseconds = (cpu_with_children() - cpu) / len(paths) * 1000
+    print(f"worker: {rate:.2f} images/s, {milliseconds:.0f} CPU ms an image")
+    return rate, milliseconds
 
 
 def cpu_with_children() -> float:
@@ -351,7 +356,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="photographs to cut the images from")
     parser.add_argument("--images", type=int, default=5000, help="default: %(default)s")
-    parser.add_argument("--compare", type=int, default=150, help="that the command line and the worker judge too")
+    parser.add_argument(
+        "--compare",
+        type=int,
+        default=150,
+        help="good images that the worker and, with all damaged ones, the command line judge too",
+    )
     parser.add_argument("--workers", type=int, default=2, help="actors (default: %(default)s)")
     parser.add_argument("--profile", choices=tuple(PROFILES), default="light", help="default: %(default)s")
     parser.add_argument("--work", type=Path, help="empty folder that keeps images and verdicts")

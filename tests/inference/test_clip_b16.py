@@ -122,7 +122,8 @@ def test_a_head_may_ask_known_images_too(folder: Path, photograph: NDArray[np.ui
 
 
 def test_integers_give_the_tokens_of_floating_point(folder: Path, photograph: NDArray[np.uint8]) -> None:
-    assert prefers_integers("cpu"), "this processor cannot show it: see inference/graphs.py"
+    if not prefers_integers("cpu"):
+        pytest.skip("this processor does not multiply 8-bit integers exactly: see inference/graphs.py")
     pixels = view(photograph)[np.newaxis]
     whole, exact = load_tower(installed(folder))(pixels)[0], load_float_tower(installed(folder))(pixels)[0]
     off = np.linalg.norm(whole - exact, axis=1) / np.linalg.norm(exact, axis=1)

@@ -139,6 +139,9 @@ EXPORTED: dict[str, tuple[str, Callable[[], OnPixels]]] = {
     "edit_map": ("edit_map", lambda: EditMapOnPixels(EditMapNet())),
     "clip_b16": (ARCHITECTURE, lambda: ClipTowerOnPixels(clip_tower())),
 }
+MIDDLE = 128  # of uint8: stands for 0
+_MIDDLE, _FINER = "int8.middle", "int8.finer"  # what is left over is at most half a step, in 127 finer ones
+_CONTRIB = "com.microsoft"  # ONNX Runtime's own operators
 IN_INTEGERS = ("clip_b16",)  # those whose linear layers are stored as int8
 
 
@@ -223,11 +226,6 @@ def export_integers(folder: Path) -> None:
     whole.metadata_props.extend(model.metadata_props)
     (folder / GRAPH_INT8).write_bytes(whole.SerializeToString(deterministic=True))
     record_file(folder, "graph_int8", GRAPH_INT8, **ABOUT)
-
-
-MIDDLE = 128  # of uint8: stands for 0
-_MIDDLE, _FINER = "int8.middle", "int8.finer"  # what is left over is at most half a step, in 127 finer ones
-_CONTRIB = "com.microsoft"  # ONNX Runtime's own operators
 
 
 def _in_integers(gemm: onnx.NodeProto) -> list[onnx.NodeProto]:

@@ -136,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", type=Path, help="folder of shards: views that are in them need no image")
     parser.add_argument("--keep", type=Path, help="shard to write with the tokens that no shard holds")
     parser.add_argument("--jobs", type=int, default=2, help="processes that look at images (default: %(default)s)")
-    parser.add_argument("--precision", choices=LOOKERS, default="float32", help="bfloat16: faster on CPUs with AMX")
+    parser.add_argument("--precision", choices=LOOKERS, default="installed", help="bfloat16: on CPUs with AMX")
     parser.add_argument("--seed", type=int, default=0)
     train(parser.parse_args(argv))
     return Exit.DONE
@@ -264,7 +264,7 @@ def quick_looker() -> Look:
     return look
 
 
-LOOKERS: dict[str, Callable[[], Look]] = {"float32": looker, "bfloat16": quick_looker}
+LOOKERS: dict[str, Callable[[], Look]] = {"installed": looker, "bfloat16": quick_looker}
 
 
 def examples_of(sights: Sights) -> Examples:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import img_ml_verify
+from benchmarks.archive import actors_of
 from ingress.archive import open_archive, parts_of, read_part
 from scripts import judge_archive
 from tests.pictures import encode
@@ -164,20 +165,6 @@ def await_parts(driver: subprocess.Popen[str], done: Path, count: int) -> None:
     while not done.exists() or len(list(done.iterdir())) < count:
         assert driver.poll() is None
         time.sleep(0.2)
-
-
-def actors_of(driver: int) -> list[int]:
-    """Ray's actors of this driver: processes of its session that Ray named after the class."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-            title = path.with_name("cmdline").read_bytes()
-        except OSError:
-            continue
-        if int(fields[3]) == driver and title.startswith(b"ray::") and b"PartJudge" in title:
-            found.append(int(path.parent.name))
-    return found
 
 
 def test_another_archive_or_profile_does_not_go_on_in_the_same_place(tmp_path, capsys):

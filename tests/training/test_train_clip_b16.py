@@ -33,7 +33,7 @@ def _installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "weights.toml").write_text(f'[clip_b16]\nfile = "x"\nsha256 = "{TOWER}"\n')
     monkeypatch.setenv("IMGV_WEIGHTS_DIR", str(tmp_path / "weights"))
-    monkeypatch.setitem(trainer.LOOKERS, "float32", looker)
+    monkeypatch.setitem(trainer.LOOKERS, "installed", looker)
 
 
 def looker() -> Look:

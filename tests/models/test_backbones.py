@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
@@ -36,8 +37,10 @@ SMALL: Mapping[str, Mapping[str, int]] = {
     "open_clip": {"width": 96, "layers": 2, "head_width": 48},
     "transformers": {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 192},
 }
+DEPTH = {"timm": "depth", "open_clip": "layers", "transformers": "num_hidden_layers"}
 FULL_SIZE, LARGEST = "IMGV_TEST_FULL_SIZE", 440_000_000  # parameters: up to size L
-NAMES = [name for name, each in backbones().items() if each.library != "graph" and each.architecture != "dinov2"]
+DINOV2 = [name for name, each in backbones().items() if each.architecture == "dinov2"]
+NAMES = [name for name, each in backbones().items() if each.library != "graph" and name not in DINOV2]
 
 
 def small(name: str) -> Backbone:
@@ -212,6 +215,35 @@ def both(record: Backbone) -> tuple[Tensor, Tensor]:
         return build(record, published(record.name, source))(images), torch.cat([summary, patches.mean(dim=1)], dim=1)
 
 
+def both_dinov2(name: str, **sizes: int) -> tuple[Tensor, Tensor]:
+    """The same of DINOv2 and timm's port of it, at the side of the stored positions: they interpolate differently."""
+    other: Any = drawn(timm.create_model(f"vit_{name.removeprefix('dinov2_')}_patch14_dinov2", num_classes=0, **sizes))
+    theirs = other.state_dict()
+    state = {
+        "embeddings.cls_token": theirs["cls_token"],
+        "embeddings.mask_token": torch.ones(1, other.embed_dim),
+        "embeddings.position_embeddings": theirs["pos_embed"],
+    }
+    for kind in ("weight", "bias"):
+        state[f"embeddings.patch_embeddings.projection.{kind}"] = theirs[f"patch_embed.proj.{kind}"]
+        state[f"layernorm.{kind}"] = theirs[f"norm.{kind}"]
+        for index in range(len(other.blocks)):
+            there, here = f"encoder.layer.{index}.", f"blocks.{index}."
+            parts = ("query", "key", "value")
+            for part, value in zip(parts, theirs[f"{here}attn.qkv.{kind}"].chunk(3), strict=True):
+                state[f"{there}attention.attention.{part}.{kind}"] = value
+            state[f"{there}attention.output.dense.{kind}"] = theirs[f"{here}attn.proj.{kind}"]
+            for number in (1, 2):
+                state[f"{there}norm{number}.{kind}"] = theirs[f"{here}norm{number}.{kind}"]
+                state[f"{there}mlp.fc{number}.{kind}"] = theirs[f"{here}mlp.fc{number}.{kind}"]
+                state[f"{there}layer_scale{number}.lambda1"] = theirs[f"{here}ls{number}.gamma"]
+    side = other.patch_embed.img_size[0]
+    images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        tokens = other.forward_features(images)
+        return build(backbone(name), state)(images), torch.cat([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_backbone_sees_what_another_implementation_sees(name: str) -> None:
     found, expected = both(small(name))
@@ -219,13 +251,29 @@ def test_a_backbone_sees_what_another_implementation_sees(name: str) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_dinov2_sees_what_timms_port_sees() -> None:
+    found, expected = both_dinov2("dinov2_small", embed_dim=128, depth=2, num_heads=2)
+    assert expected.std() > 1e-3
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in NAMES if backbone(name).parameters < LARGEST])
+@pytest.mark.parametrize("name", [name for name in NAMES if backbone(name).parameters >= LARGEST])
+def test_two_blocks_of_full_width_see_what_another_implementation_sees(name: str) -> None:
+    """The larger ones at their own width, heads and side; all blocks of such a network have one shape."""
+    record = backbone(name)
+    found, expected = both(replace(record, sizes={**record.sizes, DEPTH[record.library]: 2}))
+    assert expected.std() > 1e-3
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*DINOV2, *(name for name in NAMES if backbone(name).parameters < LARGEST)])
 @pytest.mark.timeout(900)
 def test_a_backbone_of_full_size_sees_what_another_implementation_sees(name: str) -> None:
     if FULL_SIZE not in os.environ:
         pytest.skip(f"takes minutes and 6 GB of memory: set {FULL_SIZE}=1")
-    found, expected = both(backbone(name))
+    found, expected = both_dinov2(name) if name in DINOV2 else both(backbone(name))
     assert expected.std() > 1e-3
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 

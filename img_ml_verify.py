@@ -20,7 +20,9 @@ from utils.profiles import DEFAULT_PROFILE, PROFILES
 
 if TYPE_CHECKING:  # imported where used: --help and --schema answer without numpy or OpenCV
     from inference.batch import Line
-    from inference.pipeline import Pipeline, Request, Verifies
+    from inference.detector import Verifier
+    from inference.pipeline import Pipeline, Request
+    from inference.verdict_cache import VerdictFile
     from utils.contracts import Tier, Verdict
     from utils.errors import VerifyError
     from utils.settings import Settings
@@ -213,7 +215,7 @@ def _progress(total: int) -> Iterator[Callable[[], object]]:
 
 
 async def judge(
-    sources: Iterable[str | Request], settings: Settings, verifier: Verifies, artifacts: Path | None = None
+    sources: Iterable[str | Request], settings: Settings, verifier: Verifier, artifacts: Path | None = None
 ) -> AsyncIterator[tuple[str, Verdict | VerifyError]]:
     """Answer for every source, in order: a verdict, or the error that says why there is none.
 
@@ -224,15 +226,17 @@ async def judge(
         SetupError: no image can be judged.
     """
     from inference.pipeline import Pipeline
+    from inference.verdict_cache import VerdictFile
     from ingress.sources import shown
 
     waiting = iter(sources)
+    known = None if artifacts else VerdictFile.at(settings)  # an artifact needs the pixels
     with Pipeline(settings.pipeline, settings.decode, settings.fetch, {"": verifier}) as pipeline:
         coming: deque[tuple[str | Request, asyncio.Task[Verdict | VerifyError]]] = deque()
         try:
             while True:
                 for source in islice(waiting, 2 * settings.pipeline.batch - len(coming)):  # one batch ahead
-                    answer = _answer(source, settings.decode.max_bytes, pipeline, artifacts)
+                    answer = _answer(source, settings.decode.max_bytes, pipeline, artifacts, known, verifier)
                     coming.append((source, asyncio.create_task(answer)))
                 if not coming:
                     return
@@ -244,7 +248,12 @@ async def judge(
 
 
 async def _answer(
-    source: str | Request, max_bytes: int, pipeline: Pipeline, artifacts: Path | None
+    source: str | Request,
+    max_bytes: int,
+    pipeline: Pipeline,
+    artifacts: Path | None,
+    known: VerdictFile | None,
+    verifier: Verifier,
 ) -> Verdict | VerifyError:
     from utils.errors import Internal, SetupError, VerifyError
 
@@ -252,7 +261,12 @@ async def _answer(
         request = _request(source, max_bytes) if isinstance(source, str) else source
         with pipeline.place(request) as place:
             raw = await pipeline.read(request, place)
+            digest = await pipeline.in_thread(known.digest, raw, verifier) if known else ""
+            if known and (earlier := await pipeline.in_thread(known.get, digest, request.source)):
+                return earlier
             sample, judgement = await pipeline.judge(request, raw, place)
+            if known:
+                await pipeline.in_thread(known.put, digest, judgement.verdict)
             if artifacts is None:
                 return judgement.verdict
             from inference.report import unwritten, write_artifacts

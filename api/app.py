@@ -49,13 +49,13 @@ def default_backend(settings: Settings, metrics: Metrics, release: Release | Non
         return QueueBackend(settings.queue, url, metrics)
     from api.local import LocalBackend
     from inference.detector import build_verifier
+    from inference.verdict_cache import VerdictFile
     from utils.threads import limit_library_threads
 
     verifier = build_verifier(settings.models, release)
     limit_library_threads()
-    return LocalBackend(
-        settings.pipeline, settings.decode, settings.fetch, verifier, metrics, settings.api.keep_seconds
-    )
+    parts = settings.pipeline, settings.decode, settings.fetch, verifier, metrics
+    return LocalBackend(*parts, settings.api.keep_seconds, VerdictFile.at(settings))
 
 
 def create_app(settings: Settings, make_backend: MakeBackend = default_backend) -> FastAPI:

@@ -26,6 +26,7 @@ from utils.verdict_json import verdict_dict
 
 if TYPE_CHECKING:  # the conductor imports every measurement; a server that only queues does without
     from inference.detector import Judgement, Verifier
+    from inference.verdict_cache import VerdictFile
 
 log = logging.getLogger(__name__)
 
@@ -50,15 +51,18 @@ class LocalBackend:
         verifier: Verifier,
         metrics: Metrics,
         keep_seconds: float,
+        known: VerdictFile | None = None,
     ) -> None:
         """
         Args:
             keep_seconds: how long an answer and its artifacts can be fetched.
+            known: verdicts that were given before.
         """
         self._settings = pipeline
         self._verifier = LiveVerifier(verifier)
         self._metrics = metrics
         self._keep_seconds = keep_seconds
+        self._known = known
         self._pipeline = Pipeline(
             pipeline,
             decode.for_strangers(),
@@ -141,11 +145,7 @@ class LocalBackend:
                     raw = await self._pipeline.read(request, place, job.advance)
                 finally:
                     self._fetching[request.caller] -= request.raw is None
-                sample, judgement = await self._pipeline.judge(request, raw, place, job.advance)
-                verdict = judgement.verdict
-                files: dict[str, Path] = {}
-                if artifacts:
-                    verdict, files = await self._report(job, sample, judgement)
+                verdict, files = await self._judge(job, request, raw, place, artifacts)
             job.finish(verdict_dict(verdict), files)
         except VerifyError as error:
             job.fail(error)
@@ -154,6 +154,22 @@ class LocalBackend:
             job.fail(Internal(BUG))
         finally:
             self._metrics.jobs.labels(job.stage).inc()
+
+    async def _judge(
+        self, job: Job, request: Request, raw: bytes, place: Place, artifacts: bool
+    ) -> tuple[Verdict, dict[str, Path]]:
+        known = None if artifacts else self._known  # an artifact needs the pixels
+        judges, digest = self._verifier.now, ""
+        if known:
+            digest = await self._pipeline.in_thread(known.digest, raw, judges, stability=request.stability)
+            if earlier := await self._pipeline.in_thread(known.get, digest, request.source, job.id):
+                return earlier, {}
+        sample, judgement = await self._pipeline.judge(request, raw, place, job.advance)
+        if artifacts:
+            return await self._report(job, sample, judgement)
+        if known and judges is self._verifier.now:  # else a release came between, and this may be either's
+            await self._pipeline.in_thread(known.put, digest, judgement.verdict)
+        return judgement.verdict, {}
 
     async def _report(self, job: Job, sample: Sample, judgement: Judgement) -> tuple[Verdict, dict[str, Path]]:
         from inference.report import unwritten

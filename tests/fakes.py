@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 
 import numpy as np
+from PIL import Image
 
 from fusion.calibration import Platt
 from fusion.decision import Thresholds
@@ -56,3 +58,9 @@ def fusion_model(*inputs: str) -> FusionModel:
 
 def flat_sample(level: int, source: str = "flat", side: int = 320, **fields) -> Sample:
     return Sample(source, b"raw %d" % level, np.full((side, side, 3), level, np.uint8), "PNG", **fields)
+
+
+def flat_png(level: int = 200) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((24, 32, 3), level, np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()

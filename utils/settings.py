@@ -228,6 +228,11 @@ class PipelineSettings(Section):
         300.0, gt=0, description="models that take longer for a batch are stuck: the worker ends, the API is unready"
     )
     drain_seconds: float = Field(25.0, ge=0, description="after SIGTERM, time to finish what the models work on")
+    cache: Annotated[Home | None, BeforeValidator(_none_if_empty)] = Field(
+        None,
+        description="file of verdicts from which command line and API answer the same bytes again; empty: none."
+        " A worker has IMGV_QUEUE_CACHE_SECONDS",
+    )
 
 
 class QueueSettings(Section):

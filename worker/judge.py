@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +10,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from inference.pipeline import Pipeline, Place, Request, Stage, Verifies
+from inference.verdict_cache import FROM_CACHE, digest_of
 from utils.contracts import Json
 from utils.errors import FileMissing
 from utils.persistence import safe_name
@@ -151,7 +151,7 @@ class Judge:
                 verdict = unwritten(verdict, error)
         text = dump(verdict_dict(verdict))
         if judges == self._fingerprint_of(job.profile):  # else a release came between, and this may be either's
-            await self._remember(job, sample.sha256, judges, text)
+            await self._remember(job, raw, judges, text)
         return text
 
     # ---------------------------------------------------------------------------------------------------- verdict cache
@@ -160,28 +160,25 @@ class Judge:
         """An earlier verdict on the same bytes, which says that it is one. None when this job must be judged."""
         if self._cache is None or job.artifacts:
             return None
-        found = await self._cache.get(_digest(job, hashlib.sha256(raw).hexdigest(), judges))
+        found = await self._cache.get(_digest(job, raw, judges))
         if found is None:
             return None
         try:
             verdict: dict[str, Json] = json.loads(found)
-            verdict["warnings"] = [*verdict["warnings"], _FROM_CACHE]
+            verdict["warnings"] = [*verdict["warnings"], FROM_CACHE]
         except (ValueError, TypeError, KeyError, RecursionError):  # somebody else's value
             return None
         verdict["job_id"], verdict["source"] = job.job_id, job.source
         self._metrics.cached.inc()
         return dump(verdict)
 
-    async def _remember(self, job: Job, sha256: str, judges: str, verdict: str) -> None:
+    async def _remember(self, job: Job, raw: bytes, judges: str, verdict: str) -> None:
         if self._cache and not job.artifacts:
-            await self._cache.put(_digest(job, sha256, judges), verdict.encode())
+            await self._cache.put(_digest(job, raw, judges), verdict.encode())
 
 
-def _digest(job: Job, sha256: str, judges: str) -> str:
-    return hashlib.sha256(f"{sha256} {job.profile} {job.stability:d} {judges}".encode()).hexdigest()
-
-
-_FROM_CACHE = "from the verdict cache: the same bytes were judged before by the same models; timings are of that time"
+def _digest(job: Job, raw: bytes, judges: str) -> str:
+    return digest_of(raw, judges, profile=job.profile, stability=job.stability)
 
 
 _STALLED_SECONDS = 0.5  # most downloads take less

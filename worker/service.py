@@ -23,7 +23,7 @@ from utils.errors import BadSettings, SetupError
 from utils.live_settings import LiveSettings
 from utils.releases import Release
 from utils.settings import FetchSettings, PipelineSettings, QueueSettings, Settings
-from worker.cache import RedisCache, fingerprint
+from worker.cache import RedisCache
 from worker.callbacks import Callback, CallbackJobs, Sender, signing_key
 from worker.connect import BLOCK_MS, Client, connect
 from worker.jobs import ImageJobs, Job, Rules
@@ -54,6 +54,7 @@ async def judging(settings: Settings, metrics: Metrics, client: Client, prefer: 
     """
     from inference.detector import build_verifier, promoted
     from inference.live import LiveVerifier, following
+    from inference.verdict_cache import fingerprint
     from utils.threads import limit_library_threads
     from worker.judge import Judge
 
@@ -84,7 +85,7 @@ async def judging(settings: Settings, metrics: Metrics, client: Client, prefer: 
         logging.getLogger().setLevel(values.log_level or settings.log.level)
 
     def fingerprint_of(name: str) -> str:
-        return fingerprint(verifiers[name].now)
+        return fingerprint(verifiers[name].now, settings)
 
     current = release.name if release else ""
     metrics.judges_with(current)

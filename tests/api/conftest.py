@@ -9,7 +9,6 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 
 import httpx
-import numpy as np
 import pytest
 import uvicorn
 from fastapi import FastAPI
@@ -22,6 +21,7 @@ from api.local import LocalBackend
 from api.metrics import Metrics
 from inference.detector import Verifier
 from inference.ensemble import Ensemble
+from inference.verdict_cache import VerdictFile
 from tests.fakes import FakeDetector, fusion_model
 from utils.contracts import PUBLIC_FEATURES
 from utils.releases import Release
@@ -34,12 +34,6 @@ Work = Callable[[httpx.AsyncClient], Awaitable[object]]
 def photo(name: str = "china.jpg", kind: str = "JPEG") -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(load_sample_image(name)).save(buffer, kind)
-    return buffer.getvalue()
-
-
-def flat_png(level: int = 200) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.full((24, 32, 3), level, np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -78,7 +72,8 @@ def local_app(settings: Settings, verifier: Verifier) -> FastAPI:
     """The application, whose images this verifier judges in this process."""
 
     def backend(given: Settings, metrics: Metrics, _release: Release | None) -> LocalBackend:
-        return LocalBackend(given.pipeline, given.decode, given.fetch, verifier, metrics, given.api.keep_seconds)
+        parts = given.pipeline, given.decode, given.fetch, verifier, metrics
+        return LocalBackend(*parts, given.api.keep_seconds, VerdictFile.at(given))
 
     return create_app(settings, backend)
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from api.config import Configurator
 from api.limits import new_key
-from tests.api.conftest import flat_png
+from tests.fakes import flat_png
 from utils.errors import BadRequest, Conflict
 from utils.live_settings import MemoryKeeper, State, following
 from utils.releases import Store, seal

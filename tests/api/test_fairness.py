@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from tests.api.conftest import LiveServer, Watched, flat_png, local_app, settings_of
+from tests.api.conftest import LiveServer, Watched, local_app, settings_of
+from tests.fakes import flat_png
 from tests.sites import Site, fetch_without_guard
 
 KEYS = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("mallory", "bob")}

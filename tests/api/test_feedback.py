@@ -13,7 +13,7 @@ import pytest
 
 from api import feedback
 from api.limits import new_key
-from tests.api.conftest import flat_png
+from tests.fakes import flat_png
 
 REPORT = {"sha256": "a" * 64, "label": "real", "why": "I took it"}
 WITH_IMAGE = {"image_base64": base64.b64encode(flat_png()).decode()}

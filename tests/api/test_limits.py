@@ -16,7 +16,8 @@ from api import limits
 from api.__main__ import main
 from api.limits import KeyRing, RateLimiter, caller_of, new_key
 from api.problems import RateExceeded, coded
-from tests.api.conftest import LiveServer, Watched, flat_png, local_app, settings_of
+from tests.api.conftest import LiveServer, Watched, local_app, settings_of
+from tests.fakes import flat_png
 from utils.errors import BadSettings, InputError, Internal, TransientError, classes_by_code
 
 PNG = {"file": ("photo.png", flat_png())}

@@ -20,7 +20,8 @@ import redis
 from api.app import create_app
 from api.local import LocalBackend
 from api.queued import QueueBackend
-from tests.api.conftest import Watched, flat_png, settings_of
+from tests.api.conftest import Watched, settings_of
+from tests.fakes import flat_png
 from worker.connect import connect
 from worker.embedded import EmbeddedServer, find_server
 from worker.judge import Judge

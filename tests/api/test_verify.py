@@ -13,7 +13,9 @@ import jsonschema
 import pytest
 
 from api.local import LocalBackend
-from tests.api.conftest import LiveServer, Watched, flat_png, local_app, photo, settings_of
+from inference.verdict_cache import FROM_CACHE
+from tests.api.conftest import LiveServer, Watched, local_app, photo, settings_of
+from tests.fakes import flat_png
 from utils.contracts import GRADES, Tier
 
 
@@ -355,6 +357,22 @@ def test_the_names_that_older_clients_know_answer_in_short(serve):
     assert 0 < info["threshold"] < 1
 
 
+def test_the_same_bytes_are_answered_again_where_the_operator_keeps_verdicts(serve, verifier, tmp_path):
+    async def work(client):
+        asked = {"files": upload(flat_png())}
+        return [
+            (await client.post("/v1/verify", **asked)).json(),
+            (await client.post("/v1/verify", **asked)).json(),
+            (await client.post("/v1/verify", **asked, params={"artifacts": True})).json(),
+        ]
+
+    first, again, report = serve(work, pipeline_cache=str(tmp_path / "verdicts"))
+    assert [FROM_CACHE in each["warnings"] for each in (first, again, report)] == [False, True, False]
+    assert again["fusion_prob"] == first["fusion_prob"]
+    assert again["job_id"] != first["job_id"]
+    assert len(verifier.batches) == 2
+
+
 def test_the_server_says_what_judges_and_what_is_missing(serve):
     async def work(client):
         return (await client.get("/v1/models")).json()
@@ -363,7 +381,7 @@ def test_the_server_says_what_judges_and_what_is_missing(serve):
     assert models["profile"] == "embedded"
     assert models["runs"] == "in process"
     detectors = {each["name"]: each for each in models["detectors"]}
-    assert detectors["effnet"]["enabled"]
+    assert detectors["clip_b16"]["enabled"]
     assert not detectors["fatformer"]["enabled"]
     for each in detectors.values():
         assert each["available"] == (not each["reason"])

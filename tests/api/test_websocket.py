@@ -10,7 +10,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from api.limits import SUBPROTOCOL, WEBSOCKET_BYTES, new_key
-from tests.api.conftest import LiveServer, Watched, flat_png, local_app, settings_of
+from tests.api.conftest import LiveServer, Watched, local_app, settings_of
+from tests.fakes import flat_png
 from worker import http
 
 KEY, DIGEST = new_key()

@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from inference import verdict_cache
 from inference.detector import Verifier
 from inference.ensemble import Ensemble
 from tests.fakes import FakeDetector, fusion_model
 from tests.sites import Site, fetch_without_guard
 from tests.worker.conftest import answered
 from utils.contracts import PUBLIC_FEATURES
-from worker import cache, jobs
-from worker.cache import RedisCache, fingerprint
+from worker import jobs
+from worker.cache import RedisCache
 from worker.judge import Judge
 from worker.stream import Keys
 
@@ -67,7 +68,9 @@ def judging(verifier, cached=False):
     async def make(settings, metrics, client, _):
         cache = RedisCache(client, Keys(settings.queue.prefix), 60) if cached else None
         verifiers, parts = {"embedded": verifier}, (settings.queue, settings.pipeline, settings.decode, settings.fetch)
-        async with Judge(*parts, verifiers, metrics, cache, lambda _: fingerprint(verifier)) as judge:
+        async with Judge(
+            *parts, verifiers, metrics, cache, lambda _: verdict_cache.fingerprint(verifier, settings)
+        ) as judge:
             yield judge
 
     return make
@@ -229,7 +232,7 @@ def test_the_same_bytes_may_be_answered_from_the_cache_and_the_verdict_says_so(d
 
 def test_what_judges_is_digested_once_and_not_once_a_job(db, keys, server, run_worker, monkeypatch):
     digested = []
-    monkeypatch.setattr(cache, "_fingerprint", lambda verifier: digested.append(verifier) or "digest")
+    monkeypatch.setattr(verdict_cache, "_fingerprint", lambda verifier, _: digested.append(verifier) or "digest")
     for number in range(4):
         db.xadd(keys.streams[1], {"image": png(number * 10), "job_id": str(number)})
     judge = verifier()

@@ -51,7 +51,7 @@ class Found:
 
 
 def find(rgb: RgbArray) -> Found:
-    """At most MOST pictures. Time: about 80 ms of one slow core, whatever the size of the image."""
+    """At most MOST pictures. Time: about 15 ms of one core, 50 with an interface, and little more for a large image."""
     scale = min(1.0, WORK_SIDE / max(rgb.shape[:2]))
     if min(rgb.shape[:2]) * scale < _LEAST_SHORT_SIDE:
         return Found((), False)
@@ -91,15 +91,17 @@ def _opened(rgb: RgbArray, box: Box) -> list[Box]:
 
 def _interface(rgb: RgbArray) -> Mask | None:
     """1 where a pixel has one of the few exact colours that cover much of the image; None: there are none."""
-    packed = (rgb[..., 0].astype(np.int32) >> 2 << 12) | (rgb[..., 1].astype(np.int32) >> 2 << 6) | rgb[..., 2] >> 2
     kernel = np.ones((3, 3), np.uint8)
-    calm = (cv2.morphologyEx(rgb, cv2.MORPH_GRADIENT, kernel).max(axis=2) <= 2 * _NEAR // 3).astype(bool)
-    counts = np.bincount(packed[calm], minlength=2**18)
+    red, green, blue = (cv2.morphologyEx(plane, cv2.MORPH_GRADIENT, kernel) for plane in cv2.split(rgb))
+    steepest = cv2.max(cv2.max(red, green), blue)
+    calm = cv2.threshold(steepest, 2 * _NEAR // 3, 255, cv2.THRESH_BINARY_INV)[1]
+    counts = cv2.calcHist([rgb], [0, 1, 2], calm, [64] * 3, [0, 256] * 3)  # cells of 4 x 4 x 4 levels
+    frequent = np.argwhere(counts >= _EXACT_COLOUR * calm.size)
+    order = np.argsort(counts[tuple(frequent.T)])[::-1]
     mask = np.zeros(rgb.shape[:2], np.uint8)
-    for index in np.argsort(counts)[::-1][:_MOST_COLOURS]:
-        if counts[index] < _EXACT_COLOUR * packed.size:
-            break
-        colour = np.median(rgb[calm & (packed == index)], axis=0)
+    for cell in 4.0 * frequent[order[:_MOST_COLOURS]]:
+        has_it = np.asarray(cv2.bitwise_and(cv2.inRange(rgb, cell, cell + 3), calm), np.bool_)
+        colour = np.median(rgb[has_it], axis=0)
         low, high = np.clip(colour - _NEAR, 0, 255), np.clip(colour + _NEAR, 0, 255)
         mask |= _reaching_the_edge(np.asarray(cv2.inRange(rgb, low, high) > 0, np.uint8))
     return mask if mask.any() else None
@@ -118,8 +120,10 @@ def _reaching_the_edge(colour: Mask) -> Mask:
     ends = np.union1d(np.union1d(parts[0], parts[-1]), ground)
     if not ends.any():
         return np.zeros_like(colour)
-    kept = np.union1d(ends, sides)
-    return np.asarray(np.isin(parts, kept[kept > 0]), np.uint8)
+    kept = np.zeros(len(stats), np.uint8)
+    kept[ends], kept[sides] = 1, 1
+    kept[0] = 0  # other colours
+    return kept[parts]
 
 
 def _pictures(rgb: RgbArray, flat: Mask) -> list[Box]:

@@ -37,11 +37,13 @@ HEATMAPS = {"jpeg_grid": "Blocks whose JPEG grid differs from the rest"}
 BLOCK = 8
 ORIGINS = BLOCK * BLOCK
 ZERO = 0.5  # a coefficient rounds to zero, as in ZERO
-TILE = (64, 1024)  # pixels transformed at once: stays in the cache, and below the size at which BLAS starts threads
+STRIP = 20_000  # pixels transformed at once, so that their coefficients stay in the cache
+RUN = 1280  # columns of one product: OpenBLAS multiplies small matrices without packing, and starts no threads for them
 WINDOWS = (5, 9, 17)  # in cells of 8 pixels: regions of 40, 72 and 136 pixels
 LOG_NFA_FLOOR = -300.0
 
 _DCT = dct(np.eye(BLOCK, dtype=np.float32), axis=0, norm="ortho")
+_DCT_OF_ZEROS = _DCT / np.float32(ZERO)  # whose results without their decimals are 0 where a coefficient is
 
 
 def measure(sample: Sample) -> Measurement:
@@ -103,30 +105,27 @@ def _log_nfa(votes: NDArray[np.float64], origin: int) -> float:
 
 def count_zeros(grey: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Zeros among the 63 AC coefficients of the 8 x 8 block that starts at each pixel; (H-7) x (W-7)."""
-    rows, columns = grey.shape[0] - BLOCK + 1, grey.shape[1] - BLOCK + 1
-    count = np.empty((rows, columns), dtype=np.uint8)
-    for top in range(0, rows, TILE[0]):
-        for left in range(0, columns, TILE[1]):
-            tile = grey[top : top + TILE[0] + BLOCK - 1, left : left + TILE[1] + BLOCK - 1]
-            count[top : top + TILE[0], left : left + TILE[1]] = _zeros_of_tile(tile)
-    return count
-
-
-def _zeros_of_tile(tile: NDArray[np.float32]) -> NDArray[np.uint8]:
-    rows, columns = tile.shape[0] - BLOCK + 1, tile.shape[1] - BLOCK + 1
-    along = np.empty_like(tile, order="C")
-    # rows x 8 x columns: the eight rows below each row, without a copy
-    below = as_strided(along, (rows, BLOCK, columns), (along.strides[0], *along.strides))
-    coefficients = np.zeros(below.shape, dtype=np.float32)
-    is_zero = np.empty(below.shape, dtype=np.bool_)
-    count = np.zeros((rows, columns), dtype=np.uint8)
-    for frequency, basis in enumerate(_DCT):
-        cv2.filter2D(tile, cv2.CV_32F, basis[None], dst=along, anchor=(0, 0))
-        first = int(frequency == 0)  # DC is not counted
-        np.matmul(_DCT[first:], below, out=coefficients[:, first:])
-        np.less(np.abs(coefficients, out=coefficients), ZERO, out=is_zero)
-        count += np.add.reduce(is_zero[:, first:].view(np.uint8), axis=1, dtype=np.uint8)
-    return count
+    rows, width = grey.shape[0] - BLOCK + 1, grey.shape[1]
+    strip, run = max(BLOCK, STRIP // width), min(width, RUN)
+    runs = -(-strip * width // run)
+    # The rows of a strip lie in one line, so runs may go across their ends, and the last one beyond the strip.
+    along = np.zeros(runs * run + (BLOCK - 1) * width, dtype=np.float32)
+    below = as_strided(along, (runs, BLOCK, run), (4 * run, 4 * width, 4))  # the eight rows below each, without a copy
+    coefficients = np.empty((BLOCK, runs, run), dtype=np.float32)
+    whole = np.empty((BLOCK, runs * run), dtype=np.int16)
+    is_zero = np.empty(whole.shape, dtype=np.bool_)
+    count = np.zeros((rows, width), dtype=np.uint8)
+    for top in range(0, rows, strip):
+        pixels = grey[top : top + strip + BLOCK - 1]
+        counted = count[top : top + strip].reshape(-1)
+        for frequency, basis in enumerate(_DCT):
+            cv2.filter2D(pixels, cv2.CV_32F, basis[None], dst=along[: pixels.size].reshape(pixels.shape), anchor=(0, 0))
+            np.matmul(_DCT_OF_ZEROS, below, out=coefficients.transpose(1, 0, 2))
+            np.copyto(whole, coefficients.reshape(whole.shape), casting="unsafe")  # cuts off decimals
+            np.equal(whole, 0, out=is_zero)
+            first = int(frequency == 0)  # DC is not counted
+            counted += np.add.reduce(is_zero[first:, : counted.size].view(np.uint8), axis=0, dtype=np.uint8)
+    return count[:, : width - BLOCK + 1]
 
 
 def cast_votes(zeros: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -138,10 +137,8 @@ def cast_votes(zeros: NDArray[np.uint8]) -> NDArray[np.uint8]:
     key = np.left_shift(zeros, 6, dtype=np.uint16) | (rows[:, None] * np.uint16(BLOCK) + columns)
     # Among equals the first maximum keeps the largest origin and the second the smallest: they differ on a tie.
     largest, smallest = _block_maximum(key), _block_maximum(key ^ np.uint16(ORIGINS - 1))
-    differ = (largest ^ smallest) != ORIGINS - 1
-    votes = (largest & np.uint16(ORIGINS - 1)).astype(np.uint8)
-    votes[differ] = ORIGINS
-    return votes
+    is_one = (largest ^ smallest) == ORIGINS - 1
+    return np.where(is_one, largest & np.uint16(ORIGINS - 1), np.uint16(ORIGINS)).astype(np.uint8)
 
 
 def _block_maximum(key: NDArray[np.uint16]) -> NDArray[np.uint16]:

@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.contracts import Heatmap, Measurement, RgbArray, Sample
+from forensics.statistics import Plane, planes_of
+from utils.contracts import Heatmap, Measurement, Sample
 
 FEATURES: Mapping[str, str] = {
     "noise.level": "standard deviation of the noise in luma by the median absolute residual, grey levels, 0..150",
@@ -35,9 +36,7 @@ _BLOCK = 16
 _FEWEST_BLOCKS = 36  # the regression has five unknowns; 96 x 96 pixels
 _LEVEL_FLOOR = 0.05  # grey levels; below rounding, so that its logarithm does not carry meaningless differences
 _DIFFERENCE = np.array([1, -2, 1], dtype=np.float32)
-MEDIAN_SAMPLE = 16_384
 _NORMAL_MAD = 0.67449  # median absolute deviation of a standard normal variable
-_CROSS = np.array([[0, 1, 0], [1, -4, 1], [0, 1, 0]], dtype=np.float32) / 4
 
 
 def measure(sample: Sample) -> Measurement:
@@ -54,7 +53,7 @@ def measure(sample: Sample) -> Measurement:
     residual = _residual(sample.grey)
     if _energy(residual) - cv2.mean(residual)[0] ** 2 < 1e-6:
         return Measurement(dict.fromkeys(FEATURES, math.nan), skipped="no noise: the picture is flat or a ramp")
-    green = np.ascontiguousarray(sample.window[..., 1])
+    red, green, blue = sample.shared(planes_of)
     size = np.abs(residual)
     level = median_of(size) / _NORMAL_MAD
     coarse_level = median_of(np.abs(_residual(_block_mean(sample.grey, 2)))) / _NORMAL_MAD
@@ -64,7 +63,7 @@ def measure(sample: Sample) -> Measurement:
         "noise.scale_ratio": math.log2((coarse_level + _LEVEL_FLOOR) / (level + _LEVEL_FLOOR)),
         **blocks,
         **_shape(residual),
-        "noise.channel_correlation": _channel_correlation(sample.window),
+        "noise.channel_correlation": _channel_correlation(red, green, blue),
         "noise.cfa": _cfa(green),
         "noise.srm_entropy": srm_entropy(green),
     }
@@ -82,17 +81,10 @@ def _residual(plane: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def median_of(values: NDArray[np.float32]) -> float:
-    """The median of all values; only those near the median of a sample are put in order."""
-    values = values.ravel()
-    # An odd step, because an even one meets only some phases of JPEG's blocks.
-    sample = np.sort(values[:: values.size // MEDIAN_SAMPLE | 1])
-    low, high = sample[int(0.48 * len(sample))], sample[int(0.52 * len(sample))]
-    below = np.count_nonzero(values < low)
-    near = np.sort(values[(values >= low) & (values <= high)])
-    first, last = (values.size - 1) // 2 - below, values.size // 2 - below
-    if first < 0 or last >= len(near):  # the sample misled
-        return float(np.median(values))
-    return float((near[first] + near[last]) / 2)
+    half = values.size // 2
+    parted = np.partition(values.ravel(), half)  # for one place NumPy has SIMD, for the two that np.median wants not
+    below = parted[half] if values.size % 2 else parted[:half].max()
+    return float((below + parted[half]) / 2)
 
 
 def _energy(plane: NDArray[Any]) -> float:
@@ -109,8 +101,9 @@ def _blocks(grey: NDArray[np.float32], size: NDArray[np.float32]) -> tuple[dict[
     noise = np.log(_block_mean(size) * math.sqrt(math.pi / 2) + _LEVEL_FLOOR)
     light = _block_mean(grey) / 255
     smooth = cv2.blur(grey, (5, 5))
-    across, down = (cv2.Sobel(smooth, cv2.CV_32F, *order, ksize=1) for order in ((1, 0), (0, 1)))
-    slope = np.add(np.abs(across, out=across), np.abs(down, out=down), out=across)
+    slope = np.zeros(smooth.shape, dtype=np.float32)
+    cv2.absdiff(smooth[:, 2:], smooth[:, :-2], dst=slope[:, 1:-1])
+    slope[1:-1] += np.asarray(cv2.absdiff(smooth[2:], smooth[:-2]), dtype=np.float32)
     texture = np.log(_block_mean(slope) + _LEVEL_FLOOR)
     usable = (light > 0.04) & (light < 0.96)  # near black and white, clipping cuts the noise
     if np.count_nonzero(usable) < _FEWEST_BLOCKS:
@@ -161,10 +154,10 @@ def _shape(residual: NDArray[np.float32]) -> dict[str, float]:
     }
 
 
-def _channel_correlation(rgb: RgbArray) -> float:
+def _channel_correlation(*planes: Plane) -> float:
     """Demosaicing fills red and blue from green's detail, so that a camera's high band is nearly grey."""
     # 36 times the variance of _residual, in whole numbers, which take half the memory
-    red, green, blue = (cv2.sepFilter2D(plane, cv2.CV_16S, _DIFFERENCE, _DIFFERENCE) for plane in cv2.split(rgb))
+    red, green, blue = (cv2.sepFilter2D(plane, cv2.CV_16S, _DIFFERENCE, _DIFFERENCE) for plane in planes)
 
     def correlation(other: NDArray[Any]) -> float:
         # 1e-3: one grey level in a thousand pixels; a flat channel then correlates with nothing.
@@ -173,21 +166,22 @@ def _channel_correlation(rgb: RgbArray) -> float:
     return (correlation(red) + correlation(blue)) / 2
 
 
-def _cfa(green: NDArray[np.uint8]) -> float:
+def _cfa(green: Plane) -> float:
     """Interpolated green pixels, every second one on the quincunx lattice, are closer to the mean of their neighbours.
 
     Gallagher & Chen read this as the peak at the Nyquist frequency of the diagonal means of |residual|; the amplitude
     of that frequency is the difference between the two lattices, taken here directly and relative to their level.
     """
-    plane = cv2.filter2D(green, cv2.CV_32F, _CROSS)[1:-1, 1:-1]
-    size = cv2.log(np.abs(plane) + np.float32(0.5))  # logarithm: the strongest edges would drown the lattice
+    residual = cv2.Laplacian(green, cv2.CV_16S)[1:-1, 1:-1]  # four times that of the mean
+    # Logarithm: the strongest edges would drown the lattice. 2: half a grey level, so that it is finite.
+    size = cv2.log(np.add(np.abs(residual), 2, dtype=np.float32))
     upper, lower = (cv2.reduce(size[row::2], 0, cv2.REDUCE_AVG, dtype=cv2.CV_64F)[0] for row in (0, 1))
     even = (float(upper[::2].mean()) + float(lower[1::2].mean())) / 2
     odd = (float(lower[::2].mean()) + float(upper[1::2].mean())) / 2
     return abs(even - odd)
 
 
-def srm_entropy(green: NDArray[np.uint8]) -> float:
+def srm_entropy(green: Plane) -> float:
     """Both directions together; differences truncated at +-2, as in SPAM and the rich models: 125 triples."""
     counts = np.zeros(125)
     across, down = (_truncated(green[:, 1:], green[:, :-1]), _truncated(green[1:], green[:-1]))
@@ -201,7 +195,7 @@ def srm_entropy(green: NDArray[np.uint8]) -> float:
     return abs(float(-(shares * np.log(shares)).sum() / math.log(125)))
 
 
-def _truncated(after: NDArray[np.uint8], before: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _truncated(after: Plane, before: Plane) -> Plane:
     """Differences of neighbours, truncated at +-2, plus 2."""
     pairs = ((after, before), (before, after))
     up, down = (np.asarray(cv2.threshold(cv2.subtract(*pair), 2, 0, cv2.THRESH_TRUNC)[1], np.uint8) for pair in pairs)

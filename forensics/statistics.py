@@ -53,7 +53,7 @@ def measure(sample: Sample) -> Measurement:
     images based on cross-band co-occurrences analysis", WIFS 2020; McCloskey & Albright, "Detecting GAN-generated
     imagery using color cues", 2018; Stamm & Liu, "Blind forensics of contrast enhancement", ICIP 2008.
     """
-    red, green, blue = (np.asarray(plane, np.uint8) for plane in cv2.split(sample.window))
+    red, green, blue = sample.shared(planes_of)
     features = {
         "image_entropy": _entropy(_histogram(cv2.convertScaleAbs(sample.grey), 256)),
         "compression_level": _compression_level(sample),
@@ -66,6 +66,11 @@ def measure(sample: Sample) -> Measurement:
     missing = [name.removeprefix("statistics.") for name, value in features.items() if math.isnan(value)]
     skipped = f"too few pixels or no contrast for {', '.join(missing)}" if missing else None
     return Measurement({name: features[name] for name in FEATURES}, skipped=skipped)
+
+
+def planes_of(sample: Sample) -> tuple[Plane, ...]:
+    """Red, green and blue of the window, each in one piece."""
+    return tuple(np.asarray(plane, np.uint8) for plane in cv2.split(sample.window))
 
 
 def _histogram(plane: NDArray[Any], levels: int) -> NDArray[np.float64]:

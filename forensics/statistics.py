@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import combinations
 from typing import Any, TypeAlias
 
 import cv2
@@ -114,7 +115,7 @@ def _residual_bits(now: NDArray[np.int16], before: NDArray[np.int16]) -> float:
     actual, left, above, corner = now[:, 1:], now[:, :-1], before[:, 1:], before[:, :-1]
     low, high = cv2.min(above, left), cv2.max(above, left)
     residual = actual - cv2.min(cv2.max(above + left - corner, low), high)
-    return _entropy(_histogram(residual + np.int16(1024), 2048))
+    return _entropy(_histogram((residual + np.int16(1024)).view(np.uint16), 2048))
 
 
 def _coded_bytes(sample: Sample) -> int:
@@ -151,7 +152,7 @@ def _colour(red: Plane, green: Plane, blue: Plane) -> dict[str, float]:
     spread = math.sqrt(max(0.0, float(np.trace(axes @ covariance @ axes.T))))
     return {
         "statistics.saturation_mean": cv2.mean(saturation)[0],
-        "statistics.saturation_std": math.sqrt(_variance(saturation)),
+        "statistics.saturation_std": math.sqrt(variance_of(saturation)),
         "statistics.colourfulness": spread + 0.3 * float(np.linalg.norm(axes @ means)),
         "statistics.channel_correlation": _channel_correlation(covariance),
         "statistics.overexposed": np.count_nonzero(highest == 255) / highest.size,
@@ -159,7 +160,7 @@ def _colour(red: Plane, green: Plane, blue: Plane) -> dict[str, float]:
     }
 
 
-def _variance(plane: NDArray[Any]) -> float:
+def variance_of(plane: NDArray[Any]) -> float:
     mean = cv2.mean(plane)[0]
     return max(0.0, cv2.norm(plane, cv2.NORM_L2SQR) / plane.size - mean * mean)
 
@@ -169,7 +170,9 @@ def moments_of(*planes: Plane) -> tuple[NDArray[np.float64], NDArray[np.float64]
     size = planes[0].size
     means = np.array([cv2.mean(plane)[0] for plane in planes])
     energy = np.array([cv2.norm(plane, cv2.NORM_L2SQR) / size for plane in planes])
-    apart = np.array([[cv2.norm(one, other, cv2.NORM_L2SQR) / size for other in planes] for one in planes])
+    apart = np.zeros((len(planes), len(planes)))
+    for one, other in combinations(range(len(planes)), 2):
+        apart[one, other] = apart[other, one] = cv2.norm(planes[one], planes[other], cv2.NORM_L2SQR) / size
     return means, (energy[:, None] + energy - apart) / 2 - np.outer(means, means)
 
 
@@ -219,8 +222,7 @@ def _cooccurrence(red: Plane, green: Plane) -> dict[str, float]:
 
 def _joint(rows: Plane, columns: Plane) -> NDArray[np.float64]:
     """Joint histogram of two planes in 64 levels."""
-    index = (rows & np.uint8(0xFC)).astype(np.uint16) << 4 | columns >> 2
-    return _histogram(index, 64 * 64).reshape(64, 64)
+    return cv2.calcHist([rows, columns], [0, 1], None, [64, 64], [0, 256, 0, 256]).astype(np.float64)
 
 
 def _detail(red: Plane, blue: Plane, grey: NDArray[np.float32]) -> dict[str, float]:
@@ -238,7 +240,7 @@ def _detail(red: Plane, blue: Plane, grey: NDArray[np.float32]) -> dict[str, flo
     size = (width // 8, height // 8)  # cv2 counts columns first; INTER_AREA by a whole factor is the block mean
     mean = cv2.resize(blocks, size, interpolation=cv2.INTER_AREA)
     variance = cv2.resize(blocks * blocks, size, interpolation=cv2.INTER_AREA) - mean * mean
-    edges, contrast = _variance(cv2.Laplacian(grey, cv2.CV_32F)), _variance(grey)
+    edges, contrast = variance_of(cv2.Laplacian(grey, cv2.CV_32F)), variance_of(grey)
     return {
         "statistics.sharpness": math.log10((edges + _ROUNDING) / (contrast + _ROUNDING)),
         "statistics.chroma_detail": math.log10((chroma_energy + _ROUNDING) / (luma_energy + _ROUNDING)),

@@ -87,7 +87,7 @@ def _strongest_line(profile: NDArray[np.float64]) -> tuple[float, float]:
     return 10 * math.log10(ratio[best]), float(frequency[best])
 
 
-def _deficit(power: NDArray[np.float64]) -> float:
+def _deficit(power: NDArray[np.float32]) -> float:
     frequency, profile = radial_profile(power)
     used = frequency >= 0.03
     frequency, whitened = frequency[used], (10 ** (profile / 10) * frequency**2)[used]

@@ -10,11 +10,12 @@ import math
 from collections.abc import Mapping
 from functools import cache
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
+from forensics.noise import median_of
+from forensics.statistics import variance_of
 from utils.contracts import Measurement, Sample
 
 FEATURES: Mapping[str, str] = {
@@ -58,7 +59,7 @@ def measure(sample: Sample) -> Measurement:
     return Measurement({name: features[name] for name in FEATURES})
 
 
-def mean_log_power(sample: Sample) -> NDArray[np.float64] | None:
+def mean_log_power(sample: Sample) -> NDArray[np.float32] | None:
     """Mean over Hann-windowed tiles of the window's log power spectrum.
 
     The mean of logarithms, not of powers: one tile with strong content cannot hide what all tiles share.
@@ -68,11 +69,11 @@ def mean_log_power(sample: Sample) -> NDArray[np.float64] | None:
         smaller than that, or flat.
     """
     plane = sample.grey
-    if min(plane.shape) < _TILE_SIZES[-1] or cv2.meanStdDev(plane)[1].item() < 0.1:
+    if min(plane.shape) < _TILE_SIZES[-1] or variance_of(plane) < 0.01:
         return None
     size = next(size for size in _TILE_SIZES if size <= min(plane.shape))
     taper = taper_of(size)
-    half = np.zeros((size, size // 2 + 1))
+    half = np.zeros((size, size // 2 + 1), dtype=np.float32)
     tops, lefts = (starts_of(length, size) for length in plane.shape)
     for top, left in itertools.product(tops, lefts):
         tile = plane[top : top + size, left : left + size]
@@ -81,11 +82,11 @@ def mean_log_power(sample: Sample) -> NDArray[np.float64] | None:
         power += np.square(transform.imag)
         power += FLOOR * size * size
         half += np.log(power, out=power)
-    half *= _DB / (len(tops) * len(lefts))
+    half *= np.float32(_DB / (len(tops) * len(lefts)))
     return _with_opposites(half)
 
 
-def _with_opposites(half: NDArray[np.float64]) -> NDArray[np.float64]:
+def _with_opposites(half: NDArray[np.float32]) -> NDArray[np.float32]:
     """The whole of what is known at horizontal frequencies 0 to 1/2: real pixels give opposite frequencies the same."""
     size = len(half)
     return np.concatenate([half, half[-np.arange(size), size // 2 - 1 : 0 : -1]], axis=1)
@@ -117,7 +118,7 @@ def _rings(size: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     return ring, np.bincount(ring)
 
 
-def radial_profile(power: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def radial_profile(power: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Frequencies in cycles per pixel from 1 / size to 1/2, and the mean log power on the ring of each, dB."""
     size = len(power)
     ring, points = _rings(size)
@@ -125,7 +126,7 @@ def radial_profile(power: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDA
     return np.arange(1, size // 2 + 1) / size, profile[1 : size // 2 + 1]
 
 
-def _radial(power: NDArray[np.float64]) -> dict[str, float]:
+def _radial(power: NDArray[np.float32]) -> dict[str, float]:
     frequency, profile = radial_profile(power)
     fitted = (frequency >= 0.03) & (frequency <= 0.3)
     # Weights of 1 / f: each octave counts the same, although the upper ones hold more rings.
@@ -145,8 +146,11 @@ def _radial(power: NDArray[np.float64]) -> dict[str, float]:
 
 
 @cache
-def _sectors(size: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Of each point: which of 12 directions of the band (12: outside), and 0 diagonal, 1 straight or 2 neither."""
+def _sectors(size: int) -> tuple[tuple[NDArray[np.intp], NDArray[np.intp]], ...]:
+    """Of each point: which of 12 directions of the band (12: outside), and 0 diagonal, 1 straight or 2 neither.
+
+    Of both also how many points each has.
+    """
     rows, columns = _frequencies(size)
     radius = np.hypot(rows, columns)
     angle = np.degrees(np.arctan2(rows, columns)) % 180
@@ -154,12 +158,13 @@ def _sectors(size: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     from_axis = np.abs((angle + 45) % 90 - 45)  # 0 on the axes, 45 on the diagonals
     slant = np.select([from_axis > 30, from_axis < 15], [0, 1], 2)
     slant[(radius <= 0.25) | (radius >= 0.5)] = 2
-    return sector.astype(np.intp).ravel(), slant.astype(np.intp).ravel()
+    groups = (sector.astype(np.intp).ravel(), slant.astype(np.intp).ravel())
+    return tuple((group, np.bincount(group)) for group in groups)
 
 
-def _directions(power: NDArray[np.float64]) -> dict[str, float]:
+def _directions(power: NDArray[np.float32]) -> dict[str, float]:
     means, (diagonal, straight, _) = (
-        np.bincount(group, power.ravel()) / np.bincount(group) for group in _sectors(len(power))
+        np.bincount(group, power.ravel()) / points for group, points in _sectors(len(power))
     )
     return {
         "spectrum.diagonal": float(diagonal - straight),
@@ -167,7 +172,7 @@ def _directions(power: NDArray[np.float64]) -> dict[str, float]:
     }
 
 
-def _peaks(power: NDArray[np.float64]) -> dict[str, float]:
+def _peaks(power: NDArray[np.float32]) -> dict[str, float]:
     size = len(power)
     excess = _excess(power)
     eighth = size // 8
@@ -183,7 +188,7 @@ def _peaks(power: NDArray[np.float64]) -> dict[str, float]:
     }
 
 
-def _excess(power: NDArray[np.float64]) -> NDArray[np.float64]:
+def _excess(power: NDArray[np.float32]) -> NDArray[np.float32]:
     """Power over the median of its surroundings, dB. The axes are ridges of their own, compared along themselves."""
     half = len(power) // 2 + 1
     along_rows = _with_opposites(running_median(power[:half]).T).T
@@ -194,7 +199,7 @@ def _excess(power: NDArray[np.float64]) -> NDArray[np.float64]:
     return power - _with_opposites(around)
 
 
-def running_median(power: NDArray[np.float64]) -> NDArray[np.float64]:
+def running_median(power: NDArray[np.float32]) -> NDArray[np.float32]:
     """Median of nine points along each row, periodic.
 
     Nine numbers as three sorted triples: their median is that of the largest low, the median middle and the smallest
@@ -208,16 +213,16 @@ def running_median(power: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _sorted_triple(
-    one: NDArray[np.float64], two: NDArray[np.float64], three: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    one: NDArray[np.float32], two: NDArray[np.float32], three: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
     low, high = np.minimum(one, two), np.maximum(one, two)
     return np.minimum(low, three), np.maximum(low, np.minimum(high, three)), np.maximum(high, three)
 
 
-def _strongest_free(excess: NDArray[np.float64]) -> float:
+def _strongest_free(excess: NDArray[np.float32]) -> float:
     """Largest excess, in robust deviations, away from multiples of 1/8, from the axes and from low frequencies."""
     values = excess[_free(len(excess))]
-    return float(values.max() / (np.median(np.abs(values)) / 0.67449 + 0.1))
+    return float(values.max() / (median_of(np.abs(values)) / 0.67449 + 0.1))
 
 
 @cache

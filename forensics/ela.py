@@ -67,7 +67,7 @@ def recompression_change(rgb: RgbArray) -> NDArray[np.uint16]:
     _, coded = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), _ENCODER)
     decoded = np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR_RGB))
     red, green, blue = cv2.split(cv2.absdiff(rgb, decoded))
-    return np.asarray(cv2.add(cv2.add(red, green, dtype=cv2.CV_16U), blue, dtype=cv2.CV_16U), dtype=np.uint16)
+    return np.add(np.add(red, green, dtype=np.uint16), blue, dtype=np.uint16)
 
 
 def quantile_of(counts: NDArray[np.float64], share: float) -> float:

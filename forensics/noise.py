@@ -91,11 +91,6 @@ def _energy(plane: NDArray[Any]) -> float:
     return cv2.norm(plane, cv2.NORM_L2SQR) / plane.size
 
 
-def _product(one: NDArray[Any], other: NDArray[Any]) -> float:
-    """Mean of the product of two planes: from three sums of squares, which take no memory."""
-    return (_energy(one) + _energy(other) - cv2.norm(one, other, cv2.NORM_L2SQR) / one.size) / 2
-
-
 def _blocks(grey: NDArray[np.float32], size: NDArray[np.float32]) -> tuple[dict[str, float], Heatmap | None]:
     """Noise per block against brightness and texture, and the map of what they do not explain."""
     noise = np.log(_block_mean(size) * math.sqrt(math.pi / 2) + _LEVEL_FLOOR)
@@ -144,7 +139,7 @@ def _shape(residual: NDArray[np.float32]) -> dict[str, float]:
 
     def correlation(down: int, right: int) -> float:
         here = residual[: residual.shape[0] - down, : residual.shape[1] - right]
-        return _product(here, residual[down:, right:]) / energy
+        return float(np.vecdot(here, residual[down:, right:]).sum(dtype=np.float64)) / here.size / energy
 
     return {
         "noise.kurtosis": math.log10(fourth / energy**2),
@@ -158,10 +153,13 @@ def _channel_correlation(*planes: Plane) -> float:
     """Demosaicing fills red and blue from green's detail, so that a camera's high band is nearly grey."""
     # 36 times the variance of _residual, in whole numbers, which take half the memory
     red, green, blue = (cv2.sepFilter2D(plane, cv2.CV_16S, _DIFFERENCE, _DIFFERENCE) for plane in planes)
+    energy = _energy(green)
 
     def correlation(other: NDArray[Any]) -> float:
+        own = _energy(other)
+        product = (own + energy - cv2.norm(other, green, cv2.NORM_L2SQR) / green.size) / 2
         # 1e-3: one grey level in a thousand pixels; a flat channel then correlates with nothing.
-        return _product(other, green) / (math.sqrt(_energy(other) * _energy(green)) + 36e-3)
+        return product / (math.sqrt(own * energy) + 36e-3)
 
     return (correlation(red) + correlation(blue)) / 2
 

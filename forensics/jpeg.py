@@ -263,7 +263,7 @@ def _transform(blocks: NDArray[np.float32], basis: NDArray[np.float32]) -> NDArr
     step = BLAS_THREADS_FROM // basis.size
     for start in range(0, len(blocks), step):
         some = np.s_[start : start + step]
-        np.matmul(basis, blocks[some].T, out=coefficients[:, some])
+        coefficients[:, some] = (blocks[some] @ basis.T).T  # faster than the product that needs no copy
     return coefficients
 
 

@@ -180,8 +180,9 @@ def _one_in(share: float, interval: tuple[float, float], what: str, where: str) 
     low, high = interval
     if low <= 0 and share < high / 3:  # hardly any was seen: what is known is the upper end
         return f"fewer than {_fraction(high)} {what} score {where}"
-    scores = "scores" if _fraction(share).startswith("1 in ") else "score"
-    return f"{_fraction(share)} {what} {scores} {where} ({_fraction(low)} to {_fraction(high)})"
+    value, least, most = (_fraction(each) for each in (share, low, high))
+    scores = "scores" if value.startswith("1 in ") else "score"
+    return f"{value} {what} {scores} {where}" + (f" ({least} to {most})" if least != most else "")
 
 
 def _fraction(share: float) -> str:

@@ -19,7 +19,7 @@ from fusion.reference import ReferenceTable, most_like
 from inference import regions, stability
 from inference.edit_map import EditMap
 from inference.ensemble import Ensemble, Findings, build_ensemble, class_of, placed
-from inference.limits import CONTENT, limits
+from inference.limits import CONTENT, UNMEASURED, limits
 from inference.parts import load_forensics
 from inference.registry import DETECTORS, feature_meanings, select_detectors
 from models.loaders import SHIPPED, Weights
@@ -159,6 +159,8 @@ class Verifier:
         features = {name: found.features.get(name, math.nan) for name in self.meanings}
         probability = self.fusion.probability(features)
         limited = list(limits(sample, features))
+        if all(math.isnan(features[name]) for name in self.fusion.inputs):
+            limited.append(UNMEASURED)
         shown = _Shown(sample, probability)
         pictures: tuple[Region, ...] = ()
         with self._extra("regions", found):

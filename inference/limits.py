@@ -20,6 +20,11 @@ MOST_FLAT = 0.9  # share of 8 x 8 blocks without texture
 LEAST_ENTROPY = 3.0  # bits of the luma histogram: below, a handful of colours
 MOST_MISSING = 0.5  # share of a damaged file's picture: a convention, half a picture must be there
 MOST_TRANSPARENT = 0.5  # share of pixels that are not there: what is judged is mostly the backdrop
+UNMEASURED = Note(
+    "limit.unmeasured",
+    "Nothing that the fusion model reads was measured, so its probability says nothing about this image; see what is "
+    "unavailable, and why.",
+)
 
 
 def limits(sample: Sample, features: Mapping[str, float]) -> tuple[Note, ...]:

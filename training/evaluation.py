@@ -122,9 +122,10 @@ def measure(judged: Judged) -> dict[str, dict[str, Metrics]]:
         for name, metrics in _alone(rows):
             sections.setdefault("Each detector alone", {})[f"{delivery}, {name}"] = metrics
         without = sections.setdefault("Fusion without", {})
+        read = families(judged.model.inputs)
         for name, columns in families(rows.table.inputs).items():
-            read = any(rows.table.inputs[column] in judged.model.inputs for column in columns)
-            if read and np.isfinite(rows.table.matrix[:, columns]).any():
+            left = read.keys() - {name}  # without the only family that it reads, nothing is fused
+            if left and name in read and np.isfinite(rows.table.matrix[:, columns]).any():
                 matrix = rows.table.matrix.copy()
                 matrix[:, columns] = np.nan
                 _add(without, f"{delivery}, {name}", rows.measure(_probabilities(judged.model, rows.table, matrix)))

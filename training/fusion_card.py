@@ -47,7 +47,7 @@ def readme(model: FusionModel, drop: float, seed: int, target_real: float, about
     metrics, cuts = model.metrics, model.thresholds
     sections = [
         f"# {model.name}",
-        f"Fusion artifact of the `{model.profile}` profile: {model.estimator.kind} over {len(model.inputs)} inputs, "
+        f"Fusion artifact of the `{model.profile}` profile: {model.estimator.kind} over {_inputs(model)}, "
         f"{model.calibration.kind} calibration, label AI from {cuts.label:.4f}.",
         "## Data and split",
         *([about] if about else []),
@@ -79,9 +79,7 @@ def readme(model: FusionModel, drop: float, seed: int, target_real: float, about
         f"likely_ai < {cuts.ai:.4f} <= ai (1 = never). Measured on the {metrics['tiers_measured_on']} sources, classes "
         "equally frequent; the error is that of the label.",
         _tiers(metrics["tiers"]),
-        "## With a family of inputs missing",
-        f"Measured on the {metrics['tiers_measured_on']} sources.",
-        markdown_table("without", metrics["without"]),
+        *(_without(metrics) if len(metrics["without"]) > 1 else []),
         "## Limits",
         "Intervals are 95 % bootstrap intervals over sources; that of the ECE may lie above its value, since an error "
         "that is never negative grows with every resampling. The probability holds for images like those of the table: "
@@ -99,6 +97,19 @@ def markdown_table(key: str, rows: Mapping[str, Mapping[str, Sequence[float]]]) 
         cells = ("{:.3f} [{:.3f}, {:.3f}]".format(*metrics[metric]) for metric in METRICS)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _inputs(model: FusionModel) -> str:
+    count = len(model.inputs)
+    return f"{count} inputs" if count > 1 else f"`{model.inputs[0]}` alone"
+
+
+def _without(metrics: Mapping[str, Json]) -> list[str]:
+    return [
+        "## With a family of inputs missing",
+        f"Measured on the {metrics['tiers_measured_on']} sources.",
+        markdown_table("without", metrics["without"]),
+    ]
 
 
 def _data(data: Mapping[str, Json]) -> str:

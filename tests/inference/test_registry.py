@@ -20,7 +20,7 @@ def test_a_profile_names_detectors_and_a_fusion_artifact_that_exist(profile: str
 
 
 def test_a_setting_adds_detectors_and_a_mistyped_one_is_told_the_nearest() -> None:
-    assert select_detectors("embedded", ("ghostnet", "effnet")) == (*PROFILES["embedded"].detectors, "ghostnet")
+    assert select_detectors("embedded", ("ghostnet", "clip_b16")) == (*PROFILES["embedded"].detectors, "ghostnet")
     with pytest.raises(BadSettings, match=re.escape("no detector 'ghostnt'; did you mean 'ghostnet'?")):
         select_detectors("embedded", ["ghostnt"])
 

@@ -394,7 +394,7 @@ def test_models_of_a_release_are_found_before_the_installed_ones(tmp_path) -> No
 
     installed = Weights.at(tmp_path / "none")
     hashes = copy_models(tmp_path / "models", installed, Settings.of(profile="light").models)
-    assert {"effnet", "effnet_graph", "mantranet_compact"} <= hashes.keys()
+    assert {"clip_b16", "clip_b16_graph", "clip_b16_head"} <= hashes.keys()
     found = Weights.at(tmp_path / "none", tmp_path / "models")
-    assert found.path("effnet") == tmp_path / "models" / "effnet" / "weights.safetensors"
-    assert found.card("effnet").licence == installed.card("effnet").licence
+    assert found.path("clip_b16") == tmp_path / "models" / "clip_b16" / "weights.safetensors"
+    assert found.card("clip_b16").licence == installed.card("clip_b16").licence

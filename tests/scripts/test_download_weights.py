@@ -314,7 +314,7 @@ def test_a_profile_means_its_cards(command: Command, capsys: pytest.CaptureFixtu
 def test_yes_does_not_stand_for_a_licence_that_a_profile_brought_along(
     command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(DETECTORS, "effnet", replace(DETECTORS["effnet"], model="net"))
+    monkeypatch.setitem(DETECTORS, "clip_b16", replace(DETECTORS["clip_b16"], model="net"))
     command.card(commercial=False, licence="research only")
     assert command("--profile", "embedded", "--yes") == Exit.FAILED
     assert command.server.ranges == []

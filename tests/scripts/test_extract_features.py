@@ -87,8 +87,8 @@ def test_the_table_holds_what_the_conductor_measures_in_the_manifests_order(mani
     (findings,) = build_ensemble(settings.models).measure([sample])
     last = found[6]
     assert (last["label"], last["source"], last["split"], last["generator"]) == ("ai", "source3", "val", "gen")
-    assert "effnet@sha256:" in last["models"]
-    for name in ("effnet_prob", "compression_level", "jpeg.quality", "noise.level"):
+    assert "clip_b16_head@sha256:" in last["models"]
+    for name in ("clip_b16_prob", "compression_level", "jpeg.quality", "noise.level"):
         assert float(last[name]) == pytest.approx(findings.features[name], rel=1e-5)
     assert found[0]["jpeg.quality"] == ""  # a PNG has none
 
@@ -189,7 +189,7 @@ def test_rows_of_other_weights_are_measured_again(
     manifest: Path, table: Path, tmp_path: Path, measured: list[tuple[str, str]]
 ) -> None:
     out = tmp_path / "t.csv"
-    out.write_text(table.read_text().replace("effnet@sha256:", "effnet@sha256:0"))
+    out.write_text(table.read_text().replace("clip_b16_head@sha256:", "clip_b16_head@sha256:0"))
     extract(manifest, out, "--split", "val")
     assert {name for name, _ in measured} == {"2.png", "3.jpg"}
     assert extract(manifest, out).read_bytes() == table.read_bytes()
@@ -199,7 +199,7 @@ def test_rows_of_other_weights_that_were_not_asked_for_are_pointed_out(
     manifest: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "t.csv"
-    out.write_text(table.read_text().replace("effnet@sha256:", "effnet@sha256:0"))
+    out.write_text(table.read_text().replace("clip_b16_head@sha256:", "clip_b16_head@sha256:0"))
     extract(manifest, out, "--split", "val")
     assert "different weights" in capsys.readouterr().err
 

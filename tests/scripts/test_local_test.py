@@ -41,9 +41,9 @@ def test_one_command_judges_through_a_queue_and_keeps_vector_and_embeddings(smal
     assert all(path.is_file() and out in path.parents for path in files.values())
     kept = json.loads(files["features"].read_text())
     assert kept["fusion"] == judged["models"]["fusion"]
-    assert kept["vector"]["effnet_prob"] == judged["signals"]["effnet_prob"]
+    assert kept["vector"]["clip_b16_prob"] == judged["signals"]["clip_b16_prob"]
     with np.load(files["embeddings"]) as outputs:
-        assert np.isfinite(outputs["effnet.0"]).all()
+        assert np.isfinite(outputs["clip_b16.0"]).all()
 
 
 def test_without_an_argument_it_asks_and_tells_in_words(small, tmp_path, capsys, monkeypatch):

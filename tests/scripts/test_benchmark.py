@@ -6,6 +6,7 @@ import json
 import threading
 from pathlib import Path
 
+import httpx
 import pytest
 from PIL import Image
 
@@ -55,8 +56,16 @@ def test_the_worker_row_answers_every_photograph(photograph: Path) -> None:
     assert [json.loads(answer["verdict"])["fusion_prob"] for answer in answers] == [expected, expected]
 
 
+def test_the_api_row_asks_for_every_photograph_over_http(photograph: Path) -> None:
+    settings = load_settings(profile="light")
+    with build_verifier(settings.models) as verifier, benchmark.server(settings, verifier) as url:
+        benchmark.post(url, [photograph, photograph])
+        with httpx.Client(base_url=url) as client:
+            assert 'imgv_api_jobs_total{outcome="done"} 2.0' in client.get("/metrics").text
+
+
 def test_a_process_of_its_own_reports_its_own_peak(photograph: Path) -> None:
-    seconds, peak = benchmark.in_own_process(photograph)
+    seconds, peak = benchmark.in_own_process("light", photograph)
     assert seconds > 0
     assert 50 << 20 < peak < 1 << 30  # not that of this process, which holds torch
 

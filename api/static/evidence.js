@@ -20,8 +20,7 @@ export function evidence(verdict, models, localPicture) {
     "div",
     { class: "evidence" },
     facts(verdict, models),
-    scale(verdict, models),
-    spread(verdict, models),
+    el("div", { class: "columns" }, scale(verdict, models), spread(verdict, models)),
     warnings(verdict),
     inside(verdict),
     holds(verdict, models),
@@ -67,16 +66,16 @@ function scale(verdict, models) {
     [cuts.ai, 1, "zone-ai", ""],
   ];
   const label = `Probability of AI ${percent(verdict.fusion_prob)}, on a scale where up to ${percent(cuts.likely_real)} is on the side of real, from ${percent(cuts.likely_ai)} on the side of AI, and between them is inconclusive`;
-  return el(
-    "div",
-    { class: "scale" },
+  return section(
+    "Where it stands",
     svg(
       "svg",
-      { viewBox: "0 0 1000 24", preserveAspectRatio: "none", role: "img", "aria-label": label },
+      { class: "scale", viewBox: "0 0 1000 24", preserveAspectRatio: "none", role: "img", "aria-label": label },
       zones.map(([from, to, zone, faint]) => svg("rect", { x: 1000 * from, y: 6, width: Math.max(0, 1000 * (to - from) - 2), height: 12, class: `${zone} ${faint}` })),
       svg("rect", { x: Math.min(992, 1000 * verdict.fusion_prob), y: 0, width: 8, height: 24, class: "here" }),
     ),
     el("div", { class: "ends quiet", "aria-hidden": "true" }, el("span", {}, "real"), el("span", {}, "inconclusive"), el("span", {}, "AI")),
+    el("p", { class: "quiet" }, "The line is this image. The full colours are sure, the pale ones beside them likely, and the middle is inconclusive."),
   );
 }
 
@@ -101,7 +100,7 @@ function spread(verdict, models) {
       bars(ai, "ai", () => 10),
       svg("rect", { x: 1 + (within - edges[0]) / (edges[1] - edges[0]) - 0.08, y: 0, width: 0.16, height: 20, class: "here" }),
     ),
-    el("p", { class: "quiet" }, `Above real, below AI images${ofKind} from sources that nothing here was taught with, from surely real on the left to surely AI on the right. The line is this image.`),
+    el("p", { class: "quiet" }, `Bars upwards are real images${ofKind}, bars downwards AI images, from surely real on the left to surely AI on the right. The models had not seen them before. The line is this image.`),
   );
 }
 
@@ -147,7 +146,7 @@ function pictures(verdict, models, localPicture) {
     if (!name) return;
     dim();
     const title = models?.heatmaps[name] ?? words(name);
-    note.replaceChildren(`${title}. Weak `, el("span", { class: "legend" }), " strong. Where it looks, not a verdict of its own.");
+    note.replaceChildren(`${title}. `, el("span", { class: "whole" }, "Weak ", el("span", { class: "legend" }), " strong."), " Where it looks, not a verdict of its own.");
     over.alt = `Heatmap over the image: ${title}`;
     await show(over, maps[name], note);
   };
@@ -190,7 +189,7 @@ function reasons(verdict) {
     el(
       "ul",
       { class: "plain why" },
-      said.map((reason) => el("li", {}, el("span", { class: "bar" }, reason.contribution === null ? null : bar(reason.contribution, most)), el("span", {}, reason.text, reason.contribution === null ? null : el("span", { class: "quiet" }, ` ${amount(reason.contribution)}`)))),
+      said.map((reason) => el("li", {}, el("span", { class: "bar" }, reason.contribution === null ? null : bar(reason.contribution, most)), el("span", {}, reason.text, reason.contribution === null ? null : [" ", el("span", { class: "quiet" }, amount(reason.contribution))]))),
     ),
     el("p", { class: "quiet" }, "Bars: how far each kind of evidence moved the answer for this image, left towards real, right towards AI."),
     behind.length

@@ -1,6 +1,6 @@
 // The page: takes images by file, drop, paste or address, and shows a card for each.
 
-import { el, words } from "./dom.js";
+import { el, sentence, words } from "./dom.js";
 import { conclusion, evidence, meaning, tierWords } from "./evidence.js";
 import { earlier, forget, remember } from "./history.js";
 import { models, useKey, verify } from "./server.js";
@@ -60,9 +60,9 @@ async function run(image, card, expanded) {
 }
 
 function tell() {
-  const done = Object.entries(counts.tiers).map(([tier, count]) => `${count} ${known?.tiers[tier] ?? words(tier)}`);
-  if (counts.failed) done.push(`${counts.failed} could not be checked`);
-  at("tally").textContent = [counts.running ? `Checking ${counts.running} ${counts.running > 1 ? "images" : "image"}…` : "", done.join(", ")].filter(Boolean).join(" ");
+  const done = Object.entries(counts.tiers).map(([tier, count]) => `${known?.tiers[tier] ?? words(tier)}: ${count}`);
+  if (counts.failed) done.push(`could not be checked: ${counts.failed}`);
+  at("tally").textContent = [counts.running ? `Checking ${counts.running} ${counts.running > 1 ? "images" : "image"}…` : "", sentence(done.join(", "))].filter(Boolean).join(" ");
 }
 
 class Card {

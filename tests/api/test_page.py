@@ -227,7 +227,7 @@ def test_many_files_are_tallied_and_their_evidence_opens_one_by_one(open_page):
         "letter.txt",
         "flower.jpg",
     ]
-    assert "1 could not be checked" in page.locator("#tally").inner_text()
+    assert "could not be checked: 1" in page.locator("#tally").inner_text()
     assert page.locator(".evidence:visible").count() == 0
     page.get_by_role("button", name="Show evidence").first.click()
     assert page.locator(".evidence:visible").count() == 1

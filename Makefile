@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 FAST = tests/test_docs.py tests/test_deploy.py tests/test_community.py tests/utils tests/formats tests/fusion/test_decision.py \
        tests/provenance/test_generators.py tests/ingress/test_metadata.py
 
-.PHONY: setup test-fast test coverage lint lint-js docs bench
+.PHONY: setup test-fast test coverage lint lint-js docs picture bench
 
 setup:
 	$(PYTHON) -m venv $(VENV)
@@ -37,6 +37,9 @@ docs:
 	$(BIN)/python -m scripts.write_clients
 	$(BIN)/mkdocs build --strict
 	$(BIN)/python -m pytest -q tests/test_docs.py tests/test_guide.py tests/test_site.py
+
+picture:
+	$(BIN)/python -m scripts.picture_page
 
 bench:
 	$(BIN)/python -m scripts.benchmark

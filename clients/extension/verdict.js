@@ -42,16 +42,19 @@ async function body() {
   throw new Error("The page does not give this image away. Save it, and drop it on your server's page.");
 }
 
+const sentence = (text) => text[0].toUpperCase() + text.slice(1);
+const percent = (value) => (value > 0.99 ? "over 99 %" : value < 0.01 ? "under 1 %" : `${Math.round(100 * value)} %`);
+
 function show(verdict, words) {
   const tier = element("tier");
-  const word = words.tiers[verdict.tier];
-  tier.textContent = word[0].toUpperCase() + word.slice(1);
+  tier.textContent = sentence(words.tiers[verdict.tier]);
   tier.className = verdict.tier;
   element("meaning").textContent = words.tier_meanings[verdict.tier];
   const inside = verdict.decided_by === "fusion" && verdict.regions.find((region) => region.decides);
-  const decided = inside ? `a picture inside, ${inside.fusion_prob.toFixed(2)}` : verdict.decided_by;
+  const pixels = inside ? `a picture inside, ${percent(inside.fusion_prob)}` : "the pixels";
+  const decided = verdict.decided_by === "fusion" ? pixels : "what the file says of its origin";
   element("number").textContent =
-    `Probability of AI from the pixels ${verdict.fusion_prob.toFixed(2)}; decided by ${decided}; ${verdict.width} × ${verdict.height} ${verdict.format}`;
+    `Probability of AI from the pixels: ${percent(verdict.fusion_prob)}. Decided by ${decided}. ${verdict.width} × ${verdict.height} ${verdict.format}.`;
   for (const { text } of verdict.reasoning.filter((each) => each.feature === null)) {
     const line = document.createElement("li");
     line.textContent = text;
@@ -65,6 +68,6 @@ try {
   show(verdict, words);
 } catch (error) {
   element("tier").textContent = "No verdict";
-  element("meaning").textContent = error.message;
+  element("meaning").textContent = `${sentence(error.message)}${error.message.endsWith(".") ? "" : "."}`;
 }
 document.querySelector("main").setAttribute("aria-busy", "false");

@@ -42,4 +42,5 @@ def _text(name: str) -> str:
     text = (ROOT / name).read_text(encoding="utf-8")
     if name.endswith(".md"):
         return text.replace("](docs/", "](")
-    return f"# Settings\n\nEnvironment variables, or lines of `.env` beside the program.\n\n```ini\n{text}```\n"
+    head = "# Settings\n\nEnvironment variables, or lines of `.env` beside the program."
+    return f"{head}\n\n``` {{.ini .settings}}\n{text}```\n"

@@ -24,7 +24,7 @@ from utils.persistence import write_atomic
 
 OUT = Path("docs/page.webp")
 WIDTH, HEIGHT = 1100, 1000
-_FROM, _TO, _MARGIN = ".check", ".why", 16  # the picture's first and last element, and what is left above the first
+_FROM, _TO, _MARGIN = ".check", ".why", 8  # the picture's first and last element, and what is left above the first
 _MOST_MS = 120_000  # a busy machine
 
 

@@ -153,11 +153,14 @@ def train(arguments: argparse.Namespace) -> None:
     drawn = [f"random{number}" for number in range(1, DELIVERED + 1)]
     taught = look(teaching, drawn)
     examples = examples_of(taught)
-    travelled = look([each for each in some_of_each(teaching, MEASURED) if each.split != VALIDATION], TAUGHT)
+    measuring = [each for each in some_of_each(teaching, MEASURED) if each.split != VALIDATION]
+    travelled = look(measuring, TAUGHT)
+    published = look([each for each in measuring if look.has(each, "clean")], ("clean", drawn[0]))
     compressed = look(some_of_each(teaching, 1), list(chain.from_iterable(PAIRS)))
     ways = [
         *chain.from_iterable(pairs_of(compressed, names) for names in PAIRS),
         *chain.from_iterable(pairs_of(travelled, (name, drawn[0])) for name in FIXED),
+        *pairs_of(published, ("clean", drawn[0])),
     ]
     chooses = np.array([picture.split != VALIDATION for picture, by_delivery in taught for _ in by_delivery])
 
@@ -168,8 +171,7 @@ def train(arguments: argparse.Namespace) -> None:
     head = points.fit(np.ones(len(examples), np.bool_), best.recipe).divided(best.temperature)
     score = Scorer(head, best)
     kinds, families, about = taught_classes(taught)
-    measuring = [each for each in some_of_each(found, MEASURED) if each.split == VALIDATION]
-    validation = look(measuring, DELIVERIES)
+    validation = look([each for each in some_of_each(found, MEASURED) if each.split == VALIDATION], DELIVERIES)
     metrics = {
         "sources": len({each.source for each in teaching}),
         "chosen": _row(best),
@@ -231,6 +233,10 @@ class Looking:
         folder = arguments.cache / f"{tower[:12]}-{arguments.precision}"
         known = read_shards(arguments.tokens, tower) if arguments.tokens else {}
         return cls(folder, LOOKERS[arguments.precision], arguments.jobs, arguments.seed, known, {})
+
+    def has(self, picture: Picture, delivery: str) -> bool:
+        """Whether a shard holds a view, or the image is at hand."""
+        return View(picture.path, delivery, self.seed, picture.sha256).name in self.known or picture.path.exists()
 
     def __call__(self, pictures: Sequence[Picture], deliveries: Sequence[str]) -> Sights:
         """The pictures that can be read, and what the tower sees in them."""

@@ -43,7 +43,7 @@ def catalogue(settings: ModelSettings, where: str, release: Release | None = Non
             histograms=fusion.reference.histograms() if fusion.reference else {},
         ),
         detectors=[_detector(name, weights, name in enabled) for name in DETECTORS],
-        forensics=[forensic.name for forensic in load_forensics()],
+        forensics=[each.name for each in load_forensics() if each.runs_in(settings.profile, fusion.inputs)],
         tiers=dict(TIER_WORDS),
         tier_meanings=dict(TIER_MEANINGS),
         grades={grade: GradeInfo(name=name, meaning=meaning) for grade, (name, meaning) in GRADE_WORDS.items()},

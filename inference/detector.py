@@ -289,7 +289,7 @@ def build_verifier(settings: ModelSettings, release: Release | None = None) -> V
     """
     release = release or promoted(settings)
     fusion = FusionModel.load(fusion_folder(settings, release))
-    ensemble, beside = build_ensemble(settings, release), opinions(settings)
+    ensemble, beside = build_ensemble(settings, release, fusion.inputs), opinions(settings)
     name = release.name if release else ""
     edit_map = EditMap(Weights.at(settings.weights_dir, release.models if release else None), settings.device)
     asked = settings.threshold, settings.stability, name, beside, settings.embedding, edit_map

@@ -23,6 +23,7 @@ from models.loaders import Weights, find
 from utils.contracts import Claim, Heatmap, Json, Measurement, Note, Resemblance, Sample
 from utils.device import pick_device
 from utils.errors import ReleaseUnusable, VerifyError, WeightsMissing
+from utils.profiles import DEFAULT_PROFILE
 from utils.releases import Release
 from utils.settings import ModelSettings
 from utils.threads import cores
@@ -227,14 +228,15 @@ def _median(measured: list[Measurement]) -> Measurement:
     return replace(first, features=features, skipped=next((each.skipped for each in measured if each.skipped), None))
 
 
-def build_ensemble(settings: ModelSettings, release: Release | None = None) -> Ensemble:
-    """Load the detectors that the settings ask for and all forensics.
+def build_ensemble(settings: ModelSettings, release: Release | None = None, inputs: Collection[str] = ()) -> Ensemble:
+    """Load the detectors that the settings ask for, and forensics.
 
     A detector without weights is listed as unavailable, with the command that installs it; nothing is downloaded. So
-    is one that the settings leave out.
+    is what the settings leave out.
 
     Args:
         release: whose networks and heads come before the installed ones.
+        inputs: features that the fusion reads: the forensics that give them run in every profile.
 
     Raises:
         SetupError: an unknown detector or device, or weights that are corrupt or do not fit.
@@ -256,7 +258,14 @@ def build_ensemble(settings: ModelSettings, release: Release | None = None) -> E
     asked_for = {*unavailable, *chain.from_iterable(detector.features for detector in detectors)}
     for spec in DETECTORS.values():
         unavailable |= {name: left_out for name in spec.features if name not in asked_for}
-    return Ensemble(detectors, load_forensics(settings.c2pa_trust_anchors), unavailable, settings.threads)
+    forensics = []
+    for each in load_forensics(settings.c2pa_trust_anchors):
+        if each.runs_in(settings.profile, inputs):
+            forensics.append(each)
+        else:
+            why = f"not in the {settings.profile} profile; IMGV_PROFILE={DEFAULT_PROFILE} measures it"
+            unavailable |= dict.fromkeys(each.features, why)
+    return Ensemble(detectors, forensics, unavailable, settings.threads)
 
 
 def _check_weights(release: Release, weights: Weights) -> None:

@@ -7,7 +7,7 @@ one broken module cannot take the others down.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from utils.contracts import Measurement, Sample
+from utils.profiles import PROFILES
 
 # "file" is measured once; "pixels" on every sampled frame of an animation, and the median is kept.
 Reads: TypeAlias = Literal["file", "pixels"]
@@ -42,6 +43,10 @@ class Forensic:
     features: Mapping[str, str]
     heatmaps: Mapping[str, str]
     measure: Callable[[Sample], Measurement]
+
+    def runs_in(self, profile: str, inputs: Collection[str]) -> bool:
+        """Whether a profile measures it: unless it leaves it out, and always where its fusion reads it."""
+        return self.name not in PROFILES[profile].without or not self.features.keys().isdisjoint(inputs)
 
 
 def load_forensics(trust_anchors: Path | None = None) -> tuple[Forensic, ...]:

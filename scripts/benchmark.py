@@ -43,7 +43,6 @@ import img_ml_verify
 from inference.detector import Verifier, build_verifier
 from inference.ensemble import Part
 from inference.graphs import GraphDetector, Network
-from inference.parts import load_forensics
 from ingress.sources import Ingress
 from utils.contracts import Measurement, Sample
 from utils.errors import WorkerLost
@@ -245,7 +244,7 @@ class Naive:
     def __init__(self, verifier: Verifier) -> None:
         self._verifier = verifier
         self._detectors = [in_torch(each) for each in verifier.ensemble.detectors if isinstance(each, GraphDetector)]
-        self._forensics = load_forensics()
+        self._forensics = verifier.ensemble.forensics
 
     def judge(self, path: Path) -> float:
         found: dict[str, float] = {}

@@ -30,7 +30,8 @@ def table() -> str:
         parts.append(_rows(spec.features))
     parts.append("## Forensics and provenance\n")
     for module, forensic in zip(FORENSICS, load_forensics(), strict=True):
-        parts.append(f"### `{module.replace('.', '/')}.py`\n")
+        profiles = ", ".join(profile for profile in PROFILES if forensic.runs_in(profile, ()))
+        parts.append(f"### `{module.replace('.', '/')}.py`\n\nProfiles: {profiles}.\n")
         parts.append(_rows(forensic.features))
     return "\n".join(parts)
 

@@ -94,7 +94,7 @@ def test_a_report_is_written_without_it_where_it_fails(
         (judgement,) = verifier.verify([sample_of(photograph)])
     broken: Judgement = replace(judgement, further=EditMap(installed(tmp_path, EditMapNet(), mantranet="0000")))
     written = write_artifacts(tmp_path / "out", sample_of(photograph), broken)
-    assert {"report", "ela"} <= written.keys()
+    assert {"report", "verdict"} <= written.keys()
     assert "edit_map" not in written
     assert "no map of edits" in caplog.text
     for told in ("report", "verdict"):

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, dataclass, replace
@@ -140,10 +141,11 @@ class Verifier:
             stability: of which images to find out whether the verdict holds; none when empty, all where this verifier
                 was built for it.
         """
+        inside = [self.ensemble.beside(regions.find, sample.rgb) for sample in samples]
         findings = self.ensemble.measure(samples) if samples else []
         job_ids = job_ids or [None] * len(samples)
         asked = [self.stability or each for each in stability or [False] * len(samples)]
-        return [self._judge(*each) for each in zip(samples, findings, job_ids, asked, strict=True)]
+        return [self._judge(*each) for each in zip(samples, findings, inside, job_ids, asked, strict=True)]
 
     def estimate(self, samples: Sequence[Sample], beside: Collection[str] = ()) -> list[tuple[float, dict[str, float]]]:
         """Of each image the probability of AI from its pixels, and what the parts that give it measured.
@@ -155,7 +157,9 @@ class Verifier:
         found = [each.features for each in self.ensemble.measure(samples, wanted)] if samples else []
         return [(self.fusion.probability(features), features) for features in found]
 
-    def _judge(self, sample: Sample, found: Findings, job_id: str | None, asked: bool) -> Judgement:
+    def _judge(
+        self, sample: Sample, found: Findings, inside: Future[regions.Found], job_id: str | None, asked: bool
+    ) -> Judgement:
         features = {name: found.features.get(name, math.nan) for name in self.meanings}
         probability = self.fusion.probability(features)
         limited = list(limits(sample, features))
@@ -164,7 +168,7 @@ class Verifier:
         shown = _Shown(sample, probability)
         pictures: tuple[Region, ...] = ()
         with self._extra("regions", found):
-            shown, pictures = self._inside(shown, limited)
+            shown, pictures = self._inside(shown, limited, inside.result())
         held = None
         if asked:
             with self._extra("stability", found):
@@ -240,13 +244,12 @@ class Verifier:
             limited.append(stability.unstable(compared, threshold))
         return compared
 
-    def _inside(self, whole: _Shown, limited: list[Note]) -> tuple[_Shown, tuple[Region, ...]]:
+    def _inside(self, whole: _Shown, limited: list[Note], inside: regions.Found) -> tuple[_Shown, tuple[Region, ...]]:
         """Judge the pictures inside an image, and choose what label and tier are about.
 
         What a person asks of a screenshot is asked of its picture. Of several the most suspicious decides, among those
         at least half as large as the largest: a collage with one AI picture is no real image.
         """
-        inside = regions.find(whole.sample.rgb)
         if not inside.boxes:
             if inside.is_screen:
                 limited.append(regions.NOTHING_INSIDE)

@@ -10,11 +10,11 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from importlib import import_module
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeAlias, TypeVar, runtime_checkable
 
 from inference.graphs import GraphDetector
 from inference.parts import Forensic, Reads, load_forensics
@@ -30,6 +30,9 @@ from utils.threads import cores
 
 if TYPE_CHECKING:
     import torch
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +110,10 @@ class Ensemble:
     def close(self) -> None:
         """End the threads; nothing can be measured afterwards."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def beside(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        """Do something else on the threads that measure."""
+        return self._pool.submit(work, *args, **kwargs)
 
     def measure(self, samples: Sequence[Sample], features: Collection[str] | None = None) -> list[Findings]:
         """Measure images. Order is kept, and one failing part never takes the others down.

@@ -265,7 +265,7 @@ async def _answer(
             if known and (earlier := await pipeline.in_thread(known.get, digest, request.source)):
                 return earlier
             sample, judgement = await pipeline.judge(request, raw, place)
-            if known:
+            if known and not judgement.failed:
                 await pipeline.in_thread(known.put, digest, judgement.verdict)
             if artifacts is None:
                 return judgement.verdict

@@ -167,7 +167,8 @@ class LocalBackend:
         sample, judgement = await self._pipeline.judge(request, raw, place, job.advance)
         if artifacts:
             return await self._report(job, sample, judgement)
-        if known and judges is self._verifier.now:  # else a release came between, and this may be either's
+        # Where another release took over meanwhile, this may be either's.
+        if known and not judgement.failed and judges is self._verifier.now:
             await self._pipeline.in_thread(known.put, digest, judgement.verdict)
         return judgement.verdict, {}
 

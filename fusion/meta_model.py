@@ -46,6 +46,7 @@ class FusionModel:
     metrics: Mapping[str, Json]  # as measured in training; for people, never used here
     reference: ReferenceTable | None = None  # None: an artifact from before there was one
     subsets: Subsets | None = None  # None: one calibration, whatever was measured
+    digest: str = ""  # of the artifact's files; empty where it was not read from any
 
     def __post_init__(self) -> None:
         if not self.inputs or len(set(self.inputs)) != len(self.inputs):
@@ -84,6 +85,7 @@ class FusionModel:
                 metrics=stored["metrics"],
                 reference=ReferenceTable.from_json(stored["reference"]) if stored.get("reference") else None,
                 subsets=Subsets.from_json(stored["subsets"], stored["inputs"]) if stored.get("subsets") else None,
+                digest=hashlib.sha256(b"".join(files[name] for name in sorted(files))).hexdigest(),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise FusionCorrupt(

@@ -60,6 +60,7 @@ class Judgement:
     heatmaps: dict[str, Heatmap]
     reference: ReferenceTable | None = None  # that the verdict's own comes from
     further: EditMap | None = None
+    failed: bool = False  # some part of it, which may not fail another time
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +221,7 @@ class Verifier:
             timings_ms={name: round(seconds * 1000, 2) for name, seconds in found.timings.items()},
             warnings=(*sample.warnings, *(note.text for note in limited), *found.warnings, *self.warnings),
         )
-        return Judgement(verdict, found.heatmaps, self.fusion.reference, self.edit_map)
+        return Judgement(verdict, found.heatmaps, self.fusion.reference, self.edit_map, found.failed)
 
     @contextmanager
     def _extra(self, name: str, found: Findings) -> Iterator[None]:

@@ -192,6 +192,7 @@ class Findings:
         self.resembles: Resemblance | None = None
         self.embedding: tuple[float, ...] = ()
         self.timings: dict[str, float] = {}
+        self.failed = False
         self.warnings: list[str] = []
 
     def add(self, name: str, measured: Measurement, seconds: float) -> None:
@@ -212,6 +213,7 @@ class Findings:
         why = f"{error.code}: {error}" if isinstance(error, VerifyError) else "internal error; see the log"
         self.unavailable.update(dict.fromkeys(features, f"{name} failed: {why}"))
         self.warnings.append(f"{name} failed: {why}")
+        self.failed = True
 
 
 def _frames(sample: Sample) -> Iterator[Sample]:

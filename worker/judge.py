@@ -41,19 +41,19 @@ class Judge:
         verifiers: Mapping[str, Verifies],
         metrics: Metrics,
         cache: VerdictCache | None = None,
-        fingerprint_of: Callable[[str], str] = lambda _: "",
+        judges_of: Callable[[str], str] = lambda _: "",
     ) -> None:
         """
         Args:
             verifiers: by profile.
-            fingerprint_of: a profile, what a cached verdict depends on beside the image at this moment; needed with a
-                cache, and asked before and after each job.
+            judges_of: a profile, what a cached verdict depends on beside the image at this moment; needed with a cache,
+                and asked before and after each job.
         """
         self._attempts = queue.attempts
         self._artifacts_dir = queue.artifacts_dir
         self._metrics = metrics
         self._cache = cache
-        self._fingerprint_of = fingerprint_of
+        self._judges_of = judges_of
         self._running: dict[asyncio.Task[None], tuple[Job, Place]] = {}
         self._fetching: dict[Request, float] = {}  # since when
         self._pipeline = Pipeline(
@@ -132,9 +132,14 @@ class Judge:
             raise FileMissing(f"cannot read {job.source}") from None  # not where its links lead
         finally:
             self._fetching.pop(request, None)
-        judges = self._fingerprint_of(job.profile)
-        if cached := await self._cached(job, raw, judges):
-            return cached
+        digest = judges = ""
+        if self._cache and not job.artifacts:
+            judges = self._judges_of(job.profile)
+            digest = await self._pipeline.in_thread(
+                digest_of, raw, judges, profile=job.profile, stability=job.stability
+            )
+            if cached := await self._cached(job, self._cache, digest):
+                return cached
         sample, judgement = await self._pipeline.judge(request, raw, place, lambda stage: _check(job, stage))
         verdict = judgement.verdict
         for part, milliseconds in verdict.timings_ms.items():
@@ -150,17 +155,16 @@ class Judge:
             except OSError as error:
                 verdict = unwritten(verdict, error)
         text = dump(verdict_dict(verdict))
-        if judges == self._fingerprint_of(job.profile):  # else a release came between, and this may be either's
-            await self._remember(job, raw, judges, text)
+        # Where another release took over meanwhile, this may be either's.
+        if self._cache and digest and not judgement.failed and judges == self._judges_of(job.profile):
+            await self._cache.put(digest, text.encode())
         return text
 
     # ---------------------------------------------------------------------------------------------------- verdict cache
 
-    async def _cached(self, job: Job, raw: bytes, judges: str) -> str | None:
+    async def _cached(self, job: Job, cache: VerdictCache, digest: str) -> str | None:
         """An earlier verdict on the same bytes, which says that it is one. None when this job must be judged."""
-        if self._cache is None or job.artifacts:
-            return None
-        found = await self._cache.get(_digest(job, raw, judges))
+        found = await cache.get(digest)
         if found is None:
             return None
         try:
@@ -171,14 +175,6 @@ class Judge:
         verdict["job_id"], verdict["source"] = job.job_id, job.source
         self._metrics.cached.inc()
         return dump(verdict)
-
-    async def _remember(self, job: Job, raw: bytes, judges: str, verdict: str) -> None:
-        if self._cache and not job.artifacts:
-            await self._cache.put(_digest(job, raw, judges), verdict.encode())
-
-
-def _digest(job: Job, raw: bytes, judges: str) -> str:
-    return digest_of(raw, judges, profile=job.profile, stability=job.stability)
 
 
 _STALLED_SECONDS = 0.5  # most downloads take less

@@ -54,7 +54,7 @@ async def judging(settings: Settings, metrics: Metrics, client: Client, prefer: 
     """
     from inference.detector import build_verifier, promoted
     from inference.live import LiveVerifier, following
-    from inference.verdict_cache import fingerprint
+    from inference.verdict_cache import Judges
     from utils.threads import limit_library_threads
     from worker.judge import Judge
 
@@ -84,17 +84,19 @@ async def judging(settings: Settings, metrics: Metrics, client: Client, prefer: 
         prefer(values.profile)
         logging.getLogger().setLevel(values.log_level or settings.log.level)
 
-    def fingerprint_of(name: str) -> str:
-        return fingerprint(verifiers[name].now, settings)
-
     current = release.name if release else ""
     metrics.judges_with(current)
     cache = RedisCache(client, Keys(queue.prefix), queue.cache_seconds) if queue.cache_seconds else None
+    known = Judges(settings) if cache else None
+
+    def judges_of(name: str) -> str:
+        return known(verifiers[name].now) if known else ""
+
     parts = queue, settings.pipeline, settings.decode, settings.fetch
     following_release = following(models, current, adopt, metrics.release_failures.inc)
     keeper = RedisKeeper(client, Keys(queue.prefix))
     following_settings = live_settings.following(keeper, apply, models.release_refresh_seconds)
-    judge = Judge(*parts, verifiers, metrics, cache, fingerprint_of)
+    judge = Judge(*parts, verifiers, metrics, cache, judges_of)
     async with following_release, following_settings, judge:
         yield judge
 

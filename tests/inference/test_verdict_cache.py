@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sqlite3
 import stat
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import img_ml_verify
+from fusion.meta_model import FusionModel
 from inference import verdict_cache
 from inference.detector import Verifier
 from inference.ensemble import Ensemble
-from inference.verdict_cache import FROM_CACHE, VerdictFile
+from inference.verdict_cache import FROM_CACHE, Judges, VerdictFile
+from models.loaders import SHIPPED
 from tests.fakes import FakeDetector, flat_png, fusion_model
 from utils.contracts import PUBLIC_FEATURES, Verdict
+from utils.profiles import DEFAULT_PROFILE, PROFILES
 from utils.settings import Settings
 
 MEANINGS = dict.fromkeys([*PUBLIC_FEATURES, "effnet_prob"], "a number")
@@ -78,22 +83,44 @@ def test_another_release_or_setting_is_never_answered_from_this_one(
     assert earlier(judged(images, given, verifier(**changed))) == [True, True]
 
 
-def test_other_code_other_decoding_and_other_trust_are_other_judges(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_whatever_else_a_verdict_depends_on_is_another_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     anchors = tmp_path / "anchors.pem"
     anchors.write_text("of some authority")
-    found = [
-        VerdictFile(tmp_path, each).digest(b"image", verifier())
-        for each in (Settings.of(), Settings.of(max_frames=2), Settings.of(c2pa_trust_anchors=anchors))
+    one = verifier()
+    changed: list[dict[str, Any]] = [
+        *({}, {"max_frames": 2}, {"c2pa_trust_anchors": anchors}, {"precision": "bfloat16"}, {"device": "mps"}),
     ]
-    monkeypatch.setattr(verdict_cache, "_code", lambda: "other code")
-    found.append(VerdictFile(tmp_path, Settings.of()).digest(b"image", verifier()))
-    assert len(set(found)) == 4
+    found = [Judges(Settings.of(**each))(one) for each in changed]
+    other = verifier()
+    other.fusion = replace(one.fusion, digest="of other files")
+    found.append(Judges(Settings.of())(other))
+    for name in ("_code", "_version"):
+        monkeypatch.setattr(verdict_cache, name, lambda *_: "another")
+        found.append(Judges(Settings.of())(one))
+    assert len(set(found)) == len(changed) + 3
+    assert Judges(Settings.of())(verifier()) == found[-1]
 
 
-def test_the_code_is_that_of_this_product() -> None:
-    assert verdict_cache._code() == verdict_cache._code() != ""
+def test_the_digest_of_an_artifact_is_that_of_its_files(tmp_path: Path) -> None:
+    shutil.copytree(SHIPPED / PROFILES[DEFAULT_PROFILE].fusion, tmp_path / "copy")
+    loaded = FusionModel.load(tmp_path / "copy")
+    assert loaded.digest == FusionModel.load(SHIPPED / PROFILES[DEFAULT_PROFILE].fusion).digest != ""
+    (tmp_path / "other").mkdir()
+    replace(loaded, quantiles={**loaded.quantiles, "ai": loaded.quantiles["real"]}).save(tmp_path / "other", "")
+    assert FusionModel.load(tmp_path / "other").digest != loaded.digest
+
+
+def test_a_verdict_that_lacks_a_part_which_failed_is_not_kept(images: list[str], tmp_path: Path) -> None:
+    given = settings(tmp_path)
+    failing = FakeDetector(error=MemoryError("for a moment"))
+    judged(images, given, Verifier(Ensemble([failing], [], {}), fusion_model("effnet_prob"), MEANINGS))
+    assert earlier(judged(images, given, verifier())) == [False, False]
+    assert earlier(judged(images, given, verifier())) == [True, True]
+
+
+def test_a_file_names_no_caller(images: list[str], tmp_path: Path) -> None:
+    judged(images, settings(tmp_path), verifier())
+    assert b".png" not in b"".join(path.read_bytes() for path in (tmp_path / "made").iterdir())
 
 
 def test_an_image_whose_report_is_wanted_is_judged(images: list[str], tmp_path: Path) -> None:
@@ -112,7 +139,7 @@ def test_a_file_that_is_no_cache_costs_no_verdict(
     given.pipeline.cache.parent.mkdir()
     given.pipeline.cache.write_bytes(b"not a database, and longer than the header of one " * 9)
     assert earlier(judged(images, given, verifier())) == [False, False]
-    assert "verdict cache" in caplog.text
+    assert caplog.text.count("the verdict cache") == 1
 
 
 def test_a_foreign_value_is_no_verdict(images: list[str], tmp_path: Path) -> None:

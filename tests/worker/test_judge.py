@@ -68,9 +68,8 @@ def judging(verifier, cached=False):
     async def make(settings, metrics, client, _):
         cache = RedisCache(client, Keys(settings.queue.prefix), 60) if cached else None
         verifiers, parts = {"embedded": verifier}, (settings.queue, settings.pipeline, settings.decode, settings.fetch)
-        async with Judge(
-            *parts, verifiers, metrics, cache, lambda _: verdict_cache.fingerprint(verifier, settings)
-        ) as judge:
+        judges = verdict_cache.Judges(settings)
+        async with Judge(*parts, verifiers, metrics, cache, lambda _: judges(verifier)) as judge:
             yield judge
 
     return make
@@ -232,7 +231,7 @@ def test_the_same_bytes_may_be_answered_from_the_cache_and_the_verdict_says_so(d
 
 def test_what_judges_is_digested_once_and_not_once_a_job(db, keys, server, run_worker, monkeypatch):
     digested = []
-    monkeypatch.setattr(verdict_cache, "_fingerprint", lambda verifier, _: digested.append(verifier) or "digest")
+    monkeypatch.setattr(verdict_cache.Judges, "_digest", lambda _, verifier: digested.append(verifier) or "digest")
     for number in range(4):
         db.xadd(keys.streams[1], {"image": png(number * 10), "job_id": str(number)})
     judge = verifier()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeAlias, TypeVar
 
 from fusion.decision import AI_TIERS, decide
 from fusion.explain import explain
@@ -20,7 +20,7 @@ from fusion.reference import ReferenceTable, most_like
 from inference import regions, stability
 from inference.edit_map import EditMap
 from inference.ensemble import Ensemble, Findings, build_ensemble, class_of, placed
-from inference.limits import CONTENT, UNMEASURED, limits
+from inference.limits import CONTENT, is_measured, limits
 from inference.parts import load_forensics
 from inference.registry import DETECTORS, feature_meanings, select_detectors
 from models.loaders import SHIPPED, Weights
@@ -42,6 +42,10 @@ from utils.errors import ReleaseUnusable
 from utils.profiles import PROFILES
 from utils.releases import Release, store_at
 from utils.settings import ModelSettings
+
+Searched: TypeAlias = Future[tuple[regions.Found, float]]  # what was found inside an image, in how many seconds
+A = TypeVar("A")
+R = TypeVar("R")
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +146,7 @@ class Verifier:
             stability: of which images to find out whether the verdict holds; none when empty, all where this verifier
                 was built for it.
         """
-        inside = [self.ensemble.beside(regions.find, sample.rgb) for sample in samples]
+        inside = [self.ensemble.beside(_timed(regions.find), sample.rgb) for sample in samples]
         findings = self.ensemble.measure(samples) if samples else []
         job_ids = job_ids or [None] * len(samples)
         asked = [self.stability or each for each in stability or [False] * len(samples)]
@@ -159,17 +163,23 @@ class Verifier:
         return [(self.fusion.probability(features), features) for features in found]
 
     def _judge(
-        self, sample: Sample, found: Findings, inside: Future[regions.Found], job_id: str | None, asked: bool
+        self,
+        sample: Sample,
+        found: Findings,
+        inside: Searched,
+        job_id: str | None,
+        asked: bool,
     ) -> Judgement:
         features = {name: found.features.get(name, math.nan) for name in self.meanings}
         probability = self.fusion.probability(features)
-        limited = list(limits(sample, features))
-        if all(math.isnan(features[name]) for name in self.fusion.inputs):
-            limited.append(UNMEASURED)
+        limited = list(limits(sample, features, self.fusion.inputs))
         shown = _Shown(sample, probability)
         pictures: tuple[Region, ...] = ()
+        searched = 0.0  # on a thread of its own
         with self._extra("regions", found):
-            shown, pictures = self._inside(shown, limited, inside.result())
+            seen, searched = inside.result()
+            shown, pictures = self._inside(shown, limited, seen)
+        found.timings["regions"] += searched
         held = None
         if asked:
             with self._extra("stability", found):
@@ -234,12 +244,18 @@ class Verifier:
             found.fail(name, (), error)
         found.timings[name] = time.perf_counter() - started
 
-    def _stability(self, shown: _Shown, limited: list[Note]) -> Stability:
+    def _stability(self, shown: _Shown, limited: list[Note]) -> Stability | None:
         """Judge again in other shapes what the label is about; a label that flips is added to the limits."""
         others = stability.variants(shown.sample)
         measured = self.estimate(list(others.values()))
         threshold = self.fusion.thresholds.label if self.threshold is None else self.threshold
-        values = {name: value for name, (value, _) in zip(others, measured, strict=True)}
+        values = {
+            name: value
+            for name, (value, features) in zip(others, measured, strict=True)
+            if is_measured(features, self.fusion.inputs)
+        }
+        if not values:
+            return None
         compared = stability.compare(shown.probability, values, threshold)
         if compared.flips:
             limited.append(stability.unstable(compared, threshold))
@@ -258,12 +274,14 @@ class Verifier:
         crops = [regions.crop(whole.sample, box) for box in inside.boxes]
         boxes = [(x, y + whole.sample.top, width, height) for x, y, width, height in inside.boxes]
         measured = self.estimate(crops, CONTENT)
+        if not all(is_measured(features, self.fusion.inputs) for _, features in measured):
+            return whole, ()  # a prior is not to be the most suspicious of them
         least = max(crop.rgb.size for crop in crops) / 2
         large = [index for index, crop in enumerate(crops) if crop.rgb.size >= least]
         chosen = max(large, key=lambda index: measured[index][0])
         probability, features = measured[chosen]
         kept = [note for note in limited if note.code not in regions.ANSWERED]
-        limited[:] = [*kept, *limits(crops[chosen], features)]
+        limited[:] = [*kept, *limits(crops[chosen], features, self.fusion.inputs)]
         kind = regions.kind(inside.is_screen)
         listed = [
             Region(kind=kind, box=box, fusion_prob=round(value, 6), decides=index == chosen)
@@ -279,6 +297,16 @@ class Verifier:
         kind, share = most_like(features)
         longest, quality = max(sample.width, sample.height), features.get("jpeg.quality", math.nan)
         return table.look_up(probability, nearest(longest, quality, table.of(kind)), kind, share)
+
+
+def _timed(work: Callable[[A], R]) -> Callable[[A], tuple[R, float]]:
+    """The same, and how many seconds it took."""
+
+    def run(given: A) -> tuple[R, float]:
+        started = time.perf_counter()
+        return work(given), time.perf_counter() - started
+
+    return run
 
 
 def build_verifier(settings: ModelSettings, release: Release | None = None) -> Verifier:

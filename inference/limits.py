@@ -7,7 +7,8 @@ probability and label.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -20,20 +21,29 @@ MOST_FLAT = 0.9  # share of 8 x 8 blocks without texture
 LEAST_ENTROPY = 3.0  # bits of the luma histogram: below, a handful of colours
 MOST_MISSING = 0.5  # share of a damaged file's picture: a convention, half a picture must be there
 MOST_TRANSPARENT = 0.5  # share of pixels that are not there: what is judged is mostly the backdrop
-UNMEASURED = Note(
-    "limit.unmeasured",
-    "Nothing that the fusion model reads was measured, so its probability says nothing about this image; see what is "
-    "unavailable, and why.",
-)
 
 
-def limits(sample: Sample, features: Mapping[str, float]) -> tuple[Note, ...]:
+def is_measured(features: Mapping[str, float], inputs: Collection[str]) -> bool:
+    """Whether anything is known of what the fusion reads; else its probability is a prior."""
+    return any(not math.isnan(features.get(name, math.nan)) for name in inputs)
+
+
+def limits(sample: Sample, features: Mapping[str, float], inputs: Collection[str]) -> tuple[Note, ...]:
     """Why these pixels cannot carry a tier; empty for an ordinary image.
 
     Args:
-        features: as measured; a missing one limits nothing.
+        features: as measured; a missing one limits nothing, unless all inputs are missing.
+        inputs: what the fusion reads.
     """
     found: list[Note] = []
+    if not is_measured(features, inputs):
+        found.append(
+            Note(
+                "limit.unmeasured",
+                "Nothing that the fusion model reads was measured, so its probability says nothing about this image; "
+                "see what is unavailable, and why.",
+            )
+        )
     short, long = sorted((sample.width, sample.height))
     if long < LEAST_LONG_SIDE or short < LEAST_SHORT_SIDE:
         found.append(

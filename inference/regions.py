@@ -198,7 +198,8 @@ def _text_parts(flat: Mask) -> int:
 
 # --- what the conductor says and does with them
 
-ANSWERED = ("limit.flat", "limit.transparent")  # limits of the whole that a picture inside makes pointless
+# Limits of the whole that a picture inside makes pointless.
+ANSWERED = ("limit.flat", "limit.transparent", "limit.unmeasured")
 NOTHING_INSIDE = Note(
     "limit.screen",
     "Most of it is a few plain colours, as in a screenshot or a document, and no picture was found in it to judge by "

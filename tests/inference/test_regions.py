@@ -81,9 +81,9 @@ def test_a_round_thing_on_white_is_no_picture(photograph):
     assert find(canvas).boxes == ()
 
 
-def judge(rgb, *forensics):
+def judge(rgb, *forensics, detector=None):
     verifier = Verifier(
-        Ensemble([FakeDetector()], forensics, {}),
+        Ensemble([detector or FakeDetector()], forensics, {}),
         fusion_model("effnet_prob"),
         dict.fromkeys([*PUBLIC_FEATURES, "effnet_prob", *CONTENT], "a number"),
     )
@@ -122,6 +122,26 @@ def test_a_picture_that_is_mostly_flat_gives_no_tier(photograph):
     assert len(answer.regions) == 1
     assert answer.tier == "inconclusive"
     assert [reason.code for reason in answer.reasoning[:2]] == ["region.decides", "limit.flat"]
+
+
+class BlindBelow(FakeDetector):
+    """Sees nothing of what is less than so many pixels high."""
+
+    def __init__(self, height):
+        super().__init__()
+        self.height = height
+
+    def score(self, samples):
+        if any(sample.height < self.height for sample in samples):
+            raise ValueError("cannot see that")
+        return super().score(samples)
+
+
+def test_a_picture_that_could_not_be_measured_decides_nothing(photograph):
+    answer = judge(framed(photograph, 8), detector=BlindBelow(500))
+    assert answer.regions == ()
+    assert answer.reasoning[0].code != "region.decides"
+    assert answer.tier == "real", "of the whole, which was measured"
 
 
 def test_a_screen_without_a_picture_is_inconclusive():

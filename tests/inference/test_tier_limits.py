@@ -12,8 +12,11 @@ from utils.contracts import Sample
 TEXTURED = {"statistics.flat_area": 0.1, "image_entropy": 7.0}
 
 
-def codes(sample, features=TEXTURED):
-    return [note.code for note in limits(sample, features)]
+READ = {"clip_b16_prob": 0.4}  # by the fusion
+
+
+def codes(sample, features=TEXTURED, read=READ):
+    return [note.code for note in limits(sample, {**features, **read}, READ)]
 
 
 @pytest.mark.parametrize(
@@ -31,7 +34,7 @@ def codes(sample, features=TEXTURED):
 def test_small_pictures_and_strips_are_limited(width, height, expected):
     sample = Sample("x", b"x", np.zeros((height, width, 3), np.uint8), "PNG")
     assert codes(sample) == expected
-    assert all(f"{width} x {height}" in note.text for note in limits(sample, TEXTURED))
+    assert all(f"{width} x {height}" in note.text for note in limits(sample, TEXTURED | READ, READ))
 
 
 @pytest.mark.parametrize(
@@ -58,6 +61,11 @@ def test_a_picture_that_is_mostly_transparent_is_limited(rows, expected):
 
 def test_an_image_without_these_measurements_is_not_limited():
     assert codes(flat_sample(0, side=LEAST_LONG_SIDE), {}) == []
+
+
+@pytest.mark.parametrize("read", [{}, {"clip_b16_prob": math.nan}])
+def test_an_image_of_which_fusion_knows_nothing_is_limited(read):
+    assert codes(flat_sample(0, side=LEAST_LONG_SIDE), TEXTURED, read) == ["limit.unmeasured"]
 
 
 @pytest.mark.parametrize(("missing", "expected"), [(0.49, []), (0.5, ["limit.damaged"]), (1.0, ["limit.damaged"])])

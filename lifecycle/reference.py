@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fusion.estimators import FloatArray
 from fusion.meta_model import FusionModel
 from inference.clip_b16 import ClipB16Detector, embedding
+from inference.parts import load_forensics
 from ingress.sources import Ingress
 from models.loaders import Weights
 from training.datasets import read_rows
@@ -38,14 +39,25 @@ class Reference:
 
     @classmethod
     def of(cls, model: FusionModel, table: Table) -> Reference:
-        """Images of split val where a table has them, else all, each once; at most ROWS, evenly chosen."""
+        """Images of split val where a table has them, else all, each once; at most ROWS, evenly chosen.
+
+        Without the forensics that the model's profile leaves out: verdicts will lack them, which is no drift.
+        """
         rows = _once(table.rows(table.splits == "val") if "val" in table.splits else table)
         chosen = np.zeros(len(rows), np.bool_)
         chosen[np.linspace(0, len(rows) - 1, min(ROWS, len(rows))).astype(int)] = True
         rows = rows.rows(chosen)
         read = rows.matrix[:, [rows.inputs.index(name) for name in model.inputs]]
+        left_out = {
+            name for each in load_forensics() if not each.runs_in(model.profile, model.inputs) for name in each.features
+        }
+        told = [index for index, name in enumerate(rows.inputs) if name not in left_out]
         return cls(
-            rows.inputs, rows.matrix.astype(np.float32), model.probabilities(read), rows.deliveries, rows.sources
+            tuple(rows.inputs[index] for index in told),
+            rows.matrix[:, told].astype(np.float32),
+            model.probabilities(read),
+            rows.deliveries,
+            rows.sources,
         )
 
     def save(self, path: Path) -> None:

@@ -24,8 +24,6 @@ from rich.progress import track
 from threadpoolctl import threadpool_limits
 
 from fusion.estimators import FloatArray
-from fusion.meta_model import FusionModel
-from inference.detector import fusion_folder
 from inference.ensemble import Ensemble, build_ensemble
 from inference.registry import DETECTORS, feature_meanings, select_detectors
 from ingress.sources import Ingress
@@ -341,8 +339,7 @@ class Measurer:
 
     def __init__(self, models: ModelSettings, decode: DecodeSettings, skip: Sequence[str]) -> None:
         self.decode = decode
-        fusion = FusionModel.load(fusion_folder(models))
-        built = build_ensemble(models.model_copy(update={"threads": 1}), inputs=fusion.inputs)
+        built = build_ensemble(models.model_copy(update={"threads": 1}), inputs=feature_meanings())  # all forensics
         built.close()  # what it was built of goes into one without the parts to skip
         forensics = [each for each in built.forensics if each.name not in skip]
         self.ensemble = Ensemble(built.detectors, forensics, built.unavailable, threads=1)

@@ -34,7 +34,7 @@ def written(tmp_path_factory) -> Path:
     photograph.save(images / "marked.png", pnginfo=record)
     Image.new("RGB", (300, 300), "teal").save(images / "flat.png")
     (images / "letter.png").write_bytes(b"dear sir")
-    assert img_ml_verify.main([str(images), "--artifacts", str(out), "--profile", "light", "--stability"]) == 3
+    assert img_ml_verify.main([str(images), "--artifacts", str(out), "--stability"]) == 3
     return out
 
 

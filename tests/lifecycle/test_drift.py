@@ -16,6 +16,7 @@ from lifecycle import drift
 from lifecycle.drift import Gauges, Watch, baseline_of, read_verdicts, report, stream_verdicts
 from lifecycle.reference import Reference, _once
 from lifecycle.shift import Window, compare, psi, window_of
+from tests.fakes import fusion_model
 from tests.worker.conftest import chosen_server, prefix, server  # noqa: F401 - fixtures
 from training.feature_table import Table
 from utils.deliveries import DELIVERIES
@@ -266,6 +267,19 @@ def test_each_image_comes_once_and_its_delivery_does_not_follow_the_label() -> N
     assert len(once) == len(set(once.images)) == 100
     for label in (0, 1):
         assert 10 < np.count_nonzero(once.deliveries[once.labels == label] == "web") < 40
+
+
+def test_a_reference_has_no_number_that_verdicts_of_its_profile_will_lack() -> None:
+    names = ("clip_b16_prob", "noise.level", "statistics.flat_area")
+    values = np.random.default_rng(0).random((40, 3))
+    labels, sources = np.arange(40) % 2, np.arange(40).astype(str)
+    table = Table(names, values, labels, sources, np.full(40, "val"), np.full(40, "web"))
+    light = replace(fusion_model("clip_b16_prob"), profile="light")
+    reference = Reference.of(light, table)
+    assert reference.signals == ("clip_b16_prob", "statistics.flat_area")
+    assert reference.values.shape == (40, 2)
+    assert Reference.of(replace(fusion_model("clip_b16_prob", "noise.level"), profile="light"), table).signals == names
+    assert Reference.of(replace(light, profile="embedded"), table).signals == names
 
 
 def test_pictures_of_something_new_are_seen_in_their_embeddings_alone(reference: Reference, tmp_path) -> None:

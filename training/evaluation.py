@@ -14,12 +14,13 @@ from fusion.meta_model import FusionModel
 from inference.registry import DETECTORS
 from training.datasets import read_rows
 from training.feature_table import Table, families, read_columns, read_table, source_weights, usable
-from training.metrics import evaluate, plain
+from training.metrics import evaluate, plain, resampled_weights
 from training.thresholds import measure_tiers
 from utils.deliveries import DELIVERIES
 from utils.errors import TableError
 
 KNOWN = ("filepath", "generator", "kind", "content", "models")
+RARE = (0.5, 0.2, 0.1, 0.05, 0.02)  # shares that a verdict's reference may name
 FEWEST = 5  # images of a generator or kind that has a row of its own: fewer say nothing
 ALONE = ("_prob", "_score", "_anomaly")  # features of detectors that are an opinion by themselves
 
@@ -130,6 +131,32 @@ def measure(judged: Judged) -> dict[str, dict[str, Metrics]]:
                 matrix[:, columns] = np.nan
                 _add(without, f"{delivery}, {name}", rows.measure(_probabilities(judged.model, rows.table, matrix)))
     return {title: table for title, table in sections.items() if table}
+
+
+def rarity(judged: Judged) -> dict[float, tuple[tuple[float, float, float], tuple[float, float, float]]]:
+    """Whether "1 in 20 scores this high" is true of images that the reference table was not made from.
+
+    Returns:
+        For each share that a verdict may name: of real images the share that is told to be at most as rare among real
+        ones, and of AI images likewise; value and 95 % interval over sources. Both should be near the named share.
+    """
+    table = judged.model.reference
+    if table is None:
+        return {}
+    told = [
+        table.look_up(probability, delivery)
+        for probability, delivery in zip(judged.probabilities, judged.table.deliveries.tolist(), strict=True)
+    ]
+    weights = resampled_weights(judged.table.labels, judged.table.sources, 0)
+    columns = np.array([(each.real_as_high, each.ai_as_low) for each in told]).T
+
+    def shares(named: float, label: int) -> tuple[float, float, float]:
+        of = judged.table.labels == label
+        found = weights[:, of] @ (columns[label, of] <= named) / weights[:, of].sum(axis=1)
+        low, high = np.quantile(found[1:], (0.025, 0.975))
+        return float(found[0]), float(low), float(high)
+
+    return {named: (shares(named, 0), shares(named, 1)) for named in RARE}
 
 
 def _add(table: dict[str, Metrics], name: str, metrics: Metrics | None) -> None:

@@ -21,7 +21,7 @@ from sklearn.metrics import classification_report, confusion_matrix
 from fusion.decision import TIERS
 from ingress.sources import Ingress
 from training import fusion_card as report
-from training.evaluation import Judged, Metrics, shares, tiers
+from training.evaluation import Judged, Metrics, rarity, shares, tiers
 from training.feature_table import source_weights
 from utils.errors import VerifyError
 from utils.settings import load_settings
@@ -72,6 +72,14 @@ def markdown(judged: Judged, sections: Mapping[str, Mapping[str, Metrics]]) -> I
     yield _share_table(judged, 1, "generator")
     yield "## Tiers"
     yield _tier_table(judged)
+    if found := rarity(judged):
+        yield "## How rare a score is"
+        yield (
+            "Whether `reference` tells the truth of these images, all deliveries together. Of real images, so many "
+            "should be told that at most that share of real ones scores as high; of AI images, that at most that share "
+            "scores as low."
+        )
+        yield _rarity_table(found)
     yield "## Fusion and each detector alone"
     yield (
         "Each detector at the cut that calls at least as many real images real as fusion does in that delivery; "
@@ -104,6 +112,14 @@ def _tier_table(judged: Judged) -> str:
         start = f"{starts[name]:.3f}" if name in starts else ""
         cells = (f"{_percent(each[name]['coverage'])} ({_percent(each[name]['error'])})" for each in measured.values())
         lines.append(f"| {name.replace('_', ' ')} | {start} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _rarity_table(found: Mapping[float, Sequence[tuple[float, float, float]]]) -> str:
+    lines = ["| told | of real images | of AI images |", "|---|---|---|"]
+    for named, both in found.items():
+        cells = (f"{value:.1%} [{low:.1%}, {high:.1%}]" for value, low, high in both)
+        lines.append(f"| at most {named:.0%} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -19,7 +19,7 @@ from models.loaders import SHIPPED
 from scripts.evaluate import main
 from tests.fakes import fusion_model
 from training import evaluation, localisation
-from training.evaluation import judge, measure, shares, tiers
+from training.evaluation import judge, measure, rarity, shares, tiers
 from utils.contracts import Measurement, Sample
 from utils.exits import Exit
 from utils.profiles import DEFAULT_PROFILE, PROFILES
@@ -93,6 +93,18 @@ def test_fusion_is_measured_without_each_family_that_it_reads_and_that_measured_
     sections = measure(replace(judge(features, manifest, ARTIFACT, "val"), model=model))
     families = ("clip_b16", "effnet")  # dino measured nothing
     assert set(sections["Fusion without"]) == {f"{name}, {each}" for name in ("clean", "hard") for each in families}
+
+
+def test_what_a_reference_tells_is_counted_on_these_images(features: Path, manifest: Path) -> None:
+    judged = judge(features, manifest, ARTIFACT, "val")
+    assert MODEL.reference is not None
+    told = [MODEL.reference.look_up(each, "hard").real_as_high for each in judged.probabilities]
+    hard = judged.rows(judged.table.deliveries == "hard")
+    for named, (real, ai) in rarity(hard).items():
+        rows = (judged.table.deliveries == "hard") & (judged.table.labels == 0)
+        assert real[0] == pytest.approx(np.mean([told[row] <= named for row in np.flatnonzero(rows)]))
+        assert all(low <= high for _, low, high in (real, ai))
+    assert rarity(replace(judged, model=fusion_model(*MODEL.inputs))) == {}  # an artifact without a table
 
 
 def test_detectors_are_compared_at_the_share_of_real_images_that_fusion_calls_real(

@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 import sqlite3
+import threading
 import time
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -94,7 +95,7 @@ class VerdictFile:
         self._judges = Judges(settings)
         self._most = most
         self._type = TypeAdapter(Verdict)
-        self._told = False
+        self._untold = threading.Lock()  # taken by the first of the threads that meets an error
 
     @classmethod
     def at(cls, settings: Settings) -> Self | None:
@@ -137,9 +138,8 @@ class VerdictFile:
 
     def _tell(self, error: Exception) -> None:
         """Once: a folder of ten thousand images is not to warn of one file as often."""
-        if not self._told:
+        if self._untold.acquire(blocking=False):
             log.warning("the verdict cache %s is not used: %s", self._path, error)
-        self._told = True
 
 
 def digest_of(raw: bytes, judges: str, *, profile: str = "", stability: bool = False) -> str:

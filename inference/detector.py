@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Self, TypeAlias, TypeVar
+from typing import Self, TypeAlias
 
 from fusion.decision import AI_TIERS, decide
 from fusion.explain import explain
@@ -33,6 +33,7 @@ from utils.contracts import (
     Reason,
     Reference,
     Region,
+    RgbArray,
     Sample,
     Stability,
     Verdict,
@@ -44,9 +45,6 @@ from utils.releases import Release, store_at
 from utils.settings import ModelSettings
 
 Searched: TypeAlias = Future[tuple[regions.Found, float]]  # what was found inside an image, in how many seconds
-A = TypeVar("A")
-R = TypeVar("R")
-
 log = logging.getLogger(__name__)
 
 COUNTS = "python -m scripts.build_profile full --dataset dataset.csv"  # makes detectors count that fusion does not know
@@ -146,7 +144,7 @@ class Verifier:
             stability: of which images to find out whether the verdict holds; none when empty, all where this verifier
                 was built for it.
         """
-        inside = [self.ensemble.beside(_timed(regions.find), sample.rgb) for sample in samples]
+        inside = [self.ensemble.beside(_search, sample.rgb) for sample in samples]
         findings = self.ensemble.measure(samples) if samples else []
         job_ids = job_ids or [None] * len(samples)
         asked = [self.stability or each for each in stability or [False] * len(samples)]
@@ -299,14 +297,10 @@ class Verifier:
         return table.look_up(probability, nearest(longest, quality, table.of(kind)), kind, share)
 
 
-def _timed(work: Callable[[A], R]) -> Callable[[A], tuple[R, float]]:
-    """The same, and how many seconds it took."""
-
-    def run(given: A) -> tuple[R, float]:
-        started = time.perf_counter()
-        return work(given), time.perf_counter() - started
-
-    return run
+def _search(rgb: RgbArray) -> tuple[regions.Found, float]:
+    """What was found inside an image, and how many seconds that took."""
+    started = time.perf_counter()
+    return regions.find(rgb), time.perf_counter() - started
 
 
 def build_verifier(settings: ModelSettings, release: Release | None = None) -> Verifier:

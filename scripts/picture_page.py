@@ -1,7 +1,7 @@
 """Take the README's picture of the page: python -m scripts.picture_page
 
 Starts the API as it ships, gives its page a photograph in a real Chromium, and keeps what a person then sees first. The
-photograph is scikit-image's rocket: SpaceX's launch of DSCOVR, which they gave to the public domain (CC0).
+photograph is scikit-image's rocket: SpaceX's launch of DSCOVR, which is in the public domain.
 """
 
 from __future__ import annotations

@@ -148,6 +148,12 @@ def test_the_median_is_exact(values: NDArray[Any]) -> None:
     assert noise.median_of(plane) == np.median(plane)
 
 
+def test_the_median_is_exact_whatever_stands_at_regular_places() -> None:
+    plane = np.random.default_rng(0).exponential(2, 99_990).astype(np.float32)
+    plane[::7] = 1000
+    assert noise.median_of(plane) == np.median(plane)
+
+
 def test_triples_are_counted_in_both_directions() -> None:
     green = np.random.default_rng(0).integers(0, 6, (9, 11), dtype=np.uint8)
     counts = np.zeros(125)

@@ -89,10 +89,11 @@ def test_a_packet_that_is_cut_off_is_said_to_be(packet, is_whole):
         b"<dc:a>" * 250 + b"</dc:b>" * 100_000, b"<!--" * 200_000,
     ],
 )  # fmt: skip
+@pytest.mark.no_cover  # tracing takes eight times as long
 def test_the_time_is_linear_whatever_a_packet_is_built_of(packet):
     started = time.process_time()
     xmp.properties(packet)
-    assert time.process_time() - started < 6  # 0.8 MB take some 0.3 s at worst, eight times as long under coverage
+    assert time.process_time() - started < 2  # 0.8 MB take some 0.3 s at worst
 
 
 NAMES = st.sampled_from([EXT + "DigitalSourceType", DC + "title", DC + "format"])
